@@ -1,0 +1,2 @@
+//! Map keys and values shared by the kernel programs and the daemon.
+#![no_std]

@@ -1,0 +1,65 @@
+//! What every protocol's decoder is to the byte loop: a state machine without I/O.
+//!
+//! The loop feeds bytes with [`Decoder::receive`], then takes [`Step`]s until it gets
+//! [`Step::Wait`]. The bytes of a proposed operation stay inside the decoder until a
+//! [`Permit`](crate::ruling::Permit) releases exactly them.
+
+use bytes::{Bytes, BytesMut};
+
+use crate::{operation::Operation, record::Event, ruling::Ruling};
+
+/// One of the two ends of an intercepted connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Peer {
+    /// The agent's side.
+    Client,
+    /// The true destination's side.
+    Upstream,
+}
+
+/// What the byte loop has to do next.
+#[derive(Debug)]
+pub enum Step {
+    /// Nothing until more bytes or a ruling arrive.
+    Wait,
+    /// Have this decided, then call [`Decoder::rule`]. At most one proposal is open at a time.
+    Propose(Operation),
+    /// Send these bytes.
+    Send(Peer, Bytes),
+    /// Put this into the session's record.
+    Record(Event),
+    /// Send what is queued, then close both sides.
+    Close(Closing),
+}
+
+/// Why a decoder ends its session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Closing {
+    /// The protocol's own farewell or end of stream.
+    Finished,
+    /// It could not be understood or broke a rule of the protocol; the reason is for people.
+    Malformed(String),
+    /// It was refused; the client has been told in its own protocol.
+    Refused(String),
+}
+
+/// A protocol's state machine.
+pub trait Decoder: Send {
+    /// Takes all of `bytes` (leaving it empty) as the next bytes from `peer`.
+    fn receive(&mut self, from: Peer, bytes: &mut BytesMut);
+
+    /// `peer` will send nothing more.
+    fn finish(&mut self, from: Peer);
+
+    /// The true destination can't be reached; the client is to be told why.
+    fn unreachable(&mut self, reason: &str);
+
+    /// Answers the open proposal.
+    fn rule(&mut self, ruling: Ruling);
+
+    /// What to do next.
+    fn poll(&mut self) -> Step;
+
+    /// Whether the loop should go on reading from `peer`; `false` when the decoder is full.
+    fn wants(&self, from: Peer) -> bool;
+}

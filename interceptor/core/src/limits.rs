@@ -1,0 +1,33 @@
+//! Every bound in one place, each with its arithmetic and what breaks when it changes.
+
+/// Largest message of any protocol that is decoded, in bytes, unless configured: PostgreSQL itself
+/// takes 1 GiB, agents send a few KiB; a whole message is held in memory while it is decided, so
+/// this times the number of held sessions bounds the daemon's memory.
+pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
+
+/// Largest start-up packet: PostgreSQL's own MAX_STARTUP_PACKET_LENGTH.
+pub const STARTUP_BYTES_MAX: usize = 10_000;
+
+/// Longest statement that is parsed, in bytes. libpg_query builds a tree of some 100 times the
+/// text's size, so this bounds one parse to about 100 MiB and 50 ms; what is longer is `unclassified`.
+pub const STATEMENT_BYTES_MAX: usize = 1 << 20;
+
+/// Deepest nesting of brackets in a statement that is parsed. Tree walks recurse once or twice a
+/// level with frames under 1 KiB, so 500 levels stay far below a thread's 2 MiB stack.
+pub const STATEMENT_DEPTH_MAX: usize = 500;
+
+/// Bytes that may wait to be written to one peer before the other is no longer read.
+pub const QUEUED_BYTES_MAX: usize = 1 << 20;
+
+/// Bytes read from a socket at once.
+pub const READ_BYTES: usize = 64 << 10;
+
+/// Prepared statements and portals that one session may hold open; PostgreSQL has no bound, pools
+/// keep a few hundred. Each costs its text and description.
+pub const NAMES_MAX: usize = 10_000;
+
+/// Responses that may be outstanding in one session before the client is no longer read.
+pub const PIPELINE_MAX: usize = 4_096;
+
+/// Bytes of response kept in memory before a part of it is handed to the journal.
+pub const RESPONSE_PART_BYTES: usize = 64 << 10;

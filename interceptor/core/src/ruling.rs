@@ -1,0 +1,158 @@
+//! From an operation to a permission. The one place that asks the policy.
+//!
+//! A [`Permit`] can't be forged: its fields are private, and only [`Judge::judge`] and
+//! [`Hold::approve`] make one. Decoders release bytes for a permit and for nothing else.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+pub use crate::policy::decision::{Decision, HoldTerms, PolicyHash, Verdict};
+use crate::{
+    mask::MaskPlan,
+    operation::Operation,
+    origin::Origin,
+    policy::{Policy, scope::Scope},
+    record::{ApprovalId, Timestamp},
+};
+
+/// Decides the operations of one session under one policy.
+#[derive(Debug)]
+pub struct Judge {
+    scope: Scope,
+}
+
+/// What the policy says of one operation.
+#[derive(Debug)]
+pub enum Judgement {
+    /// It may go.
+    Permit(Permit),
+    /// It may not.
+    Refuse(Refusal),
+    /// People have to be asked.
+    Hold(Hold),
+}
+
+/// Leave to send exactly the bytes of the operation it was minted for; used up by doing so.
+#[derive(Debug)]
+pub struct Permit {
+    decision: Arc<Decision>,
+    masks: Arc<MaskPlan>,
+}
+
+/// An operation that waits for people. Only an approval turns it into a [`Permit`].
+#[derive(Debug)]
+pub struct Hold {
+    decision: Arc<Decision>,
+    masks: Arc<MaskPlan>,
+}
+
+/// Why an operation does not go through, with what its sender needs to do something else.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// What kind of no it is.
+    pub cause: Cause,
+    /// The rule that decided, by id.
+    pub rule: Arc<str>,
+    /// The rule's or reviewer's reason, for people and language models.
+    pub reason: Arc<str>,
+    /// The approval that was asked for, if any.
+    pub approval: Option<ApprovalId>,
+}
+
+/// The kinds of no.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// A rule denies it.
+    Denied,
+    /// A reviewer said no.
+    Rejected,
+    /// Nobody answered in time.
+    TimedOut,
+    /// interceptor can't record or decide it now.
+    Unavailable,
+}
+
+/// The answer to a decoder's proposal.
+#[derive(Debug)]
+pub enum Ruling {
+    /// Release the proposed bytes.
+    Permit(Permit),
+    /// Drop them and tell the client.
+    Refuse(Refusal),
+}
+
+impl Judge {
+    /// A judge for `origin` under `policy`.
+    #[must_use]
+    pub fn new(policy: &Arc<Policy>, origin: Arc<Origin>) -> Self {
+        Self {
+            scope: Policy::scope(policy, origin),
+        }
+    }
+
+    /// Whether this judge still decides by `policy`.
+    #[must_use]
+    pub fn is_under(&self, policy: &Arc<Policy>) -> bool {
+        Arc::ptr_eq(self.scope.policy(), policy)
+    }
+
+    /// Decides `operation` at `now`.
+    pub fn judge(&mut self, operation: &Operation, now: Timestamp) -> Judgement {
+        let (decision, masks) = self.scope.evaluate(operation, now);
+        match &decision.verdict {
+            _ if !decision.enforced => Judgement::Permit(Permit { decision, masks }),
+            Verdict::Allow => Judgement::Permit(Permit { decision, masks }),
+            Verdict::Deny => Judgement::Refuse(Refusal {
+                cause: Cause::Denied,
+                rule: decision.rule.clone(),
+                reason: decision.reason.clone(),
+                approval: None,
+            }),
+            Verdict::Hold(_) => Judgement::Hold(Hold { decision, masks }),
+        }
+    }
+}
+
+impl Permit {
+    /// The decision behind it.
+    #[must_use]
+    pub const fn decision(&self) -> &Arc<Decision> {
+        &self.decision
+    }
+
+    /// What has to be masked in the response.
+    #[must_use]
+    pub const fn masks(&self) -> &Arc<MaskPlan> {
+        &self.masks
+    }
+}
+
+impl Hold {
+    /// The decision behind it.
+    #[must_use]
+    pub const fn decision(&self) -> &Arc<Decision> {
+        &self.decision
+    }
+
+    /// The people said yes.
+    #[must_use]
+    pub fn approve(self) -> Permit {
+        Permit {
+            decision: self.decision,
+            masks: self.masks,
+        }
+    }
+
+    /// The people said no, or nobody answered.
+    #[must_use]
+    pub fn refuse(self, cause: Cause, reason: Arc<str>, approval: ApprovalId) -> Refusal {
+        Refusal {
+            cause,
+            rule: self.decision.rule.clone(),
+            reason,
+            approval: Some(approval),
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! The queue of held operations: requests, votes, outcomes.

@@ -1,0 +1,1 @@
+//! The daemon put together: kernel, journal, policies, approvals, listeners, control API.

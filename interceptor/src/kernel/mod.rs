@@ -1,0 +1,1 @@
+//! aya lives here alone: load, pin, attach, look up.

@@ -1,0 +1,5 @@
+//! The program `interceptor`.
+
+fn main() -> std::process::ExitCode {
+    interceptor::cli::main()
+}

@@ -1,0 +1,1 @@
+//! The one byte loop: the only place that touches both sockets.

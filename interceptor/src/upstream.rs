@@ -1,0 +1,1 @@
+//! Dials the true destination.
