@@ -6,7 +6,11 @@
 
 use bytes::{Bytes, BytesMut};
 
-use crate::{operation::Operation, record::Event, ruling::Ruling};
+use crate::{
+    operation::Operation,
+    record::{Event, Timestamp},
+    ruling::Ruling,
+};
 
 /// One of the two ends of an intercepted connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -46,7 +50,7 @@ pub enum Closing {
 /// A protocol's state machine.
 pub trait Decoder: Send {
     /// Takes all of `bytes` (leaving it empty) as the next bytes from `peer`.
-    fn receive(&mut self, from: Peer, bytes: &mut BytesMut);
+    fn receive(&mut self, from: Peer, bytes: &mut BytesMut, now: Timestamp);
 
     /// `peer` will send nothing more.
     fn finish(&mut self, from: Peer);
@@ -55,7 +59,7 @@ pub trait Decoder: Send {
     fn unreachable(&mut self, reason: &str);
 
     /// Answers the open proposal.
-    fn rule(&mut self, ruling: Ruling);
+    fn rule(&mut self, ruling: Ruling, now: Timestamp);
 
     /// What to do next.
     fn poll(&mut self) -> Step;

@@ -213,6 +213,8 @@ pub enum ResponseStatus {
     },
     /// interceptor answered in the upstream's place.
     Refused,
+    /// The server skipped it after an earlier error in its pipeline.
+    Skipped,
     /// The connection ended first.
     Interrupted,
 }

@@ -26,6 +26,12 @@ pub enum Pattern {
 }
 
 impl MaskPlan {
+    /// Whether a rule would rather refuse a result than let an unknown origin pass.
+    #[must_use]
+    pub fn is_strict(&self) -> bool {
+        false
+    }
+
     /// Whether nothing has to be masked.
     #[must_use]
     pub fn is_empty(&self) -> bool {

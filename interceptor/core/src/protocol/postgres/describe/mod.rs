@@ -24,6 +24,20 @@ pub enum Encoding {
     Unsafe,
 }
 
+impl Encoding {
+    /// What the value of `client_encoding` means.
+    #[must_use]
+    pub fn named(name: &[u8]) -> Self {
+        match name.to_ascii_uppercase().as_slice() {
+            b"UTF8" => Self::Utf8,
+            b"SJIS" | b"BIG5" | b"GBK" | b"UHC" | b"GB18030" | b"JOHAB" | b"SHIFT_JIS_2004" => {
+                Self::Unsafe
+            }
+            _ => Self::AsciiSafe,
+        }
+    }
+}
+
 /// What the text of one message does. Texts of one shape share it.
 #[derive(Debug)]
 pub struct Described {

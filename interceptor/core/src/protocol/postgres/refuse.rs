@@ -1,0 +1,131 @@
+//! PostgreSQL's own way to say no, and the messages that make the server fail in an operation's place.
+//!
+//! A refused operation is not simply swallowed: the server is sent something that fails at the same
+//! point of the protocol and touches nothing. So the server itself aborts the transaction, skips to
+//! Sync and reports its state, and the connection is exactly as after any failed statement; only the
+//! text of the error is ours.
+
+use std::fmt::Write as _;
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::wire::{self, FunctionCall, Parse};
+use crate::ruling::{Cause, Refusal};
+
+/// SQLSTATE insufficient_privilege.
+pub(super) const INSUFFICIENT_PRIVILEGE: &str = "42501";
+/// SQLSTATE protocol_violation.
+pub(super) const PROTOCOL_VIOLATION: &str = "08P01";
+/// SQLSTATE connection_failure.
+pub(super) const CONNECTION_FAILURE: &str = "08006";
+/// SQLSTATE sqlclient_unable_to_establish_sqlconnection.
+pub(super) const CANNOT_CONNECT: &str = "08001";
+
+/// A text that is no statement in any version of PostgreSQL; it shows up in the server's log.
+const NO_STATEMENT: &[u8] = b"interceptor refused an operation here";
+
+/// The name that the failing Parse would define; a failed one defines nothing.
+const NO_NAME: &[u8] = b"interceptor refused";
+
+/// A simple query that fails.
+pub(super) fn failing_query() -> Bytes {
+    let mut out = BytesMut::new();
+    wire::frame(&mut out, b'Q', |out| {
+        out.put_slice(NO_STATEMENT);
+        out.put_u8(0);
+    });
+    out.freeze()
+}
+
+/// An extended-protocol message that fails. It is named so that the unnamed statement survives.
+pub(super) fn failing_parse() -> Bytes {
+    let mut out = BytesMut::new();
+    Parse::encode(NO_NAME, NO_STATEMENT, &mut out);
+    out.freeze()
+}
+
+/// A function call that fails.
+pub(super) fn failing_call() -> Bytes {
+    let mut out = BytesMut::new();
+    FunctionCall::encode_impossible(&mut out);
+    out.freeze()
+}
+
+/// The ErrorResponse for a refused operation: what, why, and what to do instead.
+pub(super) fn refusal(refusal: &Refusal, severity: &str) -> Bytes {
+    let Refusal {
+        cause,
+        rule,
+        reason,
+        approval,
+    } = refusal;
+    let because = if reason.is_empty() {
+        String::new()
+    } else {
+        format!(": {reason}")
+    };
+    let message = match cause {
+        Cause::Denied => format!("interceptor: denied by rule \"{rule}\"{because}"),
+        Cause::Rejected => format!("interceptor: held by rule \"{rule}\" and rejected{because}"),
+        Cause::TimedOut => {
+            format!("interceptor: held by rule \"{rule}\" and not approved in time{because}")
+        }
+        Cause::Unavailable => format!("interceptor: can't be decided or recorded now{because}"),
+    };
+    let mut detail = match cause {
+        Cause::Denied => "The operation did not reach the server.".to_owned(),
+        Cause::Rejected => {
+            "A reviewer rejected the operation; it did not reach the server.".to_owned()
+        }
+        Cause::TimedOut => {
+            "Nobody approved the operation in time; it did not reach the server.".to_owned()
+        }
+        Cause::Unavailable => {
+            "The operation did not reach the server; others may pass once this is mended."
+                .to_owned()
+        }
+    };
+    if let Some(approval) = approval {
+        let _ = write!(detail, " Approval {approval}.");
+    }
+    let hint = match cause {
+        Cause::Denied => {
+            "Do not retry: the same operation will be denied again. Ask the operator if the rule should change."
+        }
+        Cause::Rejected => "Do not retry unchanged: a person has seen this operation and said no.",
+        Cause::TimedOut => "Retry when a reviewer is available; the operation will be held again.",
+        Cause::Unavailable => {
+            "Retry later, and tell the operator: `interceptor status` shows the cause."
+        }
+    };
+    error(severity, INSUFFICIENT_PRIVILEGE, &message, &detail, hint)
+}
+
+/// An ErrorResponse. Empty `detail` and `hint` are left out.
+pub(super) fn error(
+    severity: &str,
+    sqlstate: &str,
+    message: &str,
+    detail: &str,
+    hint: &str,
+) -> Bytes {
+    let mut out = BytesMut::with_capacity(64 + message.len() + detail.len() + hint.len());
+    wire::frame(&mut out, b'E', |out| {
+        let fields = [
+            (b'S', severity),
+            (b'V', severity),
+            (b'C', sqlstate),
+            (b'M', message),
+            (b'D', detail),
+            (b'H', hint),
+        ];
+        for (field, text) in fields.into_iter().filter(|(_, text)| !text.is_empty()) {
+            out.put_u8(field);
+            // A NUL would end the field early and let its rest pass for another one.
+            out.extend(text.bytes().filter(|byte| *byte != 0));
+            out.put_u8(0);
+        }
+        out.put_u8(0);
+    });
+    out.freeze()
+}

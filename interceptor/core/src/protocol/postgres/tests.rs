@@ -1,0 +1,1 @@
+//! The state machine against scripts of both sides.
