@@ -27,8 +27,8 @@ pub struct Judge {
 pub enum Judgement {
     /// It may go.
     Permit(Permit),
-    /// It may not.
-    Refuse(Refusal),
+    /// It may not, by this decision.
+    Refuse(Arc<Decision>, Refusal),
     /// People have to be asked.
     Hold(Hold),
 }
@@ -104,18 +104,39 @@ impl Judge {
         match &decision.verdict {
             _ if !decision.enforced => Judgement::Permit(Permit { decision, masks }),
             Verdict::Allow => Judgement::Permit(Permit { decision, masks }),
-            Verdict::Deny => Judgement::Refuse(Refusal {
-                cause: Cause::Denied,
-                rule: decision.rule.clone(),
-                reason: decision.reason.clone(),
-                approval: None,
-            }),
+            Verdict::Deny => {
+                let refusal = Refusal {
+                    cause: Cause::Denied,
+                    rule: decision.rule.clone(),
+                    reason: decision.reason.clone(),
+                    approval: None,
+                };
+                Judgement::Refuse(decision, refusal)
+            }
             Verdict::Hold(_) => Judgement::Hold(Hold { decision, masks }),
         }
     }
 }
 
 impl Permit {
+    /// A permit for tests of decoders, which have no policy to ask.
+    #[cfg(test)]
+    pub(crate) fn unjudged(masks: Arc<MaskPlan>) -> Self {
+        let decision = Decision {
+            verdict: Verdict::Allow,
+            enforced: true,
+            rule: "test".into(),
+            reason: "".into(),
+            masked_by: [].into(),
+            strict: false,
+            policy: PolicyHash([0; 32]),
+        };
+        Self {
+            decision: Arc::new(decision),
+            masks,
+        }
+    }
+
     /// The decision behind it.
     #[must_use]
     pub const fn decision(&self) -> &Arc<Decision> {

@@ -1,51 +1,30 @@
 //! What the server answers: matched to what it owes, masked, recorded, passed on.
 
-use std::{ops::Range, sync::Arc};
+use std::sync::Arc;
 
 use bytes::{Buf, Bytes, BytesMut};
 
 use super::{
     Copy, Phase, Postgres,
+    answer::Answer,
     describe::Encoding,
     mask,
     names::{Layout, Leave, Portal},
-    pipeline::{Expect, Ours, Refused},
+    pipeline::{Expect, Ours},
     refuse,
     rows::{self, Shape},
-    wire::{self, Fields, Frame, Malformed, Reader},
+    wire::{self, Frame, Malformed, Reader},
 };
 use crate::{
     decoder::{Peer, Step},
-    limits,
     mask::MaskPlan,
     operation::{Effects, Protocol},
-    record::{Event, ResponseRecord, ResponseStatus, Timestamp},
+    record::{Event, ResponseRecord, ResponseStatus},
 };
-
-/// What has come back for one operation so far.
-#[derive(Debug)]
-pub(super) struct Answer {
-    number: u64,
-    released: Timestamp,
-    masks: Arc<MaskPlan>,
-    rows: u64,
-    /// Messages that reached the client and aren't recorded yet.
-    data: Vec<Bytes>,
-    bytes: u64,
-    /// Where in the unsent part of the server's buffer its unsplit messages stand.
-    unsplit: Option<Range<usize>>,
-    shape: Option<Arc<Shape>>,
-    /// The rows' layout is in `data` or was recorded before.
-    shape_recorded: bool,
-    status: ResponseStatus,
-    /// The rest of this statement's result is kept from the client.
-    withheld: bool,
-    failed: bool,
-}
 
 /// What to do with a message of the server.
 #[derive(Debug)]
-enum Pass {
+pub(super) enum Pass {
     /// It goes to the client as it is.
     Whole,
     /// This goes in its place.
@@ -56,53 +35,12 @@ enum Pass {
 
 /// Whether a message ends the answer to an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ends {
+pub(super) enum Ends {
     No,
     /// The answer ended before this message.
     Before,
     /// This message is the answer's last.
     After,
-}
-
-impl Answer {
-    fn new(number: u64, released: Timestamp, masks: Arc<MaskPlan>) -> Self {
-        Self {
-            number,
-            released,
-            masks,
-            rows: 0,
-            data: Vec::new(),
-            bytes: 0,
-            unsplit: None,
-            shape: None,
-            shape_recorded: false,
-            status: ResponseStatus::Continues,
-            withheld: false,
-            failed: false,
-        }
-    }
-
-    fn record(&mut self, now: Timestamp) -> Event {
-        let (shape, masked) = match &self.shape {
-            Some(shape) => {
-                let message = (!self.shape_recorded).then(|| shape.message.clone());
-                (message, shape.mask.masked().to_vec())
-            }
-            None => (None, Vec::new()),
-        };
-        self.shape_recorded = true;
-        Event::Response(ResponseRecord {
-            number: self.number,
-            protocol: Protocol::Postgres,
-            status: self.status.clone(),
-            rows: std::mem::take(&mut self.rows),
-            bytes: std::mem::take(&mut self.bytes),
-            elapsed_ns: now.0.saturating_sub(self.released.0),
-            shape,
-            data: std::mem::take(&mut self.data),
-            masked,
-        })
-    }
 }
 
 impl Postgres {
@@ -156,36 +94,13 @@ impl Postgres {
     }
 
     /// The answer is over; it is recorded as soon as its bytes are split off.
-    fn end_answer(&mut self) {
+    pub(super) fn end_answer(&mut self) {
         self.answered.extend(self.answer.take());
-    }
-
-    /// Sends what may be sent, and records the answers that it completes.
-    pub(super) fn send_passed(&mut self) {
-        if self.passed > 0 {
-            let chunk = self.upstream.split_to(self.passed).freeze();
-            self.passed = 0;
-            for answer in self.answered.iter_mut().chain(&mut self.answer) {
-                if let Some(range) = answer.unsplit.take() {
-                    answer.bytes += range.len() as u64;
-                    answer.data.push(chunk.slice(range));
-                }
-            }
-            self.steps.push_back(Step::Send(Peer::Client, chunk));
-        }
-        for mut answer in self.answered.drain(..) {
-            self.steps.push_back(Step::Record(answer.record(self.now)));
-        }
-        if let Some(answer) = &mut self.answer
-            && answer.data.iter().map(Bytes::len).sum::<usize>() >= limits::RESPONSE_PART_BYTES
-        {
-            self.steps.push_back(Step::Record(answer.record(self.now)));
-        }
     }
 
     // === Messages ===
 
-    fn answer_message(&mut self, frame: Frame) -> Result<(Pass, Ends), Malformed> {
+    pub(super) fn answer_message(&mut self, frame: Frame) -> Result<(Pass, Ends), Malformed> {
         match self.phase {
             Phase::Startup | Phase::Cancelling | Phase::Closed => {
                 return Err(Malformed(format!(
@@ -220,19 +135,19 @@ impl Postgres {
         }
     }
 
-    fn upstream_payload(&self, frame: Frame) -> &[u8] {
+    pub(super) fn upstream_payload(&self, frame: Frame) -> &[u8] {
         self.upstream
             .get(self.passed + wire::HEADER..self.passed + frame.len)
             .unwrap_or_default()
     }
 
-    fn upstream_frame(&self, frame: Frame) -> &[u8] {
+    pub(super) fn upstream_frame(&self, frame: Frame) -> &[u8] {
         self.upstream
             .get(self.passed..self.passed + frame.len)
             .unwrap_or_default()
     }
 
-    fn unexpected(&self, frame: Frame) -> Malformed {
+    pub(super) fn unexpected(&self, frame: Frame) -> Malformed {
         Malformed(format!(
             "message `{}` where {} was due",
             frame.tag.escape_ascii(),
@@ -241,7 +156,7 @@ impl Postgres {
     }
 
     /// While the server authenticates and introduces itself.
-    fn answer_startup(&mut self, frame: Frame) -> Result<Pass, Malformed> {
+    pub(super) fn answer_startup(&mut self, frame: Frame) -> Result<Pass, Malformed> {
         match frame.tag {
             b'S' => return self.parameter_status(frame),
             b'Z' => {
@@ -259,7 +174,7 @@ impl Postgres {
         Ok(Pass::Whole)
     }
 
-    fn parameter_status(&mut self, frame: Frame) -> Result<Pass, Malformed> {
+    pub(super) fn parameter_status(&mut self, frame: Frame) -> Result<Pass, Malformed> {
         let mut reader = Reader::new(self.upstream_payload(frame), "ParameterStatus");
         let (name, value) = (reader.string()?, reader.string()?);
         match name {
@@ -273,7 +188,7 @@ impl Postgres {
     }
 
     /// NoticeResponse and NotificationResponse: at any time, for nobody's asking.
-    fn unasked(&mut self, frame: Frame) -> Pass {
+    pub(super) fn unasked(&mut self, frame: Frame) -> Pass {
         let plan = self.plan();
         let masked = match &plan {
             Some(plan) if !plan.is_empty() => match frame.tag {
@@ -307,7 +222,7 @@ impl Postgres {
     }
 
     /// The masks of the operation that is being answered, or of the last one.
-    fn plan(&self) -> Option<Arc<MaskPlan>> {
+    pub(super) fn plan(&self) -> Option<Arc<MaskPlan>> {
         match self.pipeline.front() {
             Some(
                 Expect::Query(running)
@@ -319,7 +234,7 @@ impl Postgres {
     }
 
     /// The answer to the operation at the front, begun if it wasn't.
-    fn open_answer(&mut self) -> Option<&mut Answer> {
+    pub(super) fn open_answer(&mut self) -> Option<&mut Answer> {
         if self.answer.is_none() {
             let (Expect::Query(running)
             | Expect::Execute(running, _)
@@ -337,7 +252,7 @@ impl Postgres {
         self.answer.as_mut()
     }
 
-    fn row_description(&mut self, frame: Frame) -> Result<(Pass, Ends), Malformed> {
+    pub(super) fn row_description(&mut self, frame: Frame) -> Result<(Pass, Ends), Malformed> {
         let message = self.upstream_frame(frame);
         match self.pipeline.front() {
             Some(Expect::Query(running)) => {
@@ -392,7 +307,7 @@ impl Postgres {
     }
 
     /// A result whose layout a rule refuses is kept back whole; the client gets an error for it.
-    fn withhold(&mut self, reason: &str) -> Pass {
+    pub(super) fn withhold(&mut self, reason: &str) -> Pass {
         if let Some(answer) = &mut self.answer {
             answer.withheld = true;
             answer.status = ResponseStatus::Refused;
@@ -407,7 +322,7 @@ impl Postgres {
         ))
     }
 
-    fn data_row(&mut self, frame: Frame) -> Result<(Pass, Ends), Malformed> {
+    pub(super) fn data_row(&mut self, frame: Frame) -> Result<(Pass, Ends), Malformed> {
         match self.pipeline.front() {
             Some(Expect::Query(_)) => {}
             Some(Expect::Execute(running, portal)) => {
@@ -469,7 +384,7 @@ impl Postgres {
     }
 
     /// Finds the layout of the rows that an Execute returns.
-    fn shape_portal(
+    pub(super) fn shape_portal(
         &mut self,
         portal: &Portal,
         masks: &Arc<MaskPlan>,
@@ -509,14 +424,14 @@ impl Postgres {
     }
 
     /// A table that the catalogue doesn't know was made since: ask again before the next operation.
-    fn notice_unknown(&mut self, shape: &Shape) {
+    pub(super) fn notice_unknown(&mut self, shape: &Shape) {
         if shape.mask.has_unknown_origin() {
             self.catalog = None;
         }
     }
 
     /// CommandComplete, EmptyQueryResponse, PortalSuspended.
-    fn completed(&mut self, frame: Frame) -> Result<(Pass, Ends), Malformed> {
+    pub(super) fn completed(&mut self, frame: Frame) -> Result<(Pass, Ends), Malformed> {
         let status = match frame.tag {
             b'C' => {
                 let tag = Reader::new(self.upstream_payload(frame), "CommandComplete").string()?;
@@ -571,13 +486,13 @@ impl Postgres {
     }
 
     /// An operation with `effects` has run.
-    fn after(&self, effects: Effects) {
+    pub(super) fn after(&self, effects: Effects) {
         if !(Effects::READ | Effects::WRITE).contains(effects) {
             self.schema_may_have_changed();
         }
     }
 
-    fn ready(&mut self, frame: Frame) -> Result<(Pass, Ends), Malformed> {
+    pub(super) fn ready(&mut self, frame: Frame) -> Result<(Pass, Ends), Malformed> {
         let status = Reader::new(self.upstream_payload(frame), "ReadyForQuery").u8()?;
         match self.pipeline.pop() {
             Some(Expect::Query(running)) => {
@@ -612,7 +527,7 @@ impl Postgres {
     }
 
     /// ParseComplete, BindComplete, CloseComplete, NoData, ParameterDescription.
-    fn simple_answer(&mut self, frame: Frame) -> Result<Pass, Malformed> {
+    pub(super) fn simple_answer(&mut self, frame: Frame) -> Result<Pass, Malformed> {
         match (frame.tag, self.pipeline.front()) {
             (b'1', Some(Expect::Parse(_)))
             | (b'2', Some(Expect::Bind(_)))
@@ -648,165 +563,9 @@ impl Postgres {
         }
     }
 
-    // === Errors ===
-
-    fn error(&mut self, frame: Frame) -> Result<(Pass, Ends), Malformed> {
-        let payload = self.upstream_payload(frame);
-        let fields = Fields::read(payload)?;
-        if fields.severity == b"FATAL" || fields.severity == b"PANIC" {
-            // The server closes; nothing that it owed will come.
-            return Ok((self.masked_error(frame), Ends::No));
-        }
-        match self.pipeline.front() {
-            Some(Expect::Refused { .. }) => Ok(self.failed_as_asked()),
-            Some(Expect::Query(_) | Expect::FunctionCall(_)) => {
-                let pass = self.masked_error(frame);
-                let status = self.error_status(&pass, frame)?;
-                if self.copy == Copy::In {
-                    self.copy = Copy::None;
-                }
-                if let Some(answer) = self.open_answer() {
-                    answer.failed = true;
-                    answer.withheld = false;
-                    answer.status = status;
-                }
-                Ok((pass, Ends::No))
-            }
-            Some(Expect::Ours(_)) => {
-                let code = String::from_utf8_lossy(fields.code).into_owned();
-                self.skip_to_sync();
-                let message = format!(
-                    "interceptor: the server's catalogue can't be read (SQLSTATE {code}), so the result can't be masked"
-                );
-                let error =
-                    refuse::error("ERROR", refuse::INSUFFICIENT_PRIVILEGE, &message, "", "");
-                // Between segments nobody waits for this answer; what follows is masked without the catalogue.
-                let alone = matches!(self.pipeline.front(), Some(Expect::Ours(Ours::Sync)));
-                Ok((
-                    if alone {
-                        Pass::Never
-                    } else {
-                        Pass::Instead(error)
-                    },
-                    Ends::No,
-                ))
-            }
-            Some(Expect::Ready | Expect::Sync) | None => Ok((self.masked_error(frame), Ends::No)),
-            Some(_) => {
-                let pass = self.masked_error(frame);
-                let status = self.error_status(&pass, frame)?;
-                let executing = matches!(self.pipeline.front(), Some(Expect::Execute(..)));
-                if executing {
-                    if let Some(answer) = self.open_answer() {
-                        answer.status = status;
-                    }
-                    if let Some(Expect::Execute(running, _)) = self.pipeline.pop() {
-                        self.after(running.described.description.effects);
-                    }
-                }
-                self.copy = Copy::None;
-                self.skip_to_sync();
-                Ok((pass, if executing { Ends::After } else { Ends::No }))
-            }
-        }
-    }
-
-    fn masked_error(&self, frame: Frame) -> Pass {
-        match self.plan() {
-            Some(plan) if !plan.is_empty() => {
-                mask::mask_fields(self.upstream_payload(frame), &plan)
-                    .map_or(Pass::Whole, |payload| {
-                        Pass::Instead(framed(frame.tag, &payload))
-                    })
-            }
-            _ => Pass::Whole,
-        }
-    }
-
-    /// The status to record for an error, as the client gets it.
-    fn error_status(&self, pass: &Pass, frame: Frame) -> Result<ResponseStatus, Malformed> {
-        let payload = match pass {
-            Pass::Instead(bytes) => bytes.get(wire::HEADER..).unwrap_or_default(),
-            _ => self.upstream_payload(frame),
-        };
-        let fields = Fields::read(payload)?;
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into();
-        Ok(ResponseStatus::Error {
-            code: text(fields.code),
-            message: text(fields.message),
-        })
-    }
-
-    /// The server failed where it was asked to: the client gets the refusal in the place of its error.
-    fn failed_as_asked(&mut self) -> (Pass, Ends) {
-        let Some(Expect::Refused { refused, ready }) = self.pipeline.pop() else {
-            return (Pass::Whole, Ends::No);
-        };
-        let Refused { number, refusal } = refused;
-        if ready {
-            self.pipeline.put_back(Expect::Ready);
-        } else {
-            self.skip_to_sync();
-        }
-        let mut answer = Answer::new(number, self.now, Arc::default());
-        answer.status = ResponseStatus::Refused;
-        self.answer = Some(answer);
-        (
-            Pass::Instead(refuse::refusal(&refusal, "ERROR")),
-            Ends::After,
-        )
-    }
-
-    /// An error in the extended protocol: the server skips all up to Sync, so nothing else is owed.
-    fn skip_to_sync(&mut self) {
-        let mut skipped = Vec::new();
-        loop {
-            match self.pipeline.front() {
-                Some(Expect::Sync | Expect::Ours(Ours::Sync)) => break,
-                Some(_) => skipped.extend(self.pipeline.pop()),
-                None => {
-                    self.skipping = true;
-                    break;
-                }
-            }
-        }
-        // Newest first: each undo restores what its predecessor had set.
-        for expect in skipped.into_iter().rev() {
-            match expect {
-                Expect::Parse(undo) | Expect::CloseStatement(undo) => {
-                    self.names.statements.undo(undo)
-                }
-                Expect::Bind(undo) | Expect::ClosePortal(undo) => self.names.portals.undo(undo),
-                Expect::DescribeStatement(Some(statement)) => forget(&statement.layout),
-                Expect::DescribePortal(Some(portal)) | Expect::Ours(Ours::Layout(portal)) => {
-                    forget(&portal.layout);
-                }
-                Expect::Execute(running, _) => self.skipped(running.number),
-                Expect::Query(running) | Expect::FunctionCall(running) => {
-                    self.pipeline.segment_answered();
-                    self.skipped(running.number);
-                }
-                Expect::Refused { refused, ready } => {
-                    if ready {
-                        self.pipeline.segment_answered();
-                    }
-                    self.skipped(refused.number);
-                }
-                Expect::Ours(Ours::Catalog) => self.catalog_rows = None,
-                _ => {}
-            }
-        }
-    }
-
-    fn skipped(&mut self, number: u64) {
-        let mut answer = Answer::new(number, self.now, Arc::default());
-        answer.status = ResponseStatus::Skipped;
-        self.answered.push(answer);
-    }
-
     // === COPY and FunctionCall ===
 
-    fn copy_starts(&mut self, frame: Frame) -> Result<Pass, Malformed> {
+    pub(super) fn copy_starts(&mut self, frame: Frame) -> Result<Pass, Malformed> {
         if !matches!(
             self.pipeline.front(),
             Some(Expect::Query(_) | Expect::Execute(..))
@@ -826,7 +585,7 @@ impl Postgres {
         Ok(Pass::Whole)
     }
 
-    fn copy_data(&mut self, frame: Frame) -> Pass {
+    pub(super) fn copy_data(&mut self, frame: Frame) -> Pass {
         let plan = self.plan();
         if let Some(answer) = self.open_answer() {
             answer.rows += 1;
@@ -842,7 +601,7 @@ impl Postgres {
         }
     }
 
-    fn function_result(&mut self, frame: Frame) -> Result<(Pass, Ends), Malformed> {
+    pub(super) fn function_result(&mut self, frame: Frame) -> Result<(Pass, Ends), Malformed> {
         if !matches!(self.pipeline.front(), Some(Expect::FunctionCall(_))) {
             return Err(self.unexpected(frame));
         }
@@ -858,7 +617,7 @@ impl Postgres {
         Ok((masked, Ends::No))
     }
 
-    fn catalog_row(&mut self, frame: Frame) -> Result<(), Malformed> {
+    pub(super) fn catalog_row(&mut self, frame: Frame) -> Result<(), Malformed> {
         let Some(mut rows) = self.catalog_rows.take() else {
             return Ok(());
         };
@@ -872,46 +631,21 @@ impl Postgres {
         self.catalog_rows = Some(rows);
         Ok(())
     }
-
-    /// The session is over: what was still awaited is recorded as such.
-    pub(super) fn interrupt(&mut self) {
-        self.send_accepted();
-        self.flush_copied_in();
-        self.send_passed();
-        if let Some(mut answer) = self.answer.take() {
-            if answer.status == ResponseStatus::Continues {
-                answer.status = ResponseStatus::Interrupted;
-            }
-            self.steps.push_back(Step::Record(answer.record(self.now)));
-            self.pipeline.pop();
-        }
-        let now = self.now;
-        for expect in self.pipeline.drain() {
-            if let Expect::Query(running)
-            | Expect::Execute(running, _)
-            | Expect::FunctionCall(running) = expect
-            {
-                let mut answer = Answer::new(running.number, running.released, running.masks);
-                answer.status = ResponseStatus::Interrupted;
-                self.steps.push_back(Step::Record(answer.record(now)));
-            }
-        }
-    }
 }
 
-fn framed(tag: u8, payload: &[u8]) -> Bytes {
+pub(super) fn framed(tag: u8, payload: &[u8]) -> Bytes {
     let mut out = BytesMut::with_capacity(payload.len() + wire::HEADER);
     wire::frame(&mut out, tag, |out| out.extend_from_slice(payload));
     out.freeze()
 }
 
-fn set(layout: &std::sync::Mutex<Layout>, to: Layout) {
+pub(super) fn set(layout: &std::sync::Mutex<Layout>, to: Layout) {
     if let Ok(mut layout) = layout.lock() {
         *layout = to;
     }
 }
 
-fn forget(layout: &std::sync::Mutex<Layout>) {
+pub(super) fn forget(layout: &std::sync::Mutex<Layout>) {
     if let Ok(mut layout) = layout.lock()
         && matches!(*layout, Layout::Asked)
     {

@@ -1,25 +1,23 @@
 //! What the client sends, once it may ask: queries become operations, the rest is tracked and passed.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 
 use super::{
     Copy, Phase, Postgres,
     describe::{Described, Reference},
-    names::{Certainty, Layout, Leave, Portal, Possibility, Prepared},
-    pipeline::{Expect, Ours, Refused, Running},
-    refuse,
-    wire::{self, Bind, Execute, Frame, FunctionCall, Malformed, Named, Parse},
+    names::{Portal, Possibility},
+    pipeline::Expect,
+    wire::{self, Frame, FunctionCall, Malformed},
 };
 use crate::{
-    decoder::{Closing, Peer, Step},
+    decoder::{Closing, Step},
     limits,
     operation::{
         Description, Effects, Operation, Parameter, Protocol, Resource, ResourceKind, Touch,
     },
     record::{Event, OperationRecord},
-    ruling::{Cause, Permit, Refusal},
 };
 
 /// What waits for a ruling. The bytes are here and nowhere else.
@@ -59,10 +57,10 @@ pub(super) struct CopiedIn {
 }
 
 /// Further wire facts of an operation, by name.
-type Options = Vec<(Box<str>, Box<str>)>;
+pub(super) type Options = Vec<(Box<str>, Box<str>)>;
 
 /// What to do with the client's next message.
-enum Next {
+pub(super) enum Next {
     /// It may be sent.
     Accept,
     /// It is dropped, as the server would drop it.
@@ -117,7 +115,7 @@ impl Postgres {
         Ok(frame.filter(|frame| rest.len() >= frame.len))
     }
 
-    fn read_message(&mut self) -> Result<bool, Malformed> {
+    pub(super) fn read_message(&mut self) -> Result<bool, Malformed> {
         let Some(frame) = self.next_client_frame()? else {
             return Ok(false);
         };
@@ -137,7 +135,7 @@ impl Postgres {
         Ok(true)
     }
 
-    fn next(&mut self, frame: Frame) -> Result<Next, Malformed> {
+    pub(super) fn next(&mut self, frame: Frame) -> Result<Next, Malformed> {
         if self.copy != Copy::None {
             return self.next_in_copy(frame);
         }
@@ -175,7 +173,7 @@ impl Postgres {
         }
     }
 
-    fn next_in_copy(&mut self, frame: Frame) -> Result<Next, Malformed> {
+    pub(super) fn next_in_copy(&mut self, frame: Frame) -> Result<Next, Malformed> {
         match frame.tag {
             b'd' => {
                 self.copied_in(frame);
@@ -209,21 +207,21 @@ impl Postgres {
     }
 
     /// The payload of the client's next message.
-    fn payload(&self, frame: Frame) -> &[u8] {
+    pub(super) fn payload(&self, frame: Frame) -> &[u8] {
         self.client
             .get(self.accepted + wire::HEADER..self.accepted + frame.len)
             .unwrap_or_default()
     }
 
     /// Takes the client's next message off the buffer, whole.
-    fn take_frame(&mut self, frame: Frame) -> Bytes {
+    pub(super) fn take_frame(&mut self, frame: Frame) -> Bytes {
         self.send_accepted();
         self.client.split_to(frame.len).freeze()
     }
 
     // === Simple query ===
 
-    fn query(&mut self, frame: Frame) -> Result<Next, Malformed> {
+    pub(super) fn query(&mut self, frame: Frame) -> Result<Next, Malformed> {
         let payload = self.payload(frame);
         let mut reader = wire::Reader::new(payload, "Query");
         reader.string()?;
@@ -257,7 +255,7 @@ impl Postgres {
     }
 
     /// `described` with all that the names in it may stand for, and the texts that defined them.
-    fn resolve(&self, described: Arc<Described>) -> (Arc<Described>, Options) {
+    pub(super) fn resolve(&self, described: Arc<Described>) -> (Arc<Described>, Options) {
         if described.runs.is_empty() {
             return (described, Vec::new());
         }
@@ -317,236 +315,9 @@ impl Postgres {
         (Arc::new(resolved), options)
     }
 
-    // === Extended query ===
+    // === FunctionCall ===
 
-    fn parse(&mut self, frame: Frame) -> Result<Next, Malformed> {
-        let parse = Parse::read(self.payload(frame))?;
-        let name = Bytes::copy_from_slice(parse.statement);
-        if !name.is_empty() && self.statement_certainty(&name) == Certainty::Wait {
-            return Ok(Next::Wait);
-        }
-        let prepared = Prepared {
-            text: Bytes::copy_from_slice(parse.text),
-            described: self.shared.describer.describe(parse.text, self.lexing),
-            parameter_types: parse.parameter_types,
-            layout: Mutex::default(),
-        };
-        self.check_names()?;
-        let undo =
-            self.names
-                .statements
-                .set(name, Some(Arc::new(prepared)), self.pipeline.current());
-        self.segment_open = true;
-        self.pipeline.push(Expect::Parse(undo));
-        Ok(Next::Accept)
-    }
-
-    fn check_names(&self) -> Result<(), Malformed> {
-        if self.names.is_full() {
-            return Err(Malformed(format!(
-                "more than {} prepared statements or portals in one session; close those no longer used",
-                limits::NAMES_MAX
-            )));
-        }
-        Ok(())
-    }
-
-    fn statement_certainty(&self, name: &[u8]) -> Certainty {
-        self.names
-            .statements
-            .certainty(name, self.pipeline.answered(), self.pipeline.current())
-    }
-
-    fn portal_certainty(&self, name: &[u8]) -> Certainty {
-        self.names
-            .portals
-            .certainty(name, self.pipeline.answered(), self.pipeline.current())
-    }
-
-    fn bind(&mut self, frame: Frame) -> Result<Next, Malformed> {
-        let bind = Bind::read(self.payload(frame))?;
-        if self.statement_certainty(bind.statement) == Certainty::Wait
-            || (!bind.portal.is_empty() && self.portal_certainty(bind.portal) == Certainty::Wait)
-        {
-            return Ok(Next::Wait);
-        }
-        let statement = self.statement(bind.statement);
-        // One copy that all values share; the read buffer may be large and is needed again.
-        let values = Bytes::copy_from_slice(self.payload(frame));
-        let bind = Bind::read(&values)?;
-        let name = Bytes::copy_from_slice(bind.portal);
-        let portal = Arc::new(Portal {
-            name: name.clone(),
-            parameters: bind.parameters(&values, &statement.parameter_types),
-            result_formats: bind.result_formats.clone(),
-            layout: Mutex::default(),
-            leave: Mutex::default(),
-            statement,
-        });
-        self.check_names()?;
-        // Bind plans the statement, and planning evaluates functions that claim to be immutable.
-        let effects = portal.statement.described.description.effects;
-        if effects.intersects(Effects::EXECUTE | Effects::UNCLASSIFIED) {
-            let (described, options) = self.resolve(portal.statement.described.clone());
-            let operation = portal_operation(&portal, &described, options);
-            let frame = self.take_frame(frame);
-            self.propose(
-                operation,
-                Proposal::Bind {
-                    frame,
-                    name,
-                    portal,
-                },
-            );
-            return Ok(Next::Taken);
-        }
-        self.bound(name, portal);
-        Ok(Next::Accept)
-    }
-
-    fn bound(&mut self, name: Bytes, portal: Arc<Portal>) {
-        let undo = self
-            .names
-            .portals
-            .set(name, Some(portal), self.pipeline.current());
-        self.segment_open = true;
-        self.pipeline.push(Expect::Bind(undo));
-    }
-
-    /// What the prepared statement `name` stands for, all possibilities together.
-    fn statement(&self, name: &[u8]) -> Arc<Prepared> {
-        let wire = self.names.statements.find(name);
-        let sql = std::str::from_utf8(name).map_or(&[][..], |name| self.names.sql_statement(name));
-        match (wire, sql) {
-            (Some(wire), []) => wire.clone(),
-            (None, []) => Arc::new(unknown("prepared statement", name)),
-            (wire, sql) => {
-                let wire = wire.map(|wire| (&wire.described, &wire.text));
-                Arc::new(together(
-                    wire.into_iter()
-                        .chain(sql.iter().map(|one| (&one.described, &one.defined_by))),
-                ))
-            }
-        }
-    }
-
-    fn describe(&mut self, frame: Frame) -> Result<Next, Malformed> {
-        let payload = Bytes::copy_from_slice(self.payload(frame));
-        let expect = match Named::read(&payload, "Describe")? {
-            Named::Statement(name) => {
-                if self.statement_certainty(name) == Certainty::Wait {
-                    return Ok(Next::Wait);
-                }
-                let statement = self.names.statements.find(name).cloned();
-                if let Some(statement) = &statement {
-                    ask(&statement.layout);
-                }
-                Expect::DescribeStatement(statement)
-            }
-            Named::Portal(name) => {
-                if self.portal_certainty(name) == Certainty::Wait {
-                    return Ok(Next::Wait);
-                }
-                let portal = self.names.portals.find(name).cloned();
-                if let Some(portal) = &portal {
-                    ask(&portal.layout);
-                }
-                Expect::DescribePortal(portal)
-            }
-        };
-        self.segment_open = true;
-        self.pipeline.push(expect);
-        Ok(Next::Accept)
-    }
-
-    fn close_name(&mut self, frame: Frame) -> Result<Next, Malformed> {
-        let payload = Bytes::copy_from_slice(self.payload(frame));
-        let segment = self.pipeline.current();
-        let expect = match Named::read(&payload, "Close")? {
-            Named::Statement(name) => {
-                if self.statement_certainty(name) == Certainty::Wait {
-                    return Ok(Next::Wait);
-                }
-                let name = payload.slice_ref(name);
-                Expect::CloseStatement(self.names.statements.set(name, None, segment))
-            }
-            Named::Portal(name) => {
-                if self.portal_certainty(name) == Certainty::Wait {
-                    return Ok(Next::Wait);
-                }
-                let name = payload.slice_ref(name);
-                Expect::ClosePortal(self.names.portals.set(name, None, segment))
-            }
-        };
-        self.segment_open = true;
-        self.pipeline.push(expect);
-        Ok(Next::Accept)
-    }
-
-    fn execute(&mut self, frame: Frame) -> Result<Next, Malformed> {
-        let execute = Execute::read(self.payload(frame))?;
-        if self.portal_certainty(execute.portal) == Certainty::Wait {
-            return Ok(Next::Wait);
-        }
-        let rows_max = execute.rows_max;
-        let portal = self.portal(execute.portal);
-        let left = portal.leave.lock().ok().and_then(|mut leave| leave.take());
-        if let Some(Leave::Granted(number, permit)) = left {
-            let described = portal.statement.described.clone();
-            self.permitted(number, Proposal::Execute { portal, described }, permit);
-            return Ok(Next::Taken);
-        }
-        if let Some(Leave::Continues(number, masks)) = left {
-            let running = Running {
-                number,
-                released: self.now,
-                described: portal.statement.described.clone(),
-                text: portal.statement.text.clone(),
-                masks,
-            };
-            self.segment_open = true;
-            self.pipeline.push(Expect::Execute(running, portal));
-            return Ok(Next::Accept);
-        }
-        let (described, mut options) = self.resolve(portal.statement.described.clone());
-        if rows_max > 0 {
-            options.push(("row limit".into(), rows_max.to_string().into()));
-        }
-        let operation = portal_operation(&portal, &described, options);
-        // The frame stays at the front of the buffer until it is ruled on, so that it can go in one
-        // piece with the Bind before it and the Sync behind it.
-        self.propose(operation, Proposal::Execute { portal, described });
-        Ok(Next::Taken)
-    }
-
-    /// What the portal `name` stands for, all possibilities together.
-    fn portal(&self, name: &[u8]) -> Arc<Portal> {
-        let wire = self.names.portals.find(name);
-        let cursors = std::str::from_utf8(name).map_or(&[][..], |name| self.names.cursor(name));
-        let statement = match (wire, cursors) {
-            (Some(wire), []) => return wire.clone(),
-            (None, []) => unknown("portal", name),
-            (wire, cursors) => {
-                let wire = wire.map(|wire| (&wire.statement.described, &wire.statement.text));
-                together(
-                    wire.into_iter()
-                        .chain(cursors.iter().map(|one| (&one.described, &one.defined_by))),
-                )
-            }
-        };
-        Arc::new(Portal {
-            name: Bytes::copy_from_slice(name),
-            statement: Arc::new(statement),
-            parameters: wire.map(|wire| wire.parameters.clone()).unwrap_or_default(),
-            result_formats: wire
-                .map(|wire| wire.result_formats.clone())
-                .unwrap_or_default(),
-            layout: Mutex::default(),
-            leave: Mutex::default(),
-        })
-    }
-
-    fn function_call(&mut self, frame: Frame) -> Result<Next, Malformed> {
+    pub(super) fn function_call(&mut self, frame: Frame) -> Result<Next, Malformed> {
         let frame = self.take_frame(frame);
         let call = FunctionCall::read(frame.get(wire::HEADER..).unwrap_or_default())?;
         let name = format!("oid {}", call.function_oid);
@@ -589,322 +360,9 @@ impl Postgres {
         Ok(Next::Taken)
     }
 
-    // === Rulings ===
-
-    /// Releases exactly the bytes of `proposal`.
-    pub(super) fn permitted(&mut self, number: u64, proposal: Proposal, permit: Permit) {
-        match proposal {
-            Proposal::Startup(packet) => self.start(packet),
-            Proposal::Cancel(packet) => {
-                self.phase = Phase::Cancelling;
-                self.send(Peer::Upstream, packet);
-            }
-            Proposal::Query {
-                frame,
-                text,
-                described,
-            } => {
-                if self.needs_answer_first(&described.description, None, &permit) {
-                    self.deferred = Some((
-                        number,
-                        Proposal::Query {
-                            frame,
-                            text,
-                            described,
-                        },
-                        permit,
-                    ));
-                    return;
-                }
-                if let Some(refusal) = self.unmaskable(&described.description, None, &permit) {
-                    self.refused(
-                        number,
-                        Proposal::Query {
-                            frame,
-                            text,
-                            described,
-                        },
-                        refusal,
-                    );
-                    return;
-                }
-                self.names.try_changes(&described.names, &text);
-                self.barrier = described.barrier || !described.names.is_empty();
-                let masks = permit.masks().clone();
-                let running = Running {
-                    number,
-                    released: self.now,
-                    described,
-                    text,
-                    masks,
-                };
-                self.pipeline.push(Expect::Query(running));
-                self.segment_open = false;
-                self.send(Peer::Upstream, frame);
-            }
-            Proposal::Bind {
-                frame,
-                name,
-                portal,
-            } => {
-                if let Ok(mut leave) = portal.leave.lock() {
-                    *leave = Some(Leave::Granted(number, permit));
-                }
-                self.bound(name, portal);
-                self.send(Peer::Upstream, frame);
-            }
-            Proposal::Execute { portal, described } => {
-                if self.needs_answer_first(&described.description, Some(&portal), &permit) {
-                    self.deferred = Some((number, Proposal::Execute { portal, described }, permit));
-                    return;
-                }
-                if let Some(refusal) =
-                    self.unmaskable(&described.description, Some(&portal), &permit)
-                {
-                    self.refused(number, Proposal::Execute { portal, described }, refusal);
-                    return;
-                }
-                self.run_portal(number, portal, described, &permit);
-            }
-            Proposal::FunctionCall { frame, described } => {
-                let masks = permit.masks().clone();
-                let text = Bytes::from_static(b"FunctionCall");
-                let running = Running {
-                    number,
-                    released: self.now,
-                    described,
-                    text,
-                    masks,
-                };
-                self.barrier = true;
-                self.pipeline.push(Expect::FunctionCall(running));
-                self.segment_open = false;
-                self.send(Peer::Upstream, frame);
-            }
-        }
-    }
-
-    fn run_portal(
-        &mut self,
-        number: u64,
-        portal: Arc<Portal>,
-        described: Arc<Described>,
-        permit: &Permit,
-    ) {
-        let masks = permit.masks().clone();
-        let barrier = described.barrier || !described.names.is_empty();
-        if !masks.is_empty() && !self.layout_is_coming(&portal) {
-            self.ask_for_layout(&portal);
-        }
-        self.names
-            .try_changes(&described.names, &portal.statement.text);
-        let text = portal.statement.text.clone();
-        let running = Running {
-            number,
-            released: self.now,
-            described,
-            text,
-            masks,
-        };
-        self.segment_open = true;
-        self.pipeline.push(Expect::Execute(running, portal));
-        if let Ok(Some(frame)) = self.next_client_frame() {
-            self.accepted += frame.len;
-        }
-        if barrier {
-            self.flush_barrier();
-        }
-    }
-
-    /// Has the server send what it owes, since the client isn't read on before.
-    fn flush_barrier(&mut self) {
-        self.send_accepted();
-        let mut flush = BytesMut::with_capacity(wire::HEADER);
-        wire::frame(&mut flush, b'H', |_| {});
-        self.send(Peer::Upstream, flush.freeze());
-        self.barrier = true;
-    }
-
-    /// Drops the bytes of `proposal` and has the server fail in their place.
-    pub(super) fn refused(&mut self, number: u64, proposal: Proposal, refusal: Refusal) {
-        let refused = Refused { number, refusal };
-        match proposal {
-            Proposal::Startup(_) | Proposal::Cancel(_) => {
-                let error = refuse::refusal(&refused.refusal, "FATAL");
-                self.send(Peer::Client, error);
-                self.close(Closing::Refused(refused.refusal.reason.to_string()));
-            }
-            Proposal::Query { .. } => {
-                self.pipeline.push(Expect::Refused {
-                    refused,
-                    ready: true,
-                });
-                self.segment_open = false;
-                self.send(Peer::Upstream, refuse::failing_query());
-            }
-            Proposal::FunctionCall { .. } => {
-                self.pipeline.push(Expect::Refused {
-                    refused,
-                    ready: true,
-                });
-                self.segment_open = false;
-                self.send(Peer::Upstream, refuse::failing_call());
-            }
-            Proposal::Bind { .. } | Proposal::Execute { .. } => {
-                self.send_accepted();
-                if matches!(proposal, Proposal::Execute { .. })
-                    && let Ok(Some(frame)) = self.next_client_frame()
-                {
-                    self.client.advance(frame.len);
-                }
-                self.pipeline.push(Expect::Refused {
-                    refused,
-                    ready: false,
-                });
-                self.segment_open = true;
-                // The server discards all that follows up to Sync; what it would discard isn't sent.
-                self.skipping = true;
-                self.send(Peer::Upstream, refuse::failing_parse());
-            }
-        }
-    }
-
-    // === Questions of our own ===
-
-    /// Puts in what has to be known about the server's tables before this operation's rows can be
-    /// masked; whether the operation has to wait for the answer.
-    fn needs_answer_first(
-        &mut self,
-        description: &Description,
-        portal: Option<&Arc<Portal>>,
-        permit: &Permit,
-    ) -> bool {
-        let plan = permit.masks().clone();
-        if plan.columns.is_empty() || self.replication || self.status == b'E' {
-            return false;
-        }
-        let mut waits = false;
-        if self.catalog_is_stale() {
-            self.ask_for_catalog(&plan);
-            waits = copies_out(description) || plan.is_strict();
-        }
-        if let Some(portal) = portal
-            && plan.is_strict()
-            && !self.layout_is_known(portal)
-        {
-            if !self.layout_is_coming(portal) {
-                self.ask_for_layout(portal);
-            }
-            waits = true;
-        }
-        if waits {
-            self.flush_barrier();
-        }
-        waits
-    }
-
-    /// Why the result of an operation can't be masked as its rules want, where that is so.
-    fn unmaskable(
-        &mut self,
-        description: &Arc<Description>,
-        portal: Option<&Arc<Portal>>,
-        permit: &Permit,
-    ) -> Option<Refusal> {
-        let plan = permit.masks();
-        if plan.columns.is_empty() {
-            return None;
-        }
-        let reason = if copies_out(description) {
-            super::mask::copy_out_refusal(plan, self.catalog.as_deref(), description)
-        } else if plan.is_strict()
-            && let Some(portal) = portal
-        {
-            match self.layout(portal) {
-                Some(message) => {
-                    let shape = self
-                        .shapes
-                        .shape(&message, plan, self.catalog.as_ref(), description)
-                        .ok()?;
-                    shape.mask.refusal().map(str::to_owned)
-                }
-                None => None,
-            }
-        } else {
-            None
-        }?;
-        let rule = permit.decision().rule.clone();
-        Some(Refusal {
-            cause: Cause::Denied,
-            rule,
-            reason: reason.into(),
-            approval: None,
-        })
-    }
-
-    /// Asks the server what tables and views there are, between the client's own messages.
-    fn ask_for_catalog(&mut self, plan: &crate::mask::MaskPlan) {
-        const NAME: &[u8] = b"interceptor catalog";
-        let Some(text) = super::catalog::Catalog::query(plan) else {
-            return;
-        };
-        self.send_accepted();
-        let mut out = BytesMut::new();
-        // A statement of that name may be left from an attempt that failed half way.
-        Named::Statement(NAME).encode(b'C', &mut out);
-        Parse::encode(NAME, text.as_bytes(), &mut out);
-        Bind::encode_plain(NAME, NAME, &mut out);
-        Execute::encode(NAME, &mut out);
-        Named::Statement(NAME).encode(b'C', &mut out);
-        for ours in [
-            Ours::Complete,
-            Ours::Complete,
-            Ours::Complete,
-            Ours::Catalog,
-            Ours::Complete,
-        ] {
-            self.pipeline.push(Expect::Ours(ours));
-        }
-        if !self.segment_open {
-            wire::frame(&mut out, b'S', |_| {});
-            self.pipeline.push(Expect::Ours(Ours::Sync));
-        }
-        // As of now: what changes while the server answers makes it stale again.
-        self.catalog_epoch = self
-            .shared
-            .schema_epoch
-            .load(std::sync::atomic::Ordering::Relaxed);
-        self.catalog_rows = Some(super::catalog::CatalogBuilder::default());
-        self.send(Peer::Upstream, out.freeze());
-    }
-
-    fn ask_for_layout(&mut self, portal: &Arc<Portal>) {
-        self.send_accepted();
-        ask(&portal.layout);
-        let mut out = BytesMut::new();
-        Named::Portal(&portal.name).encode(b'D', &mut out);
-        self.segment_open = true;
-        self.pipeline
-            .push(Expect::Ours(Ours::Layout(portal.clone())));
-        self.send(Peer::Upstream, out.freeze());
-    }
-
-    fn layout_is_coming(&self, portal: &Portal) -> bool {
-        asked(&portal.layout) || asked(&portal.statement.layout)
-    }
-
-    fn layout_is_known(&self, portal: &Portal) -> bool {
-        [&portal.layout, &portal.statement.layout]
-            .into_iter()
-            .any(|layout| {
-                layout
-                    .lock()
-                    .is_ok_and(|layout| matches!(*layout, Layout::Known(_) | Layout::NoData))
-            })
-    }
-
     // === COPY FROM STDIN ===
 
-    fn copied_in(&mut self, frame: Frame) {
+    pub(super) fn copied_in(&mut self, frame: Frame) {
         if self.copied_in.rows.is_empty()
             && let Some(Expect::Query(running) | Expect::Execute(running, _)) =
                 self.pipeline.front()
@@ -945,89 +403,5 @@ impl Postgres {
             operation,
         };
         self.steps.push_back(Step::Record(Event::Operation(record)));
-    }
-}
-
-fn portal_operation(
-    portal: &Portal,
-    described: &Described,
-    options: Vec<(Box<str>, Box<str>)>,
-) -> Operation {
-    Operation {
-        protocol: Protocol::Postgres,
-        description: described.description.clone(),
-        content: portal.statement.text.clone(),
-        parameters: portal.parameters.clone(),
-        options,
-    }
-}
-
-fn copies_out(description: &Description) -> bool {
-    description
-        .actions
-        .iter()
-        .any(|action| action.starts_with("COPY TO"))
-}
-
-fn ask(layout: &Mutex<Layout>) {
-    if let Ok(mut layout) = layout.lock()
-        && matches!(*layout, Layout::Unknown)
-    {
-        *layout = Layout::Asked;
-    }
-}
-
-fn asked(layout: &Mutex<Layout>) -> bool {
-    layout
-        .lock()
-        .is_ok_and(|layout| !matches!(*layout, Layout::Unknown))
-}
-
-/// A statement for a name that nobody was seen to define.
-fn unknown(kind: &str, name: &[u8]) -> Prepared {
-    let description = Description {
-        actions: [Box::from("UNCLASSIFIED")].into(),
-        effects: Effects::UNCLASSIFIED,
-        ..Default::default()
-    };
-    let described = Described {
-        description: Arc::new(description),
-        statements: 1,
-        runs: [].into(),
-        names: [].into(),
-        barrier: true,
-    };
-    Prepared {
-        text: format!("{kind} \"{}\", not seen being defined", name.escape_ascii()).into(),
-        described: Arc::new(described),
-        parameter_types: Vec::new(),
-        layout: Mutex::default(),
-    }
-}
-
-/// One statement that stands for all of the possible ones.
-fn together<'a>(possible: impl Iterator<Item = (&'a Arc<Described>, &'a Bytes)>) -> Prepared {
-    let mut description = Description::default();
-    let mut texts = Vec::new();
-    for (described, text) in possible {
-        description = description.merged(&described.description);
-        texts.push(text.clone());
-    }
-    let text = match &*texts {
-        [one] => one.clone(),
-        _ => texts.join(&b"\n-- or --\n"[..]).into(),
-    };
-    let described = Described {
-        description: Arc::new(description),
-        statements: 1,
-        runs: [].into(),
-        names: [].into(),
-        barrier: true,
-    };
-    Prepared {
-        text,
-        described: Arc::new(described),
-        parameter_types: Vec::new(),
-        layout: Mutex::default(),
     }
 }

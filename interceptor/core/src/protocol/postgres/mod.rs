@@ -9,14 +9,19 @@
 //! prepared statements, portals and cursors stand for; [`refuse`] makes the server fail in the place
 //! of a refused operation, so that its state is the true one.
 
+mod answer;
 mod backend;
 pub mod catalog;
 pub mod describe;
+mod extended;
+mod failure;
 mod frontend;
 pub mod mask;
 mod names;
 mod pipeline;
+mod questions;
 mod refuse;
+mod release;
 mod rows;
 mod startup;
 #[cfg(test)]
@@ -36,7 +41,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 
 use self::{
-    backend::Answer,
+    answer::Answer,
     catalog::{Catalog, CatalogBuilder},
     describe::{Describer, Encoding, Lexing},
     frontend::Proposal,
@@ -276,7 +281,8 @@ impl Postgres {
             } else {
                 self.close(Closing::Finished);
             }
-        } else if self.client_finished {
+        } else if self.client_finished && (self.proposal.is_some() || self.pipeline.is_empty()) {
+            // Whoever hangs up while people are asked withdraws the question.
             self.close(Closing::Finished);
         }
     }
@@ -340,7 +346,7 @@ impl Decoder for Postgres {
             if self.steps.is_empty() {
                 self.send_accepted();
             }
-            if self.steps.is_empty() && self.proposal.is_none() {
+            if self.steps.is_empty() {
                 self.finish_if_drained();
             }
             if self.steps.is_empty() {

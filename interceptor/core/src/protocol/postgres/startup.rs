@@ -328,9 +328,7 @@ pub fn is_startup(first: &[u8]) -> Option<bool> {
     if !(StartupFrame::HEADER..=crate::limits::STARTUP_BYTES_MAX).contains(&len) {
         return Some(false);
     }
-    let Some((&code, _)) = rest.split_first_chunk::<4>() else {
-        return None;
-    };
+    let (&code, _) = rest.split_first_chunk::<4>()?;
     let code = u32::from_be_bytes(code);
     Some(matches!(code, code::SSL | code::GSSENC | code::CANCEL) || matches!(code >> 16, 2 | 3))
 }
