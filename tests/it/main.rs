@@ -1,0 +1,12 @@
+//! Real kernel, real servers, unmodified clients: one binary, a file a capability.
+//!
+//! Needs root, eBPF and what `cargo xtask setup` installs; where one is missing the tests fail.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "helpers of tests are tests too: clippy.toml exempts only what bears #[test]"
+)]
+
+mod walls;

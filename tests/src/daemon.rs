@@ -1,0 +1,275 @@
+//! A daemon of its own: state, policies, control socket and instance name that nobody else has.
+
+use std::{
+    ffi::OsStr,
+    fs,
+    os::unix::{net::UnixStream, process::CommandExt as _},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+
+use crate::{
+    journal::Journal,
+    keeper::{Farewell, Keeper},
+    paths, run, scratch,
+};
+
+/// How long a daemon may take to come up or to go down.
+const START_OR_STOP: Duration = Duration::from_secs(10);
+
+/// A running `interceptor serve`.
+#[derive(Debug)]
+pub struct Daemon {
+    folder: PathBuf,
+    instance: String,
+    child: Option<Child>,
+    keeper: Option<Keeper>,
+}
+
+impl Daemon {
+    /// Starts a daemon under `policy`.
+    ///
+    /// # Errors
+    /// Where it doesn't come up, with what it said.
+    pub fn start(policy: &str) -> Result<Self> {
+        let folder = scratch::folder("daemon")?;
+        let mut daemon = Self {
+            folder,
+            instance: scratch::name("it"),
+            child: None,
+            keeper: None,
+        };
+        fs::create_dir(daemon.policies())?;
+        daemon.write_policy(policy)?;
+        daemon.restart()?;
+        Ok(daemon)
+    }
+
+    /// Starts it again on the same state, after [`Daemon::kill`] or [`Daemon::stop`].
+    ///
+    /// # Errors
+    /// Where it doesn't come up, with what it said.
+    pub fn restart(&mut self) -> Result<()> {
+        self.stop()?;
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.folder.join("log"))?;
+        let mut child = self
+            .serve()?
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            // Ctrl-C is for the keeper to see to, so that what runs under the daemon ends first.
+            .process_group(0)
+            .spawn()
+            .context("the daemon doesn't start")?;
+        if let Some(keeper) = self.keeper.take() {
+            // It kept the process before this one.
+            keeper.release();
+        }
+        self.keeper = Some(Keeper::of_process(
+            child.id(),
+            Farewell::Terminate,
+            &self.folder,
+        )?);
+        let control = self.control();
+        let up = run::wait_for("the daemon to answer", START_OR_STOP, || {
+            if let Some(status) = child.try_wait()? {
+                bail!("the daemon ended with {status}");
+            }
+            Ok(UnixStream::connect(&control).ok())
+        });
+        self.child = Some(child);
+        up.with_context(|| format!("the daemon's log:\n{}", self.log()))?;
+        Ok(())
+    }
+
+    /// The command line that [`Daemon::start`] uses, not started.
+    ///
+    /// # Errors
+    /// Where the program has not been built.
+    pub fn serve(&self) -> Result<Command> {
+        let mut command = Command::new(paths::interceptor()?);
+        command
+            .args([OsStr::new("--control"), self.control().as_os_str()])
+            .arg("serve")
+            .args([OsStr::new("--state"), self.state().as_os_str()])
+            .args([OsStr::new("--policies"), self.policies().as_os_str()])
+            .args(["--instance", &self.instance]);
+        Ok(command)
+    }
+
+    /// Kills it as `kill -9` does, so that it can't tidy up.
+    ///
+    /// # Errors
+    /// Where it isn't running.
+    pub fn kill(&mut self) -> Result<()> {
+        let mut child = self.child.take().context("the daemon isn't running")?;
+        child.kill()?;
+        child.wait()?;
+        Ok(())
+    }
+
+    /// Stops it in order, if it runs.
+    ///
+    /// # Errors
+    /// Where it doesn't stop in time.
+    pub fn stop(&mut self) -> Result<Option<ExitStatus>> {
+        let Some(mut child) = self.child.take() else {
+            return Ok(None);
+        };
+        if let Ok(pid) = i32::try_from(child.id()) {
+            // It may have ended by itself.
+            let _ = nix::sys::signal::kill(
+                nix::unistd::Pid::from_raw(pid),
+                nix::sys::signal::Signal::SIGTERM,
+            );
+        }
+        run::wait_for(
+            "the daemon to stop",
+            START_OR_STOP,
+            || Ok(child.try_wait()?),
+        )
+        .map(Some)
+    }
+
+    /// Replaces the policy file; the daemon notices by itself.
+    ///
+    /// # Errors
+    /// Where it can't be written.
+    pub fn write_policy(&self, policy: &str) -> Result<()> {
+        let new = self.folder.join("new.yaml");
+        fs::write(&new, policy)?;
+        fs::rename(new, self.policies().join("policy.yaml")).context("can't replace the policy")
+    }
+
+    /// `interceptor` with `arguments`, speaking to this daemon.
+    ///
+    /// # Errors
+    /// Where the program has not been built.
+    pub fn command<S: AsRef<OsStr>>(
+        &self,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Result<Command> {
+        let mut command = Command::new(paths::interceptor()?);
+        command
+            .args([OsStr::new("--control"), self.control().as_os_str()])
+            .args(arguments)
+            .env("NO_COLOR", "1");
+        Ok(command)
+    }
+
+    /// Runs `interceptor ARGUMENTS` and gives what it printed.
+    ///
+    /// # Errors
+    /// Where it fails.
+    pub fn ask(&self, arguments: &[&str]) -> Result<String> {
+        run::output(&mut self.command(arguments)?)
+    }
+
+    /// Runs `interceptor -o json ARGUMENTS` and gives the parsed answer.
+    ///
+    /// # Errors
+    /// Where it fails or doesn't print JSON.
+    pub fn ask_json(&self, arguments: &[&str]) -> Result<Value> {
+        let text = self.ask(&[&["-o", "json"], arguments].concat())?;
+        serde_json::from_str(&text).with_context(|| format!("not JSON: {text}"))
+    }
+
+    /// `interceptor run --agent AGENT -- PROGRAM`, to which the program's arguments can be added.
+    ///
+    /// # Errors
+    /// Where the program has not been built.
+    pub fn run_as(&self, agent: &str, program: impl AsRef<OsStr>) -> Result<Command> {
+        let mut command = self.command(["run", "--agent", agent, "--"])?;
+        command.arg(program);
+        Ok(command)
+    }
+
+    /// The journal as `export` gives it now.
+    ///
+    /// # Errors
+    /// Where the export fails or isn't what its schema says.
+    pub fn journal(&self) -> Result<Journal> {
+        Journal::parse(&self.ask(&["export", "--format", "jsonl"])?)
+    }
+
+    /// The one pending approval, as soon as there is one.
+    ///
+    /// # Errors
+    /// Where none comes within 10 s.
+    pub fn held(&self) -> Result<Value> {
+        run::wait_for("an approval to be asked for", START_OR_STOP, || {
+            let list = self.ask_json(&["approvals", "list"])?;
+            Ok(list
+                .as_array()
+                .and_then(|approvals| approvals.iter().find(|entry| is_pending(entry)))
+                .cloned())
+        })
+    }
+
+    /// What the daemon wrote to its log.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.join("log")).unwrap_or_default()
+    }
+
+    /// Its process id, while it runs.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    /// Its instance name.
+    #[must_use]
+    pub fn instance(&self) -> &str {
+        &self.instance
+    }
+
+    /// Its state folder.
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        self.folder.join("state")
+    }
+
+    /// Its policy folder.
+    #[must_use]
+    pub fn policies(&self) -> PathBuf {
+        self.folder.join("policies")
+    }
+
+    /// Its control socket.
+    #[must_use]
+    pub fn control(&self) -> PathBuf {
+        self.folder.join("control.sock")
+    }
+
+    /// A folder for a test's own files, removed with the daemon's.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- the daemon's log\n{}", self.log());
+        }
+        // The keeper ends what doesn't stop by itself, and removes the folder.
+        let _ = self.stop();
+        self.keeper = None;
+    }
+}
+
+fn is_pending(approval: &Value) -> bool {
+    approval
+        .get("state")
+        .and_then(Value::as_str)
+        .is_none_or(|state| state == "pending")
+}

@@ -1,0 +1,95 @@
+//! Tidying up in a process of its own, so that it happens however this one ends.
+//!
+//! A keeper is a small shell that waits for its standard input to close. The write end is held by
+//! this process alone (pipes are close-on-exec), so the kernel closes it when the process returns,
+//! panics, is interrupted or is killed; the shell then ends what it was given, in a process group
+//! that a terminal's Ctrl-C doesn't reach.
+
+use std::{
+    ffi::OsStr,
+    os::unix::process::CommandExt as _,
+    path::Path,
+    process::{Child, Command, Stdio},
+};
+
+use anyhow::{Context as _, Result};
+
+/// Ends a process and removes a folder when dropped, or when this process ends.
+#[derive(Debug)]
+pub struct Keeper {
+    shell: Child,
+}
+
+/// What a keeper sends to a process that it ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Farewell {
+    /// SIGTERM: end in order.
+    Terminate,
+    /// SIGQUIT: PostgreSQL's immediate shutdown, children included.
+    Quit,
+}
+
+impl Keeper {
+    /// Keeps the process `pid`: says `farewell` to it, waits up to 5 s, kills it, then removes
+    /// `folder` with all that is in it.
+    ///
+    /// # Errors
+    /// Where no shell can be started.
+    pub fn of_process(pid: u32, farewell: Farewell, folder: &Path) -> Result<Self> {
+        let signal = match farewell {
+            Farewell::Terminate => "TERM",
+            Farewell::Quit => "QUIT",
+        };
+        Self::spawn(
+            concat!(
+                "cat >/dev/null; kill -s \"$1\" \"$2\" 2>/dev/null; n=0; ",
+                "while kill -0 \"$2\" 2>/dev/null && ! grep -qs '^State:.Z' /proc/$2/status ",
+                "&& [ $n -lt 250 ]; do sleep 0.02; n=$((n+1)); done; ",
+                "kill -s KILL \"$2\" 2>/dev/null; rm -rf -- \"$3\"",
+            ),
+            [
+                OsStr::new(signal),
+                OsStr::new(&pid.to_string()),
+                folder.as_os_str(),
+            ],
+        )
+    }
+
+    /// Keeps whatever `script` (for `sh`) undoes, with `arguments` as `$1`, `$2`, …
+    ///
+    /// # Errors
+    /// Where no shell can be started.
+    pub fn of_command<'a>(
+        script: &str,
+        arguments: impl IntoIterator<Item = &'a OsStr>,
+    ) -> Result<Self> {
+        Self::spawn(&format!("cat >/dev/null; {script}"), arguments)
+    }
+
+    /// Lets go of what was kept, which has ended otherwise.
+    pub fn release(mut self) {
+        // A shell that is gone already is what is wanted.
+        let _ = self.shell.kill();
+    }
+
+    fn spawn<'a>(script: &str, arguments: impl IntoIterator<Item = &'a OsStr>) -> Result<Self> {
+        let shell = Command::new("/bin/sh")
+            .args(["-c", script, "keeper"])
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .context("no shell could be started to tidy up")?;
+        Ok(Self { shell })
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        drop(self.shell.stdin.take());
+        // Nothing can be done about a keeper that fails, and it bounds its own time.
+        let _ = self.shell.wait();
+    }
+}

@@ -1,0 +1,200 @@
+//! Everything that building and testing need on Debian 12. Idempotent: what is there is skipped.
+
+use std::{fs, path::Path, process::Command};
+
+use anyhow::{Context as _, Result, bail};
+use interceptor_tests::paths;
+
+use crate::{
+    progress::{self, Step, skip, step},
+    shell::{answer, cargo, command, find},
+};
+
+/// The linker for kernel programs. 0.11 and later no longer load LLVM from the Rust toolchain.
+const BPF_LINKER: &str = "0.10.0";
+
+/// The two commands that give the eBPF toolchain, for the error of whoever can't have it.
+const EBPF_REMEDY: &str = "the eBPF toolchain is missing; these two commands install it:\n  \
+    apt-get install -y --no-install-recommends rustc-web libstd-rust-web-dev-bpf\n  \
+    cargo install bpf-linker --version 0.10.0 --locked";
+
+/// A compiler with a prebuilt `core` for bpfel-unknown-none; it leaves rustup's alone.
+const EBPF_PACKAGES: [&str; 2] = ["rustc-web", "libstd-rust-web-dev-bpf"];
+
+const PACKAGES: [&str; 9] = [
+    // C for libpg_query, aws-lc and zstd, and libclang for bindgen.
+    "build-essential",
+    "clang",
+    "libclang-dev",
+    // Servers and clients of the tests.
+    "postgresql-15",
+    "postgresql-15-pgaudit",
+    "postgresql-client-15",
+    "python3-venv",
+    // Network namespaces.
+    "iproute2",
+    "ca-certificates",
+];
+
+const PYTHON_CLIENTS: [&str; 2] = ["psycopg[binary]==3.3.9", "asyncpg==0.32.0"];
+
+const NODE_CLIENTS: [&str; 1] = ["pg@8.23.1"];
+
+/// Installs everything.
+///
+/// # Errors
+/// Where this isn't root on Debian, or a step fails; with the remedy.
+pub(crate) fn setup() -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!(
+            "setup installs packages and the tests load kernel programs, so both need root: run it again with sudo"
+        );
+    }
+    if find("apt-get").is_none() {
+        bail!(
+            "setup knows Debian's apt-get only; elsewhere install these by hand: {}",
+            PACKAGES.join(", ")
+        );
+    }
+    packages("packages", &PACKAGES)?;
+    ebpf_toolchain().context(EBPF_REMEDY)?;
+    rust_components()?;
+    python_clients()?;
+    node_clients()
+}
+
+fn packages(what: &str, wanted: &[&str]) -> Result<()> {
+    let missing: Vec<&str> = wanted
+        .iter()
+        .copied()
+        .filter(|package| !is_installed(package))
+        .collect();
+    if missing.is_empty() {
+        skip(what, "installed");
+        return Ok(());
+    }
+    step(&format!("{what}: {}", missing.join(" ")), |step| {
+        // The lists may be there and fresh enough; updating them first would cost every machine.
+        if install(step, &missing).is_ok() {
+            return Ok(());
+        }
+        step.say("apt-get update");
+        step.run(command("apt-get").arg("update"))?;
+        install(step, &missing)
+    })
+}
+
+fn install(step: &Step, missing: &[&str]) -> Result<()> {
+    step.run(
+        command("apt-get")
+            .args(["install", "-y", "--no-install-recommends"])
+            .args(missing)
+            .env("DEBIAN_FRONTEND", "noninteractive"),
+    )
+}
+
+fn is_installed(package: &str) -> bool {
+    answer(Command::new("dpkg-query").args(["-W", "-f=${db:Status-Status}", package]))
+        .is_some_and(|status| status == "installed")
+}
+
+fn ebpf_toolchain() -> Result<()> {
+    packages("eBPF compiler", &EBPF_PACKAGES)?;
+    let version = find("bpf-linker").and_then(|path| answer(Command::new(path).arg("--version")));
+    if version.is_some_and(|version| version.ends_with(BPF_LINKER)) {
+        skip("bpf-linker", BPF_LINKER);
+        return Ok(());
+    }
+    step(&format!("bpf-linker {BPF_LINKER}"), |step| {
+        step.run(cargo().args([
+            "install",
+            "bpf-linker",
+            "--version",
+            BPF_LINKER,
+            "--locked",
+            "--force",
+        ]))
+    })
+}
+
+/// rustfmt and clippy, which a minimal toolchain lacks.
+fn rust_components() -> Result<()> {
+    let missing: Vec<&str> = [("rustfmt", "fmt"), ("clippy", "clippy")]
+        .into_iter()
+        .filter(|(_, subcommand)| answer(cargo().args([subcommand, "--version"])).is_none())
+        .map(|(component, _)| component)
+        .collect();
+    if missing.is_empty() {
+        skip("rustfmt, clippy", "installed");
+        return Ok(());
+    }
+    if find("rustup").is_none() {
+        progress::note(&format!(
+            "{} missing and no rustup to add them: formatting or lints can't be checked",
+            missing.join(" and ")
+        ));
+        return Ok(());
+    }
+    step(&missing.join(", "), |step| {
+        step.run(command("rustup").args(["component", "add"]).args(&missing))
+    })
+}
+
+fn python_clients() -> Result<()> {
+    let venv = paths::target().join("clients/venv");
+    once(&venv, &PYTHON_CLIENTS, "Python clients", |step| {
+        let python = ["/usr/bin/python3", "python3"]
+            .into_iter()
+            .find(|python| {
+                answer(Command::new(python).args(["-c", "import venv, ensurepip"])).is_some()
+            })
+            .context("no python3 with venv: `apt-get install -y python3-venv`")?;
+        step.run(command(python).args(["-m", "venv", "--clear"]).arg(&venv))?;
+        step.run(
+            command(venv.join("bin/pip"))
+                .args(["install", "--disable-pip-version-check", "--quiet"])
+                .args(PYTHON_CLIENTS),
+        )
+    })
+}
+
+fn node_clients() -> Result<()> {
+    for program in [("node", "nodejs"), ("npm", "npm")] {
+        if find(program.0).is_none() {
+            packages(program.1, &[program.1])?;
+        }
+    }
+    let folder = paths::target().join("clients/node");
+    once(&folder, &NODE_CLIENTS, "Node clients", |step| {
+        fs::create_dir_all(&folder)?;
+        step.run(
+            command("npm")
+                .args([
+                    "install",
+                    "--no-audit",
+                    "--no-fund",
+                    "--no-save",
+                    "--prefix",
+                ])
+                .arg(&folder)
+                .args(NODE_CLIENTS),
+        )
+    })
+}
+
+/// Does `work` unless the last time, with the same `wanted`, it was done to its end.
+fn once(
+    folder: &Path,
+    wanted: &[&str],
+    what: &str,
+    work: impl FnOnce(&Step) -> Result<()>,
+) -> Result<()> {
+    let stamp = folder.join(".installed");
+    let wanted = wanted.join(", ");
+    if fs::read_to_string(&stamp).is_ok_and(|done| done == wanted) {
+        skip(what, &wanted);
+        return Ok(());
+    }
+    step(&format!("{what}: {wanted}"), work)?;
+    fs::write(stamp, wanted).context("can't note what was installed")
+}
