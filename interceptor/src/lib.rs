@@ -1,14 +1,3 @@
 //! The program `interceptor`: sockets, kernel, storage, people.
-//!
-//! What can be decided without I/O lives in `interceptor-core`.
-
-pub mod accept;
-pub mod approval;
 pub mod cli;
-pub mod console;
-pub mod daemon;
-pub mod journal;
 pub mod kernel;
-pub mod policies;
-pub mod session;
-pub mod upstream;

@@ -20,6 +20,9 @@ use crate::{
 impl Postgres {
     /// Releases exactly the bytes of `proposal`.
     pub(super) fn permitted(&mut self, number: u64, proposal: Proposal, permit: Permit) {
+        if self.skipping {
+            return self.too_late(number, &proposal);
+        }
         match proposal {
             Proposal::Startup(packet) => self.start(packet),
             Proposal::Cancel(packet) => {
@@ -143,6 +146,17 @@ impl Postgres {
         }
     }
 
+    /// While it was ruled on, something before it failed: the server would discard it, and so do we.
+    fn too_late(&mut self, number: u64, proposal: &Proposal) {
+        if matches!(proposal, Proposal::Execute { .. })
+            && let Ok(Some(frame)) = self.next_client_frame()
+        {
+            self.send_accepted();
+            self.client.advance(frame.len);
+        }
+        self.skipped(number);
+    }
+
     /// Has the server send what it owes, since the client isn't read on before.
     pub(super) fn flush_barrier(&mut self) {
         self.send_accepted();
@@ -154,6 +168,9 @@ impl Postgres {
 
     /// Drops the bytes of `proposal` and has the server fail in their place.
     pub(super) fn refused(&mut self, number: u64, proposal: Proposal, refusal: Refusal) {
+        if self.skipping {
+            return self.too_late(number, &proposal);
+        }
         let refused = Refused { number, refusal };
         match proposal {
             Proposal::Startup(_) | Proposal::Cancel(_) => {

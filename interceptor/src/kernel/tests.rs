@@ -1,0 +1,390 @@
+//! The hooks in the real kernel. They need root, and fail without it.
+
+use std::{
+    collections::BTreeMap,
+    io::{Read, Write},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    os::fd::AsFd,
+    path::PathBuf,
+    process::{Child, Command, Output, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use interceptor_core::origin::Agent;
+
+use super::{Kernel, KernelError, TagKind};
+
+/// Each test moves this process between cgroups, so they take turns.
+static TURN: Mutex<()> = Mutex::new(());
+
+struct Fixture {
+    kernel: Option<Kernel>,
+    instance: String,
+    v4: TcpListener,
+    v6: TcpListener,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Fixture {
+    fn new(name: &str) -> Self {
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let instance = format!("interceptor-test-{name}-{}", std::process::id());
+        let kernel = Kernel::open(&instance).expect("these tests need root and eBPF");
+        let v4 = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let v6 = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).unwrap();
+        kernel
+            .arm(
+                v4.local_addr().unwrap().port(),
+                v6.local_addr().unwrap().port(),
+            )
+            .unwrap();
+        Self {
+            kernel: Some(kernel),
+            instance,
+            v4,
+            v6,
+            _turn: turn,
+        }
+    }
+
+    fn kernel(&self) -> &Kernel {
+        self.kernel.as_ref().unwrap()
+    }
+
+    fn tag(&self, name: &str) -> PathBuf {
+        self.kernel().tag_new(agent(name)).unwrap().cgroup
+    }
+
+    fn arm(&self) {
+        let (v4, v6) = (
+            self.v4.local_addr().unwrap().port(),
+            self.v6.local_addr().unwrap().port(),
+        );
+        self.kernel().arm(v4, v6).unwrap();
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        if let Some(kernel) = self.kernel.take()
+            && let Err(error) = kernel.remove_all()
+        {
+            eprintln!("{}: {error}", self.instance);
+        }
+    }
+}
+
+fn agent(name: &str) -> Agent {
+    Agent {
+        name: name.into(),
+        labels: BTreeMap::new(),
+    }
+}
+
+/// Runs a Python text inside `cgroup`.
+fn spawn(cgroup: &std::path::Path, text: &str) -> Child {
+    let procs = cgroup.join("cgroup.procs");
+    Command::new("sh")
+        .args(["-c", "echo $$ > \"$1\" && exec python3 -c \"$2\"", "sh"])
+        .arg(procs)
+        .arg(text)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+fn output(child: Child) -> Output {
+    child.wait_with_output().unwrap()
+}
+
+fn accept(listener: &TcpListener) -> std::net::TcpStream {
+    listener.set_nonblocking(true).unwrap();
+    let until = Instant::now() + Duration::from_secs(10);
+    loop {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                stream.set_nonblocking(false).unwrap();
+                return stream;
+            }
+            Err(_) if Instant::now() < until => std::thread::sleep(Duration::from_millis(1)),
+            Err(error) => panic!("nobody connected: {error}"),
+        }
+    }
+}
+
+#[test]
+fn tcp_of_every_family_arrives_with_its_true_destination() {
+    let fixture = Fixture::new("families");
+    let cgroup = fixture.tag("families");
+    for (family, address, listener, expected) in [
+        ("AF_INET", "192.0.2.7", &fixture.v4, "192.0.2.7"),
+        ("AF_INET", "127.0.0.1", &fixture.v4, "127.0.0.1"),
+        ("AF_INET6", "2001:db8::7", &fixture.v6, "2001:db8::7"),
+        ("AF_INET6", "::1", &fixture.v6, "::1"),
+        ("AF_INET6", "::ffff:192.0.2.7", &fixture.v4, "192.0.2.7"),
+    ] {
+        let child = spawn(
+            &cgroup,
+            &format!(
+                "import socket\ns = socket.socket(socket.{family})\ns.settimeout(5)\n\
+                 s.connect(('{address}', 5432))\nprint(s.getpeername()[0], s.getpeername()[1])\n\
+                 s.sendall(b'hello')\nprint(s.recv(5).decode())"
+            ),
+        );
+        let pid = child.id();
+        let mut stream = accept(listener);
+        let note = fixture
+            .kernel()
+            .note(stream.as_fd())
+            .unwrap()
+            .expect("a redirected connection carries a note");
+        assert_eq!(
+            note.destination,
+            SocketAddr::new(expected.parse().unwrap(), 5432),
+            "{address}"
+        );
+        assert_eq!((note.pid, note.uid), (pid, 0));
+        assert_eq!(
+            &*fixture.kernel().agent(note.agent).unwrap().name,
+            "families"
+        );
+        let mut bytes = [0; 5];
+        stream.read_exact(&mut bytes).unwrap();
+        stream.write_all(&bytes).unwrap();
+        let output = output(child);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(
+            text,
+            format!("{address} 5432\nhello\n"),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+}
+
+#[test]
+fn a_connection_that_was_not_redirected_carries_no_note() {
+    let fixture = Fixture::new("untagged");
+    let address = fixture.v4.local_addr().unwrap();
+    let _client = std::net::TcpStream::connect(address).unwrap();
+    let stream = accept(&fixture.v4);
+    assert_eq!(fixture.kernel().note(stream.as_fd()).unwrap(), None);
+}
+
+#[test]
+fn without_a_living_daemon_connects_fail_at_once() {
+    let fixture = Fixture::new("unarmed");
+    let cgroup = fixture.tag("unarmed");
+    fixture.kernel().disarm();
+    let begun = Instant::now();
+    let attempt = "import socket\ntry:\n  socket.create_connection(('192.0.2.1', 80), 5)\nexcept PermissionError as e:\n  print('refused')";
+    let refused = output(spawn(&cgroup, attempt));
+    assert_eq!(String::from_utf8_lossy(&refused.stdout), "refused\n");
+    assert!(begun.elapsed() < Duration::from_secs(3));
+    assert!(fixture.kernel().counters().refused_unarmed >= 1);
+}
+
+#[test]
+fn the_listener_itself_can_not_be_dialled() {
+    let fixture = Fixture::new("listener");
+    let cgroup = fixture.tag("listener");
+    let port = fixture.v4.local_addr().unwrap().port();
+    let attempt = format!(
+        "import socket\ntry:\n  socket.create_connection(('127.0.0.1', {port}), 5)\nexcept PermissionError as e:\n  print('refused')"
+    );
+    assert_eq!(
+        String::from_utf8_lossy(&output(spawn(&cgroup, &attempt)).stdout),
+        "refused\n"
+    );
+}
+
+#[test]
+fn udp_other_than_dns_and_raw_sockets_are_refused_and_reported() {
+    let fixture = Fixture::new("udp");
+    let cgroup = fixture.tag("udp");
+    let mut events = fixture.kernel().take_events().unwrap();
+    let attempts = "
+import socket
+def attempt(name, what):
+    try:
+        what()
+        print(name, 'passed')
+    except OSError:
+        print(name, 'refused')
+def udp(): return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+attempt('sendto', lambda: udp().sendto(b'x', ('127.0.0.1', 9)))
+attempt('connect', lambda: udp().connect(('127.0.0.1', 9)))
+attempt('sendto6', lambda: socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).sendto(b'x', ('::1', 9)))
+attempt('dns', lambda: udp().sendto(b'x', ('127.0.0.1', 53)))
+attempt('raw', lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1))
+attempt('icmp', lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM, 1))
+attempt('mptcp', lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262))
+";
+    let text = String::from_utf8(output(spawn(&cgroup, attempts)).stdout).unwrap();
+    let expected = "sendto refused\nconnect refused\nsendto6 refused\ndns passed\nraw refused\nicmp refused\nmptcp refused\n";
+    assert_eq!(text, expected);
+    let mut names = Vec::new();
+    while let Some(refusal) = events.next_refusal() {
+        names.push((
+            refusal.name,
+            refusal
+                .destination
+                .map(|destination| destination.to_string()),
+        ));
+    }
+    assert_eq!(
+        names,
+        [
+            ("udp_refused", Some("127.0.0.1:9".to_owned())),
+            ("udp_refused", Some("127.0.0.1:9".to_owned())),
+            ("udp_refused", Some("[::1]:9".to_owned())),
+            ("socket_refused", None),
+            ("socket_refused", None),
+            ("socket_refused", None),
+        ]
+        .into_iter()
+        .take(names.len())
+        .collect::<Vec<_>>()
+    );
+    assert!(names.len() >= 5, "{names:?}");
+}
+
+#[test]
+fn a_new_daemon_adopts_the_tags_of_one_that_was_killed() {
+    let mut fixture = Fixture::new("adopt");
+    let cgroup = fixture.tag("adopted");
+    // Dropping it leaves pins and cgroups as they are, as SIGKILL would.
+    drop(fixture.kernel.take());
+    fixture.kernel = Some(Kernel::open(&fixture.instance).unwrap());
+    assert_eq!(
+        fixture
+            .kernel()
+            .tags()
+            .iter()
+            .map(|tag| &*tag.agent.name)
+            .collect::<Vec<_>>(),
+        ["adopted"]
+    );
+    fixture.arm();
+    let child = spawn(
+        &cgroup,
+        "import socket\nsocket.create_connection(('192.0.2.9', 443), 5)",
+    );
+    let stream = accept(&fixture.v4);
+    let note = fixture.kernel().note(stream.as_fd()).unwrap().unwrap();
+    assert_eq!(note.destination.to_string(), "192.0.2.9:443");
+    drop(output(child));
+}
+
+#[test]
+fn tags_that_make_no_sense_are_refused_with_a_reason() {
+    let fixture = Fixture::new("refused");
+    let cgroup = fixture.tag("first");
+    let reason = |result: Result<super::Tag, KernelError>| result.unwrap_err().to_string();
+    let kernel = fixture.kernel();
+    let root = kernel.cgroup2.clone();
+    assert!(
+        reason(kernel.tag(&root, agent("root"), TagKind::Existing))
+            .contains("holds interceptor itself")
+    );
+    assert!(
+        reason(kernel.tag(&cgroup, agent("again"), TagKind::Existing)).contains("overlaps with")
+    );
+    assert!(
+        reason(kernel.tag(
+            std::path::Path::new("/none"),
+            agent("none"),
+            TagKind::Existing
+        ))
+        .contains("finding the cgroup")
+    );
+    assert!(reason(kernel.tag_new(agent("first"))).contains("is tagged already"));
+    assert!(reason(kernel.untag("second")).contains("no agent named `second`"));
+    assert!(
+        Kernel::open("a/b")
+            .unwrap_err()
+            .to_string()
+            .contains("no name for an instance")
+    );
+}
+
+#[test]
+fn untagging_gives_direct_connections_back() {
+    let fixture = Fixture::new("untag");
+    let kernel = fixture.kernel();
+    let cgroup = kernel
+        .cgroup2
+        .join(format!("{}-existing", fixture.instance));
+    std::fs::create_dir(&cgroup).unwrap();
+    kernel
+        .tag(&cgroup, agent("existing"), TagKind::Existing)
+        .unwrap();
+    kernel.untag("existing").unwrap();
+    let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = server.local_addr().unwrap().port();
+    let child = spawn(
+        &cgroup,
+        &format!("import socket\nsocket.create_connection(('127.0.0.1', {port}), 5)"),
+    );
+    accept(&server);
+    drop(output(child));
+    assert!(cgroup.is_dir(), "a cgroup that was there before stays");
+    std::fs::remove_dir(&cgroup).unwrap();
+}
+
+#[test]
+fn a_clean_stop_leaves_nothing() {
+    let fixture = Fixture::new("nothing");
+    fixture.tag("nothing");
+    let (instance, cgroup2) = (fixture.instance.clone(), fixture.kernel().cgroup2.clone());
+    drop(fixture);
+    assert!(!std::path::Path::new("/sys/fs/bpf").join(&instance).exists());
+    assert!(
+        !std::path::Path::new("/run")
+            .join(&instance)
+            .join("agents")
+            .exists()
+    );
+    assert!(!cgroup2.join(&instance).exists());
+}
+
+/// Does accept() always see the note that the kernel puts at the new socket, and the right one?
+#[test]
+fn ten_thousand_connections_each_carry_their_own_note() {
+    const CONNECTIONS: usize = 10_000;
+    let fixture = Fixture::new("stress");
+    let cgroup = fixture.tag("stress");
+    // Each process connects to ports of its own and sends the port that it asked for.
+    let children: Vec<Child> = (0..4)
+        .map(|child| {
+            spawn(
+                &cgroup,
+                &format!(
+                    "import socket, struct\nfor i in range({each}):\n  p = 1000 + {child} * 10000 + i\n  \
+                     s = socket.create_connection(('192.0.2.1', p), 10)\n  s.sendall(struct.pack('>H', p))\n  \
+                     s.recv(1)\n  s.close()",
+                    each = CONNECTIONS / 4
+                ),
+            )
+        })
+        .collect();
+    for count in 0..CONNECTIONS {
+        if count % 500 == 0 {
+            fixture.arm();
+        }
+        let mut stream = accept(&fixture.v4);
+        let note = fixture
+            .kernel()
+            .note(stream.as_fd())
+            .unwrap()
+            .expect("no connection may lack its note");
+        let mut port = [0; 2];
+        stream.read_exact(&mut port).unwrap();
+        assert_eq!(note.destination.port(), u16::from_be_bytes(port));
+    }
+    for child in children {
+        assert!(output(child).status.success());
+    }
+}
