@@ -9,4 +9,6 @@
     reason = "helpers of tests are tests too: clippy.toml exempts only what bears #[test]"
 )]
 
+mod postgres_clients;
+mod support;
 mod walls;

@@ -17,33 +17,28 @@ pub enum Way<'a> {
 
 impl Way<'_> {
     /// `program`, to be started that way.
-    ///
-    /// # Errors
-    /// Where interceptor has not been built.
-    pub fn command(self, program: impl AsRef<OsStr>) -> Result<Command> {
+    pub fn command(self, program: impl AsRef<OsStr>) -> Command {
         match self {
-            Self::Direct => Ok(Command::new(program)),
+            Self::Direct => Command::new(program),
             Self::Guarded(daemon, agent) => daemon.run_as(agent, program),
         }
     }
 
     /// `psql` in `database`, quiet and unaligned, with `arguments`.
-    ///
-    /// # Errors
-    /// Where interceptor has not been built.
-    pub fn psql(self, database: &Database<'_>, arguments: &[&str]) -> Result<Command> {
-        let mut command = self.command("psql")?;
+    #[must_use]
+    pub fn psql(self, database: &Database<'_>, arguments: &[&str]) -> Command {
+        let mut command = self.command("psql");
         command
             .args(["--no-psqlrc", "--quiet", "--tuples-only", "--no-align"])
             .args(arguments);
         database.enter(&mut command);
-        Ok(command)
+        command
     }
 
     /// A script of `tests/clients`, by its extension under Python or Node, with `arguments`.
     ///
     /// # Errors
-    /// Where interceptor has not been built or the clients have not been set up.
+    /// Where the clients have not been set up.
     pub fn script(
         self,
         database: &Database<'_>,
@@ -52,11 +47,11 @@ impl Way<'_> {
     ) -> Result<Command> {
         let path = paths::client(script);
         let mut command = if script.ends_with(".js") {
-            let mut command = self.command("node")?;
+            let mut command = self.command("node");
             command.env("NODE_PATH", paths::node_modules()?);
             command
         } else {
-            self.command(paths::python()?)?
+            self.command(paths::python()?)
         };
         command.arg(path).args(arguments);
         database.enter(&mut command);

@@ -12,11 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
-use crate::{
-    journal::Journal,
-    keeper::{Farewell, Keeper},
-    paths, run, scratch,
-};
+use crate::{journal::Journal, keeper::Keeper, paths, run, scratch};
 
 /// How long a daemon may take to come up or to go down.
 const START_OR_STOP: Duration = Duration::from_secs(10);
@@ -24,6 +20,7 @@ const START_OR_STOP: Duration = Duration::from_secs(10);
 /// A running `interceptor serve`.
 #[derive(Debug)]
 pub struct Daemon {
+    program: PathBuf,
     folder: PathBuf,
     instance: String,
     child: Option<Child>,
@@ -31,15 +28,24 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts a daemon under `policy`.
+    /// Starts the program that was built beside this one under `policy`.
+    ///
+    /// # Errors
+    /// Where it has not been built or doesn't come up, with what it said.
+    pub fn start(policy: &str) -> Result<Self> {
+        Self::of(paths::interceptor()?, policy)
+    }
+
+    /// Starts `program` under `policy`.
     ///
     /// # Errors
     /// Where it doesn't come up, with what it said.
-    pub fn start(policy: &str) -> Result<Self> {
+    pub fn of(program: PathBuf, policy: &str) -> Result<Self> {
         let folder = scratch::folder("daemon")?;
         let mut daemon = Self {
+            program,
             folder,
-            instance: scratch::name("it"),
+            instance: scratch::name("interceptor-it"),
             child: None,
             keeper: None,
         };
@@ -60,7 +66,7 @@ impl Daemon {
             .append(true)
             .open(self.folder.join("log"))?;
         let mut child = self
-            .serve()?
+            .serve()
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -72,11 +78,7 @@ impl Daemon {
             // It kept the process before this one.
             keeper.release();
         }
-        self.keeper = Some(Keeper::of_process(
-            child.id(),
-            Farewell::Terminate,
-            &self.folder,
-        )?);
+        self.keeper = Some(Keeper::of_daemon(child.id(), &self.instance, &self.folder)?);
         let control = self.control();
         let up = run::wait_for("the daemon to answer", START_OR_STOP, || {
             if let Some(status) = child.try_wait()? {
@@ -90,18 +92,16 @@ impl Daemon {
     }
 
     /// The command line that [`Daemon::start`] uses, not started.
-    ///
-    /// # Errors
-    /// Where the program has not been built.
-    pub fn serve(&self) -> Result<Command> {
-        let mut command = Command::new(paths::interceptor()?);
+    #[must_use]
+    pub fn serve(&self) -> Command {
+        let mut command = Command::new(&self.program);
         command
             .args([OsStr::new("--control"), self.control().as_os_str()])
             .arg("serve")
             .args([OsStr::new("--state"), self.state().as_os_str()])
             .args([OsStr::new("--policies"), self.policies().as_os_str()])
             .args(["--instance", &self.instance]);
-        Ok(command)
+        command
     }
 
     /// Kills it as `kill -9` does, so that it can't tidy up.
@@ -149,19 +149,13 @@ impl Daemon {
     }
 
     /// `interceptor` with `arguments`, speaking to this daemon.
-    ///
-    /// # Errors
-    /// Where the program has not been built.
-    pub fn command<S: AsRef<OsStr>>(
-        &self,
-        arguments: impl IntoIterator<Item = S>,
-    ) -> Result<Command> {
-        let mut command = Command::new(paths::interceptor()?);
+    pub fn command<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
+        let mut command = Command::new(&self.program);
         command
             .args([OsStr::new("--control"), self.control().as_os_str()])
             .args(arguments)
             .env("NO_COLOR", "1");
-        Ok(command)
+        command
     }
 
     /// Runs `interceptor ARGUMENTS` and gives what it printed.
@@ -169,7 +163,7 @@ impl Daemon {
     /// # Errors
     /// Where it fails.
     pub fn ask(&self, arguments: &[&str]) -> Result<String> {
-        run::output(&mut self.command(arguments)?)
+        run::output(&mut self.command(arguments))
     }
 
     /// Runs `interceptor -o json ARGUMENTS` and gives the parsed answer.
@@ -182,13 +176,10 @@ impl Daemon {
     }
 
     /// `interceptor run --agent AGENT -- PROGRAM`, to which the program's arguments can be added.
-    ///
-    /// # Errors
-    /// Where the program has not been built.
-    pub fn run_as(&self, agent: &str, program: impl AsRef<OsStr>) -> Result<Command> {
-        let mut command = self.command(["run", "--agent", agent, "--"])?;
+    pub fn run_as(&self, agent: &str, program: impl AsRef<OsStr>) -> Command {
+        let mut command = self.command(["run", "--agent", agent, "--"]);
         command.arg(program);
-        Ok(command)
+        command
     }
 
     /// The journal as `export` gives it now.

@@ -8,7 +8,7 @@
 use std::{
     ffi::OsStr,
     os::unix::process::CommandExt as _,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
@@ -19,6 +19,14 @@ use anyhow::{Context as _, Result};
 pub struct Keeper {
     shell: Child,
 }
+
+/// Says `$1` to the process `$2`, waits until it is gone or a zombie, at most 5 s, and kills it.
+const END_PROCESS: &str = concat!(
+    "cat >/dev/null; kill -s \"$1\" \"$2\" 2>/dev/null; n=0; ",
+    "while kill -0 \"$2\" 2>/dev/null && ! grep -qs '^State:.Z' /proc/$2/status ",
+    "&& [ $n -lt 250 ]; do sleep 0.02; n=$((n+1)); done; ",
+    "kill -s KILL \"$2\" 2>/dev/null;",
+);
 
 /// What a keeper sends to a process that it ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,21 +44,36 @@ impl Keeper {
     /// # Errors
     /// Where no shell can be started.
     pub fn of_process(pid: u32, farewell: Farewell, folder: &Path) -> Result<Self> {
-        let signal = match farewell {
-            Farewell::Terminate => "TERM",
-            Farewell::Quit => "QUIT",
-        };
         Self::spawn(
-            concat!(
-                "cat >/dev/null; kill -s \"$1\" \"$2\" 2>/dev/null; n=0; ",
-                "while kill -0 \"$2\" 2>/dev/null && ! grep -qs '^State:.Z' /proc/$2/status ",
-                "&& [ $n -lt 250 ]; do sleep 0.02; n=$((n+1)); done; ",
-                "kill -s KILL \"$2\" 2>/dev/null; rm -rf -- \"$3\"",
-            ),
+            &format!("{END_PROCESS} rm -rf -- \"$3\""),
             [
-                OsStr::new(signal),
+                OsStr::new(farewell.signal()),
                 OsStr::new(&pid.to_string()),
                 folder.as_os_str(),
+            ],
+        )
+    }
+
+    /// Keeps the daemon `pid` of `instance`: as [`Keeper::of_process`], and what a daemon that was
+    /// killed leaves by design: its agents, their cgroups, its pins.
+    ///
+    /// # Errors
+    /// Where no shell can be started.
+    pub fn of_daemon(pid: u32, instance: &str, folder: &Path) -> Result<Self> {
+        let cgroup = cgroup2()?.join(instance);
+        Self::spawn(
+            &format!(
+                "{END_PROCESS} rm -rf -- \"$3\" \"/sys/fs/bpf/$5\" \"/run/$5\"; \
+                 echo 1 >\"$4/cgroup.kill\"; n=0; \
+                 while [ -d \"$4\" ] && [ $n -lt 100 ]; do \
+                 find \"$4\" -depth -type d -exec rmdir {{}} ';'; sleep 0.02; n=$((n+1)); done"
+            ),
+            [
+                OsStr::new(Farewell::Terminate.signal()),
+                OsStr::new(&pid.to_string()),
+                folder.as_os_str(),
+                cgroup.as_os_str(),
+                OsStr::new(instance),
             ],
         )
     }
@@ -86,10 +109,33 @@ impl Keeper {
     }
 }
 
+impl Farewell {
+    const fn signal(self) -> &'static str {
+        match self {
+            Self::Terminate => "TERM",
+            Self::Quit => "QUIT",
+        }
+    }
+}
+
 impl Drop for Keeper {
     fn drop(&mut self) {
         drop(self.shell.stdin.take());
         // Nothing can be done about a keeper that fails, and it bounds its own time.
         let _ = self.shell.wait();
     }
+}
+
+/// Where cgroup v2 is mounted.
+///
+/// # Errors
+/// Where it isn't.
+pub fn cgroup2() -> Result<PathBuf> {
+    std::fs::read_to_string("/proc/self/mounts")?
+        .lines()
+        .find_map(|line| match *line.split(' ').collect::<Vec<_>>() {
+            [_, path, "cgroup2", ..] => Some(PathBuf::from(path)),
+            _ => None,
+        })
+        .context("no cgroup v2 is mounted")
 }

@@ -8,8 +8,10 @@ use std::{ffi::OsString, net::SocketAddr, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod build;
 mod check;
+mod demo;
 mod progress;
 mod relay;
 mod setup;
@@ -41,6 +43,17 @@ enum Task {
         /// Only tests whose name contains one of these
         filters: Vec<OsString>,
     },
+    /// Show the main job on a throw-away PostgreSQL; or run CMD under the same policy
+    Demo {
+        /// A command and its arguments, after `--`
+        #[arg(last = true)]
+        cmd: Vec<OsString>,
+    },
+    /// Measure against peers
+    Bench {
+        #[command(subcommand)]
+        what: Bench,
+    },
     /// Copy bytes between two TCP sockets and do nothing else (the ceiling of every benchmark)
     #[command(hide = true)]
     Relay {
@@ -53,12 +66,48 @@ enum Task {
     },
 }
 
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// pgbench directly, through a do-nothing relay, through pgbouncer and through interceptor
+    Postgres {
+        /// Two rounds of a second: to see that it works, not to quote
+        #[arg(long)]
+        quick: bool,
+        /// Rounds; every round visits every case and target once
+        #[arg(long, default_value_t = 5, conflicts_with = "quick", value_parser = clap::value_parser!(u32).range(1..=1_000))]
+        rounds: u32,
+        /// Seconds of load a visit
+        #[arg(long, default_value_t = 3, conflicts_with = "quick", value_parser = clap::value_parser!(u32).range(1..=3_600))]
+        seconds: u32,
+    },
+}
+
 fn main() -> ExitCode {
     let result = match Arguments::parse().task {
         Task::Setup => setup::setup(),
         Task::Build { release } => build::build(release).map(drop),
         Task::Check => check::check(),
         Task::Test { filters } => test::test(&filters),
+        Task::Demo { cmd } if cmd.is_empty() => demo::show(),
+        Task::Demo { cmd } => match demo::guard(&cmd) {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
+        Task::Bench {
+            what:
+                Bench::Postgres {
+                    quick,
+                    rounds,
+                    seconds,
+                },
+        } => bench::postgres::bench(if quick {
+            bench::postgres::Amount {
+                rounds: 2,
+                seconds: 1,
+            }
+        } else {
+            bench::postgres::Amount { rounds, seconds }
+        }),
         Task::Relay { listen, upstream } => relay::relay(listen, upstream),
     };
     match result {

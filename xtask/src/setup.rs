@@ -63,6 +63,14 @@ pub(crate) fn setup() -> Result<()> {
     node_clients()
 }
 
+/// pgbouncer, which only the benchmark needs.
+///
+/// # Errors
+/// Where it can't be installed.
+pub(crate) fn pgbouncer() -> Result<()> {
+    packages("pgbouncer", &["pgbouncer"])
+}
+
 fn packages(what: &str, wanted: &[&str]) -> Result<()> {
     let missing: Vec<&str> = wanted
         .iter()

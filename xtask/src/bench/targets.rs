@@ -1,0 +1,162 @@
+//! The ways from pgbench to PostgreSQL that are compared.
+
+use std::{
+    fs,
+    net::{SocketAddr, TcpStream},
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use interceptor_tests::{
+    cluster::{self, Database},
+    daemon::Daemon,
+    keeper::{Farewell, Keeper},
+    run, scratch,
+};
+use nix::unistd::{User, chown};
+
+const PGBENCH: &str = "/usr/lib/postgresql/15/bin/pgbench";
+
+/// One way, ready to be measured.
+#[derive(Debug)]
+pub(crate) enum Target {
+    /// No proxy.
+    Direct,
+    /// A proxy that pgbench is pointed at.
+    Proxy(Proxy),
+    /// interceptor, which pgbench isn't told of.
+    Interceptor(Box<Daemon>),
+}
+
+/// A proxy with an address of its own.
+#[derive(Debug)]
+pub(crate) struct Proxy {
+    name: &'static str,
+    port: u16,
+    child: Child,
+    _keeper: Keeper,
+}
+
+impl Target {
+    /// The relay of `xtask` that looks at nothing.
+    ///
+    /// # Errors
+    /// Where it doesn't start.
+    pub(crate) fn relay(xtask: &Path, database: &Database<'_>) -> Result<Self> {
+        let port = cluster::free_port()?;
+        let mut command = Command::new(xtask);
+        command
+            .arg("relay")
+            .args(["--listen", &format!("127.0.0.1:{port}")])
+            .args(["--upstream", &format!("127.0.0.1:{}", database.port())]);
+        Proxy::start("relay", port, &mut command, scratch::folder("relay")?)
+    }
+
+    /// pgbouncer with session pooling, doing as little as it can.
+    ///
+    /// # Errors
+    /// Where it isn't installed or doesn't start.
+    pub(crate) fn pgbouncer(database: &Database<'_>) -> Result<Self> {
+        let port = cluster::free_port()?;
+        let folder = scratch::folder("pgbouncer")?;
+        let user = User::from_name("postgres")?.context("there is no user `postgres`")?;
+        let users = folder.join("users");
+        fs::write(&users, "\"agent\" \"\"\n")?;
+        let configuration = folder.join("pgbouncer.ini");
+        fs::write(
+            &configuration,
+            format!(
+                "[databases]\n* = host=127.0.0.1 port={}\n\
+                 [pgbouncer]\n\
+                 listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n\
+                 auth_type = trust\nauth_file = {}\n\
+                 pool_mode = session\nserver_reset_query =\n\
+                 max_client_conn = 200\ndefault_pool_size = 100\n\
+                 log_connections = 0\nlog_disconnections = 0\n",
+                database.port(),
+                users.display()
+            ),
+        )?;
+        chown(&folder, Some(user.uid), Some(user.gid))?;
+        let mut command = Command::new("/usr/sbin/pgbouncer");
+        command
+            .arg("--quiet")
+            .arg(&configuration)
+            .uid(user.uid.as_raw())
+            .gid(user.gid.as_raw());
+        Proxy::start("pgbouncer", port, &mut command, folder)
+    }
+
+    /// interceptor as built at `program`, under `policy`.
+    ///
+    /// # Errors
+    /// Where it doesn't start.
+    pub(crate) fn interceptor(program: PathBuf, policy: &str) -> Result<Self> {
+        Ok(Self::Interceptor(Box::new(Daemon::of(program, policy)?)))
+    }
+
+    /// Its name in the table.
+    pub(crate) const fn name(&self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Proxy(proxy) => proxy.name,
+            Self::Interceptor(_) => "interceptor",
+        }
+    }
+
+    /// The process that is in the way, if any.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        match self {
+            Self::Direct => None,
+            Self::Proxy(proxy) => Some(proxy.child.id()),
+            Self::Interceptor(daemon) => daemon.pid(),
+        }
+    }
+
+    /// pgbench against `database` this way.
+    pub(crate) fn pgbench(&self, database: &Database<'_>) -> Command {
+        let mut command = match self {
+            Self::Interceptor(daemon) => daemon.run_as("bench", PGBENCH),
+            Self::Direct | Self::Proxy(_) => Command::new(PGBENCH),
+        };
+        database.enter(&mut command);
+        if let Self::Proxy(proxy) = self {
+            command.env("PGPORT", proxy.port.to_string());
+        }
+        command
+    }
+}
+
+impl Proxy {
+    fn start(
+        name: &'static str,
+        port: u16,
+        command: &mut Command,
+        folder: PathBuf,
+    ) -> Result<Target> {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .with_context(|| format!("{name} doesn't start"))?;
+        let keeper = Keeper::of_process(child.id(), Farewell::Terminate, &folder)?;
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        run::wait_for(name, Duration::from_secs(10), || {
+            if let Some(status) = child.try_wait()? {
+                bail!("{name} ended with {status}");
+            }
+            Ok(TcpStream::connect(address).ok())
+        })?;
+        Ok(Target::Proxy(Self {
+            name,
+            port,
+            child,
+            _keeper: keeper,
+        }))
+    }
+}
