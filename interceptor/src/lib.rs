@@ -1,3 +1,7 @@
 //! The program `interceptor`: sockets, kernel, storage, people.
+//!
+//! What can be decided without I/O lives in `interceptor-core`.
 pub mod cli;
+pub mod clock;
+pub mod journal;
 pub mod kernel;

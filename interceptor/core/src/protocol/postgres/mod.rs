@@ -26,6 +26,7 @@ mod rows;
 mod startup;
 #[cfg(test)]
 mod tests;
+pub mod transcript;
 pub mod wire;
 
 pub use self::startup::is_startup;

@@ -1,0 +1,249 @@
+//! Checkpoints: signed heads of the tree over all blocks, in the formats that transparency logs use.
+//!
+//! The tree is RFC 6962's over the blocks' chain values; the note is C2SP's signed-note with an Ed25519
+//! signature, its text C2SP's tlog-checkpoint: origin, size, root, and one extension line with the
+//! number of the last record.
+
+use std::{fs, io::Write, path::Path};
+
+use aws_lc_rs::{
+    digest,
+    signature::{self, Ed25519KeyPair, KeyPair, UnparsedPublicKey},
+};
+use base64::{Engine, engine::general_purpose::STANDARD};
+
+use super::{JournalError, io_error, private, segment::Chain};
+
+/// First line of every checkpoint, and the key's name.
+const ORIGIN: &str = "interceptor/journal";
+/// C2SP's algorithm byte for Ed25519.
+const ED25519: u8 = 0x01;
+
+/// The journal's signing key.
+pub(super) struct Key {
+    pair: Ed25519KeyPair,
+}
+
+/// A public key that checkpoints are checked with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct PublicKey(Vec<u8>);
+
+/// A checkpoint whose signature is good.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Checkpoint {
+    /// Blocks in the tree.
+    pub(super) size: u64,
+    pub(super) root: Chain,
+    pub(super) last_seq: u64,
+}
+
+impl Key {
+    /// Reads the key of a state folder, or makes one.
+    pub(super) fn open(directory: &Path) -> Result<Self, JournalError> {
+        let path = directory.join("journal.key");
+        let bad = |what: &str| JournalError::Key {
+            path: path.clone(),
+            what: what.to_owned(),
+        };
+        let seed = match fs::read_to_string(&path) {
+            Ok(text) => {
+                hex::decode(text.trim()).map_err(|_| bad("it is not 64 hexadecimal digits"))?
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let mut seed = vec![0; 32];
+                aws_lc_rs::rand::fill(&mut seed)
+                    .map_err(|_| bad("the system has no randomness"))?;
+                let mut file = private().open(&path).map_err(io_error("creating", &path))?;
+                writeln!(file, "{}", hex::encode(&seed)).map_err(io_error("writing", &path))?;
+                file.sync_all().map_err(io_error("writing", &path))?;
+                seed
+            }
+            Err(error) => return Err(io_error("reading", &path)(error)),
+        };
+        let pair = Ed25519KeyPair::from_seed_unchecked(&seed)
+            .map_err(|_| bad("it is not an Ed25519 seed"))?;
+        let key = Self { pair };
+        let public = directory.join("journal.pub");
+        let text = key.public().to_text();
+        if fs::read_to_string(&public).ok().as_deref() != Some(&text) {
+            fs::write(&public, text).map_err(io_error("writing", &public))?;
+        }
+        Ok(key)
+    }
+
+    fn public(&self) -> PublicKey {
+        PublicKey(self.pair.public_key().as_ref().to_vec())
+    }
+
+    /// The signed note for a tree.
+    pub(super) fn sign(&self, checkpoint: &Checkpoint) -> String {
+        let text = checkpoint.text();
+        let mut signature = self.public().id().to_vec();
+        signature.extend_from_slice(self.pair.sign(text.as_bytes()).as_ref());
+        format!("{text}\n\u{2014} {ORIGIN} {}\n", STANDARD.encode(signature))
+    }
+}
+
+impl PublicKey {
+    /// C2SP's text form of a verifier key: name, id, algorithm and key.
+    fn to_text(&self) -> String {
+        let mut key = vec![ED25519];
+        key.extend_from_slice(&self.0);
+        format!(
+            "{ORIGIN}+{}+{}\n",
+            hex::encode(self.id()),
+            STANDARD.encode(key)
+        )
+    }
+
+    /// Reads the text form.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.strip_suffix('\n').unwrap_or(text).splitn(3, '+');
+        let (name, id, key) = (parts.next()?, parts.next()?, parts.next()?);
+        let key = STANDARD.decode(key).ok()?;
+        let (algorithm, key) = key.split_first()?;
+        let public = Self(key.to_vec());
+        (name == ORIGIN
+            && *algorithm == ED25519
+            && key.len() == 32
+            && id == hex::encode(public.id()))
+        .then_some(public)
+    }
+
+    fn id(&self) -> [u8; 4] {
+        let mut context = digest::Context::new(&digest::SHA256);
+        context.update(ORIGIN.as_bytes());
+        context.update(&[b'\n', ED25519]);
+        context.update(&self.0);
+        let mut id = [0; 4];
+        id.copy_from_slice(context.finish().as_ref().get(..4).unwrap_or(&[0; 4]));
+        id
+    }
+
+    /// Reads a signed note; says what is wrong with it where something is.
+    pub(super) fn verify(&self, note: &str) -> Result<Checkpoint, String> {
+        let (text, signatures) = note
+            .split_once("\n\n")
+            .ok_or("a checkpoint has no signature")?;
+        let text = format!("{text}\n");
+        let line = signatures
+            .strip_suffix('\n')
+            .ok_or("a checkpoint's signature is cut short")?;
+        let encoded = line
+            .strip_prefix(&format!("\u{2014} {ORIGIN} "))
+            .ok_or("a checkpoint is signed by somebody else")?;
+        let bytes = STANDARD
+            .decode(encoded)
+            .map_err(|_| "a checkpoint's signature is not base64")?;
+        let (id, signature) = bytes
+            .split_first_chunk::<4>()
+            .ok_or("a checkpoint's signature is too short")?;
+        if *id != self.id() {
+            return Err("a checkpoint is signed with another key".to_owned());
+        }
+        UnparsedPublicKey::new(&signature::ED25519, &self.0)
+            .verify(text.as_bytes(), signature)
+            .map_err(|_| "a checkpoint's signature is wrong".to_owned())?;
+        Checkpoint::parse(&text).ok_or_else(|| "a checkpoint's text is malformed".to_owned())
+    }
+}
+
+impl Checkpoint {
+    fn text(&self) -> String {
+        format!(
+            "{ORIGIN}\n{}\n{}\nseq {}\n",
+            self.size,
+            STANDARD.encode(self.root),
+            self.last_seq
+        )
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let mut lines = text.lines();
+        if lines.next()? != ORIGIN {
+            return None;
+        }
+        let size = lines.next()?.parse().ok()?;
+        let root = STANDARD.decode(lines.next()?).ok()?.try_into().ok()?;
+        let last_seq = lines.next()?.strip_prefix("seq ")?.parse().ok()?;
+        lines.next().is_none().then_some(Self {
+            size,
+            root,
+            last_seq,
+        })
+    }
+}
+
+/// RFC 6962's tree, grown leaf by leaf: the roots of the perfect trees that it consists of, largest first.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Tree {
+    size: u64,
+    peaks: Vec<Chain>,
+}
+
+impl Tree {
+    pub(super) fn push(&mut self, leaf: &Chain) {
+        let mut hash = sha256(&[&[0x00], leaf]);
+        // Each trailing one of the size is a perfect tree that the new leaf completes a larger one with.
+        for _ in 0..self.size.trailing_ones() {
+            if let Some(left) = self.peaks.pop() {
+                hash = sha256(&[&[0x01], &left, &hash]);
+            }
+        }
+        self.peaks.push(hash);
+        self.size += 1;
+    }
+
+    pub(super) const fn size(&self) -> u64 {
+        self.size
+    }
+
+    pub(super) fn root(&self) -> Chain {
+        let mut peaks = self.peaks.iter().rev();
+        match peaks.next() {
+            None => sha256(&[]),
+            Some(last) => peaks.fold(*last, |right, left| sha256(&[&[0x01], left, &right])),
+        }
+    }
+}
+
+fn sha256(parts: &[&[u8]]) -> Chain {
+    let mut context = digest::Context::new(&digest::SHA256);
+    for part in parts {
+        context.update(part);
+    }
+    let mut out = [0; 32];
+    out.copy_from_slice(context.finish().as_ref());
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Tree, sha256};
+
+    /// RFC 6962, 2.1: the hash of a list by its definition.
+    fn by_definition(leaves: &[[u8; 32]]) -> [u8; 32] {
+        match leaves {
+            [] => sha256(&[]),
+            [one] => sha256(&[&[0], one]),
+            _ => {
+                let split = leaves.len().next_power_of_two() / 2;
+                sha256(&[
+                    &[1],
+                    &by_definition(&leaves[..split]),
+                    &by_definition(&leaves[split..]),
+                ])
+            }
+        }
+    }
+
+    #[test]
+    fn the_growing_tree_is_the_one_that_the_rfc_defines() {
+        let leaves: Vec<[u8; 32]> = (0..70_u8).map(|number| [number; 32]).collect();
+        let mut tree = Tree::default();
+        for size in 0..leaves.len() {
+            assert_eq!(tree.root(), by_definition(&leaves[..size]), "{size} leaves");
+            tree.push(&leaves[size]);
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! Records as lines of JSON, for people and other programs. The schema is `docs/export-schema.md`.
+
+use std::{collections::HashMap, io, sync::Arc};
+
+use interceptor_core::{
+    operation::{Operation, Parameter, ParameterFormat, Protocol},
+    origin::Origin,
+    protocol::postgres::transcript::{self, Transcript},
+    record::{
+        ApprovalStep, Event, Record, ResponseRecord, ResponseStatus, SCHEMA_VERSION, SessionId,
+        Timestamp,
+    },
+    ruling::Verdict,
+};
+use serde_json::{Map, Value, json};
+
+use super::{JournalError, Reader};
+
+/// Which records to export; empty means all.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    /// Only this session.
+    pub session: Option<SessionId>,
+    /// Only this agent, by name.
+    pub agent: Option<String>,
+    /// Nothing before.
+    pub since: Option<Timestamp>,
+    /// Nothing after.
+    pub until: Option<Timestamp>,
+}
+
+impl Filter {
+    /// Whether `record` is asked for.
+    #[must_use]
+    pub fn takes(&self, record: &Record) -> bool {
+        self.session
+            .is_none_or(|session| record.session == Some(session))
+            && self
+                .agent
+                .as_ref()
+                .is_none_or(|agent| **agent == *record.agent)
+            && self.since.is_none_or(|since| record.time >= since)
+            && self.until.is_none_or(|until| record.time <= until)
+    }
+}
+
+/// Turns records into lines: remembers each session's origin, which digests are made over.
+#[derive(Debug, Default)]
+pub struct Lines {
+    origins: HashMap<SessionId, Arc<Origin>>,
+}
+
+/// Writes the records that `filter` takes to `out`, a line each.
+///
+/// # Errors
+/// Where the journal can't be read or `out` can't be written.
+pub fn export_jsonl(
+    reader: &Reader,
+    filter: &Filter,
+    out: &mut dyn io::Write,
+) -> Result<u64, JournalError> {
+    let mut lines = Lines::default();
+    let mut count = 0;
+    let mut failed = None;
+    reader.each(|record| {
+        let line = lines.line(&record);
+        if filter.takes(&record) {
+            count += 1;
+            if let Err(error) = writeln!(out, "{line}") {
+                failed = Some(error);
+                return false;
+            }
+        }
+        true
+    })?;
+    match failed {
+        None => Ok(count),
+        Some(error) => Err(super::io_error(
+            "writing",
+            std::path::Path::new("the export"),
+        )(error)),
+    }
+}
+
+/// One record as an exported object. Digests need [`Lines`], which knows the session's origin.
+#[must_use]
+pub fn to_json(record: &Record) -> Value {
+    Lines::default().line(record)
+}
+
+impl Lines {
+    /// One record as an exported object.
+    pub fn line(&mut self, record: &Record) -> Value {
+        let mut line = Map::new();
+        line.insert("v".to_owned(), SCHEMA_VERSION.into());
+        line.insert("seq".to_owned(), record.seq.into());
+        line.insert("time".to_owned(), record.time.to_string().into());
+        line.insert("session".to_owned(), json!(record.session));
+        line.insert("agent".to_owned(), record.agent.to_string().into());
+        line.insert("kind".to_owned(), record.event.kind().into());
+        let facts = match &record.event {
+            Event::SessionStart(start) => {
+                if let Some(session) = record.session {
+                    self.origins.insert(session, start.origin.clone());
+                }
+                json!({
+                    "destination": start.origin.destination,
+                    "client": start.client,
+                    "labels": start.origin.agent.labels,
+                    "process": start.origin.process,
+                })
+            }
+            Event::Operation(operation) => {
+                let origin = record
+                    .session
+                    .and_then(|session| self.origins.get(&session));
+                let mut facts = operation_facts(&operation.operation);
+                facts.insert("operation".to_owned(), operation.number.into());
+                let digest = origin.map(|origin| operation.operation.digest(origin));
+                facts.insert("digest".to_owned(), json!(digest));
+                Value::Object(facts)
+            }
+            Event::Decision(decided) => {
+                let decision = &decided.decision;
+                json!({
+                    "operation": decided.number,
+                    "verdict": verdict(&decision.verdict),
+                    "enforced": decision.enforced,
+                    "rule": decision.rule,
+                    "reason": decision.reason,
+                    "masked_by": decision.masked_by,
+                    "policy": decision.policy.to_string(),
+                })
+            }
+            Event::Approval(approval) => {
+                let mut facts = step(&approval.step);
+                facts.insert("approval".to_owned(), json!(approval.approval));
+                facts.insert("operation".to_owned(), approval.number.into());
+                facts.insert("digest".to_owned(), json!(approval.digest));
+                Value::Object(facts)
+            }
+            Event::Response(response) => Value::Object(response_facts(response)),
+            Event::SessionEnd(end) => {
+                if let Some(session) = record.session {
+                    self.origins.remove(&session);
+                }
+                json!({
+                    "reason": end.reason,
+                    "operations": end.operations,
+                    "bytes_from_client": end.bytes_from_client,
+                    "bytes_from_upstream": end.bytes_from_upstream,
+                })
+            }
+            Event::Event(notice) => json!({"name": notice.name, "detail": notice.detail}),
+        };
+        if let Value::Object(facts) = facts {
+            line.extend(facts);
+        }
+        Value::Object(line)
+    }
+}
+
+fn operation_facts(operation: &Operation) -> Map<String, Value> {
+    let description = &operation.description;
+    let resources: Vec<Value> = description
+        .resources
+        .iter()
+        .map(|resource| json!({"kind": resource.kind, "name": resource.to_string(), "touch": resource.touch}))
+        .collect();
+    let mut facts = Map::new();
+    facts.insert("protocol".to_owned(), json!(operation.protocol));
+    facts.insert("actions".to_owned(), json!(description.actions));
+    facts.insert("effects".to_owned(), json!(description.effects));
+    facts.insert("resources".to_owned(), resources.into());
+    facts.insert("content".to_owned(), transcript::text(&operation.content));
+    if !description.attributes.is_empty() {
+        facts.insert("attributes".to_owned(), json!(description.attributes));
+    }
+    if !operation.parameters.is_empty() {
+        let parameters: Vec<Value> = operation.parameters.iter().map(parameter).collect();
+        facts.insert("parameters".to_owned(), parameters.into());
+    }
+    if !operation.options.is_empty() {
+        let options: Map<String, Value> = operation
+            .options
+            .iter()
+            .map(|(name, value)| (name.to_string(), json!(value)))
+            .collect();
+        facts.insert("options".to_owned(), Value::Object(options));
+    }
+    facts
+}
+
+/// A bound value, readable where its type is known.
+#[must_use]
+pub fn parameter(parameter: &Parameter) -> Value {
+    match (&parameter.value, parameter.format) {
+        (None, _) => Value::Null,
+        (Some(value), ParameterFormat::Text) => transcript::text(value),
+        (Some(value), ParameterFormat::Binary) => transcript::binary(value, parameter.type_oid),
+    }
+}
+
+fn response_facts(response: &ResponseRecord) -> Map<String, Value> {
+    let mut facts = Map::new();
+    facts.insert("operation".to_owned(), response.number.into());
+    let (status, more) = match &response.status {
+        ResponseStatus::Continues => ("continues", None),
+        ResponseStatus::Complete(tag) => ("complete", Some(("tag", json!(tag)))),
+        ResponseStatus::Error { code, message } => {
+            facts.insert("code".to_owned(), json!(code));
+            ("error", Some(("message", json!(message))))
+        }
+        ResponseStatus::Refused => ("refused", None),
+        ResponseStatus::Skipped => ("skipped", None),
+        ResponseStatus::Interrupted => ("interrupted", None),
+    };
+    facts.insert("status".to_owned(), status.into());
+    facts.extend(more.map(|(name, value)| (name.to_owned(), value)));
+    facts.insert("rows".to_owned(), response.rows.into());
+    facts.insert("bytes".to_owned(), response.bytes.into());
+    facts.insert("elapsed_ns".to_owned(), response.elapsed_ns.into());
+    if !response.masked.is_empty() {
+        facts.insert("masked".to_owned(), json!(response.masked));
+    }
+    if response.protocol == Protocol::Postgres {
+        let mut transcript = Transcript::new(response.shape.as_deref());
+        for messages in &response.data {
+            transcript.read(messages);
+        }
+        facts.extend(transcript.finish());
+    }
+    facts
+}
+
+fn verdict(verdict: &Verdict) -> &'static str {
+    match verdict {
+        Verdict::Allow => "allow",
+        Verdict::Deny => "deny",
+        Verdict::Hold(_) => "hold",
+    }
+}
+
+fn step(step: &ApprovalStep) -> Map<String, Value> {
+    let facts = match step {
+        ApprovalStep::Requested { until } => {
+            json!({"step": "requested", "until": until.to_string()})
+        }
+        ApprovalStep::Voted {
+            by,
+            approve,
+            reason,
+        } => {
+            json!({"step": "voted", "by": by, "approve": approve, "reason": reason})
+        }
+        ApprovalStep::Approved => json!({"step": "approved"}),
+        ApprovalStep::Refused { cause } => json!({"step": "refused", "cause": cause}),
+        ApprovalStep::Withdrawn { why } => json!({"step": "withdrawn", "why": why}),
+    };
+    match facts {
+        Value::Object(facts) => facts,
+        _ => Map::new(),
+    }
+}

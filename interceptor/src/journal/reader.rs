@@ -1,0 +1,96 @@
+//! Reading records back, of a running journal or a copied state folder.
+
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
+
+use interceptor_core::record::Record;
+
+use super::{
+    JournalError, io_error,
+    segment::{self, BLOCK_HEADER, BlockHeader, Location},
+};
+
+/// Reads the segments of a state folder. It needs no lock: what is written never changes.
+#[derive(Debug)]
+pub struct Reader {
+    directory: PathBuf,
+}
+
+impl Reader {
+    /// A reader of the state folder `directory`.
+    ///
+    /// # Errors
+    /// Where it isn't one.
+    pub fn open(directory: &Path) -> Result<Self, JournalError> {
+        segment::list(directory)?;
+        Ok(Self {
+            directory: directory.to_owned(),
+        })
+    }
+
+    /// The records of one block.
+    ///
+    /// # Errors
+    /// Where it can't be read or is damaged.
+    pub fn block(&self, location: Location) -> Result<Vec<Record>, JournalError> {
+        let path = segment::path(&self.directory, location.segment);
+        let file = File::open(&path).map_err(io_error("opening", &path))?;
+        let damaged = |what: String| JournalError::Damaged {
+            path: path.clone(),
+            offset: location.offset,
+            what,
+        };
+        let (header, payload) = read_block(&file, location.offset)
+            .map_err(io_error("reading", &path))?
+            .ok_or_else(|| damaged("there is no block".to_owned()))?;
+        segment::records(&header, &payload).map_err(damaged)
+    }
+
+    /// Every record, in order; `each` may end it by returning `false`.
+    ///
+    /// # Errors
+    /// Where a segment can't be read or is damaged.
+    pub fn each(&self, mut each: impl FnMut(Record) -> bool) -> Result<(), JournalError> {
+        for number in segment::list(&self.directory)? {
+            let path = segment::path(&self.directory, number);
+            let mut file = File::open(&path).map_err(io_error("opening", &path))?;
+            let scanned = segment::scan(&mut file).map_err(io_error("reading", &path))?;
+            // A segment that has just been begun, or whose last block is being written, ends early.
+            let Some(scanned) = scanned else { continue };
+            for (offset, _) in scanned.blocks {
+                for record in self.block(Location {
+                    segment: number,
+                    offset,
+                })? {
+                    if !each(record) {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A block's header and payload, or `None` where there is none.
+pub(super) fn read_block(file: &File, offset: u64) -> io::Result<Option<(BlockHeader, Vec<u8>)>> {
+    let mut bytes = [0; BLOCK_HEADER];
+    file.read_exact_at(&mut bytes, offset)?;
+    let Some(header) = BlockHeader::decode(&bytes) else {
+        return Ok(None);
+    };
+    let left = file
+        .metadata()?
+        .len()
+        .saturating_sub(offset + BLOCK_HEADER as u64);
+    if u64::from(header.compressed) > left {
+        return Ok(None);
+    }
+    let mut payload = vec![0; header.compressed as usize];
+    file.read_exact_at(&mut payload, offset + BLOCK_HEADER as u64)?;
+    Ok(Some((header, payload)))
+}

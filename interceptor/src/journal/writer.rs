@@ -1,0 +1,318 @@
+//! The writer thread: waiting records become blocks on disk.
+
+use std::{
+    fs::File,
+    io::{self, Write},
+    sync::Arc,
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use super::{
+    Shared, Stopped, Waiting,
+    checkpoint::{Checkpoint, Key, Tree},
+    lock, private,
+    segment::{self, BLOCK_HEADER, BlockHeader, Chain, Location, Recovered, SEGMENT_HEADER},
+};
+
+/// How long records gather before they are written, unless somebody waits for them.
+const GATHER: Duration = Duration::from_millis(50);
+/// How often a journal that can't write tries again.
+const RETRY: Duration = Duration::from_millis(500);
+/// At least this often a checkpoint is signed, while records come.
+const CHECKPOINT: Duration = Duration::from_secs(5);
+/// Size at which a segment is closed: large enough for few files, small enough to ship.
+const SEGMENT_BYTES: u64 = 64 << 20;
+/// zstd's fastest ordinary level.
+const LEVEL: i32 = 1;
+
+/// A block that is ready to be written.
+struct Block {
+    header: BlockHeader,
+    payload: Vec<u8>,
+    taken: Waiting,
+}
+
+struct Writer {
+    shared: Arc<Shared>,
+    key: Key,
+    compressor: zstd::bulk::Compressor<'static>,
+    chain: Chain,
+    tree: Tree,
+    next_seq: u64,
+    file: Option<Open>,
+    signed: u64,
+    signed_at: Instant,
+}
+
+/// The segment that is being written.
+struct Open {
+    number: u64,
+    file: File,
+    length: u64,
+}
+
+pub(super) fn start(
+    shared: Arc<Shared>,
+    recovered: Recovered,
+    key: Key,
+) -> io::Result<JoinHandle<()>> {
+    let mut tree = Tree::default();
+    for leaf in &recovered.leaves {
+        tree.push(leaf);
+    }
+    let file = match recovered.open {
+        Some((number, length)) => {
+            let file = private().open(segment::path(&shared.directory, number))?;
+            Some(Open {
+                number,
+                file,
+                length,
+            })
+        }
+        None => None,
+    };
+    let mut writer = Writer {
+        shared,
+        key,
+        compressor: zstd::bulk::Compressor::new(LEVEL)?,
+        chain: recovered.chain,
+        tree,
+        next_seq: recovered.next_seq,
+        file,
+        signed: 0,
+        signed_at: Instant::now(),
+    };
+    std::thread::Builder::new()
+        .name("journal".to_owned())
+        .spawn(move || writer.run())
+}
+
+impl Writer {
+    fn run(&mut self) {
+        loop {
+            let (taken, closing) = self.take();
+            if taken.count > 0 {
+                match self.block(taken) {
+                    Ok(block) => self.write(&block, closing),
+                    Err(error) => self.stop(&error),
+                }
+            }
+            if self.signed != self.tree.size()
+                && (closing || self.signed_at.elapsed() >= CHECKPOINT)
+            {
+                self.checkpoint();
+            }
+            if closing && lock(&self.shared.waiting).count == 0 {
+                return;
+            }
+        }
+    }
+
+    /// Waits for records, lets more gather, and takes them.
+    fn take(&self) -> (Waiting, bool) {
+        let mut waiting = lock(&self.shared.waiting);
+        while waiting.count == 0 && !waiting.closing {
+            let idle = if self.signed == self.tree.size() {
+                Duration::from_secs(3600)
+            } else {
+                CHECKPOINT
+            };
+            let (guard, timeout) = self
+                .shared
+                .wake
+                .wait_timeout(waiting, idle)
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            waiting = guard;
+            if timeout.timed_out() {
+                return (Waiting::default(), false);
+            }
+        }
+        let until = Instant::now() + GATHER;
+        while !waiting.urgent && !waiting.closing {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            let (guard, _) = self
+                .shared
+                .wake
+                .wait_timeout(waiting, left)
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            waiting = guard;
+        }
+        waiting.urgent = false;
+        let taken = Waiting {
+            bytes: std::mem::take(&mut waiting.bytes),
+            count: std::mem::take(&mut waiting.count),
+            next_seq: waiting.next_seq,
+            sessions: std::mem::take(&mut waiting.sessions),
+            facts: std::mem::take(&mut waiting.facts),
+            ..Waiting::default()
+        };
+        (taken, waiting.closing)
+    }
+
+    fn block(&mut self, taken: Waiting) -> io::Result<Block> {
+        let payload = self.compressor.compress(&taken.bytes)?;
+        let too_large = |_| io::Error::other("a block is larger than 4 GiB");
+        let header = BlockHeader {
+            compressed: u32::try_from(payload.len()).map_err(too_large)?,
+            raw: u32::try_from(taken.bytes.len()).map_err(too_large)?,
+            count: taken.count,
+            first_seq: self.next_seq,
+            time_ns: crate::clock::now().0,
+            chain: [0; 32],
+        }
+        .chained(&self.chain, &payload);
+        Ok(Block {
+            header,
+            payload,
+            taken,
+        })
+    }
+
+    /// Writes a block until it is on disk. While that fails nothing is accepted; nothing is dropped.
+    fn write(&mut self, block: &Block, closing: bool) {
+        loop {
+            match self.try_write(block) {
+                Ok(location) => {
+                    self.written(block, location);
+                    return;
+                }
+                Err(error) => {
+                    self.stop(&error);
+                    if closing || lock(&self.shared.waiting).closing {
+                        tracing::error!(
+                            records = block.header.count,
+                            "records could not be written before the end"
+                        );
+                        return;
+                    }
+                    std::thread::sleep(RETRY);
+                }
+            }
+        }
+    }
+
+    fn try_write(&mut self, block: &Block) -> io::Result<Location> {
+        if self
+            .file
+            .as_ref()
+            .is_some_and(|open| open.length >= SEGMENT_BYTES)
+        {
+            self.file = None;
+        }
+        let mut open = match self.file.take() {
+            Some(open) => open,
+            None => self.new_segment(block.header.first_seq)?,
+        };
+        let written = append(&mut open, block);
+        match written {
+            Ok(location) => {
+                self.file = Some(open);
+                Ok(location)
+            }
+            Err(error) => {
+                // After a failed sync the kernel may have dropped the pages: this file is only cut back
+                // to what was good, and what failed goes to a new one.
+                if open.length <= SEGMENT_HEADER as u64 {
+                    let _ =
+                        std::fs::remove_file(segment::path(&self.shared.directory, open.number));
+                } else {
+                    let _ = open.file.set_len(open.length);
+                    let _ = open.file.sync_data();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn new_segment(&self, first_seq: u64) -> io::Result<Open> {
+        let path = segment::path(&self.shared.directory, first_seq);
+        let mut file = private().truncate(true).open(&path)?;
+        let written = file
+            .write_all(&segment::header(first_seq, &self.chain))
+            .and_then(|()| file.sync_data());
+        if let Err(error) = written {
+            let _ = std::fs::remove_file(&path);
+            return Err(error);
+        }
+        // The name has to survive as well.
+        File::open(segment::folder(&self.shared.directory))?.sync_all()?;
+        Ok(Open {
+            number: first_seq,
+            file,
+            length: SEGMENT_HEADER as u64,
+        })
+    }
+
+    fn written(&mut self, block: &Block, location: Location) {
+        self.chain = block.header.chain;
+        self.tree.push(&block.header.chain);
+        self.next_seq += u64::from(block.header.count);
+        let first = block.header.first_seq;
+        self.shared
+            .index
+            .add(first, location, &block.taken.sessions, &block.taken.facts);
+        let durable = self.next_seq - 1;
+        lock(&self.shared.waiting).stopped = None;
+        self.shared.progress.send_modify(|progress| {
+            progress.durable = durable;
+            progress.stopped = None;
+        });
+    }
+
+    fn stop(&self, error: &io::Error) {
+        let stopped = Stopped(format!("{}: {error}", self.shared.directory.display()).into());
+        let mut waiting = lock(&self.shared.waiting);
+        if waiting.stopped.is_none() {
+            tracing::error!(%error, "the journal can't be written: nothing passes until it can");
+        }
+        waiting.stopped = Some(stopped.clone());
+        drop(waiting);
+        self.shared
+            .progress
+            .send_modify(|progress| progress.stopped = Some(stopped));
+    }
+
+    fn checkpoint(&mut self) {
+        let checkpoint = Checkpoint {
+            size: self.tree.size(),
+            root: self.tree.root(),
+            last_seq: self.next_seq - 1,
+        };
+        let note = self.key.sign(&checkpoint);
+        // Replaced as a whole: a reader sees the old one or the new one. Each vouches for all before it.
+        let path = self.shared.directory.join("checkpoint");
+        let draft = self.shared.directory.join("checkpoint.draft");
+        let replaced = private()
+            .truncate(true)
+            .open(&draft)
+            .and_then(|mut file| {
+                file.write_all(note.as_bytes())
+                    .and_then(|()| file.sync_all())
+            })
+            .and_then(|()| std::fs::rename(&draft, &path));
+        self.signed_at = Instant::now();
+        match replaced {
+            Ok(()) => self.signed = self.tree.size(),
+            Err(error) => tracing::error!(%error, "a checkpoint can't be written"),
+        }
+    }
+}
+
+fn append(open: &mut Open, block: &Block) -> io::Result<Location> {
+    use std::os::unix::fs::FileExt;
+    open.file
+        .write_all_at(&block.header.encode(), open.length)?;
+    open.file
+        .write_all_at(&block.payload, open.length + BLOCK_HEADER as u64)?;
+    open.file.sync_data()?;
+    let location = Location {
+        segment: open.number,
+        offset: open.length,
+    };
+    open.length += (BLOCK_HEADER + block.payload.len()) as u64;
+    Ok(location)
+}
