@@ -1,7 +1,10 @@
 //! The program `interceptor`: sockets, kernel, storage, people.
 //!
 //! What can be decided without I/O lives in `interceptor-core`.
+
+pub mod approval;
 pub mod cli;
 pub mod clock;
+pub mod config;
 pub mod journal;
 pub mod kernel;

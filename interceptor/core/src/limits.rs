@@ -31,3 +31,15 @@ pub const PIPELINE_MAX: usize = 4_096;
 
 /// Bytes of response kept in memory before a part of it is handed to the journal.
 pub const RESPONSE_PART_BYTES: usize = 64 << 10;
+
+/// Operations that may wait for approval at once. Each holds its session's buffers (at most
+/// [`MESSAGE_BYTES_MAX`], in practice a few KiB) and a line of a list that people have to read.
+pub const APPROVALS_PENDING_MAX: usize = 10_000;
+
+/// Operations of one agent that may wait for approval at once, so that no agent can take all
+/// places and keep the others from being asked about.
+pub const APPROVALS_PENDING_AGENT_MAX: usize = 1_000;
+
+/// Ended approvals that `approvals list --all` remembers, without their content, some KiB each;
+/// all others are in the journal.
+pub const APPROVALS_ENDED_MAX: usize = 256;

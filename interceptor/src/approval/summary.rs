@@ -1,0 +1,228 @@
+//! What people are shown of a request. These types are the control API's words too.
+
+use std::collections::BTreeMap;
+
+use interceptor_core::{
+    operation::{Digest, Effects, Operation, Parameter, ParameterFormat, Protocol, Resource},
+    origin::{Destination, Process},
+    record::{ApprovalId, SessionId, Timestamp},
+    ruling::Cause,
+};
+use serde::{Deserialize, Serialize};
+
+use super::queue::Request;
+
+/// A request for approval, without the operation's content.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Its id.
+    pub id: ApprovalId,
+    /// Where it stands.
+    pub state: State,
+    /// The session that waits.
+    pub session: SessionId,
+    /// Number of the operation in its session.
+    pub number: u64,
+    /// The agent's name.
+    pub agent: Box<str>,
+    /// The agent's labels.
+    pub labels: BTreeMap<Box<str>, Box<str>>,
+    /// The process that connected.
+    pub process: Process,
+    /// Where to.
+    pub destination: Destination,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// What is done, in the protocol's own names.
+    pub action: String,
+    /// Its effects.
+    pub effects: Effects,
+    /// What it touches.
+    pub resources: Vec<Resource>,
+    /// Binds the approval to the operation.
+    pub digest: Digest,
+    /// The rule that holds it.
+    pub rule: Box<str>,
+    /// The rule's reason.
+    pub reason: Box<str>,
+    /// Hash of the policy in force.
+    pub policy: String,
+    /// Groups whose members may vote; empty means anyone who may use the control socket.
+    pub groups: Vec<Box<str>>,
+    /// How many distinct people have to agree.
+    pub quorum: u32,
+    /// The votes so far.
+    pub votes: Vec<Vote>,
+    /// When it was asked for.
+    pub requested: Timestamp,
+    /// When it ends by itself.
+    pub until: Timestamp,
+}
+
+/// A counted vote.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vote {
+    /// Who, as the kernel names the peer of the control socket.
+    pub by: Box<str>,
+    /// Whether they agreed.
+    pub approve: bool,
+    /// Why, in their words.
+    pub reason: Box<str>,
+    /// When.
+    pub time: Timestamp,
+}
+
+/// Where a request stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// It waits for people.
+    Pending,
+    /// Enough agreed.
+    Approved,
+    /// Refused.
+    Refused {
+        /// How.
+        cause: Cause,
+    },
+    /// It ended before an outcome.
+    Withdrawn {
+        /// Why.
+        why: Box<str>,
+    },
+}
+
+/// A request for approval, whole: exactly what will be sent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Detail {
+    /// All but the content.
+    #[serde(flatten)]
+    pub summary: Summary,
+    /// The content (the statement for SQL); `None` once the request has ended.
+    pub content: Option<Content>,
+    /// The values bound to it, in order.
+    pub parameters: Vec<Value>,
+    /// Further wire facts that change what it does, by name.
+    pub options: Vec<(Box<str>, Box<str>)>,
+}
+
+/// Bytes, readable where they are text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Content {
+    /// They are UTF-8.
+    Text(String),
+    /// They aren't; hexadecimal.
+    Hex(String),
+}
+
+/// A value bound to an operation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Value {
+    /// How it is written on the wire.
+    pub format: ParameterFormat,
+    /// Its type's OID where the protocol gives one, else 0.
+    pub type_oid: u32,
+    /// What it is; `None` is NULL.
+    pub value: Option<Content>,
+}
+
+/// Something happened to a request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "change", rename_all = "snake_case")]
+pub enum Change {
+    /// It was made.
+    Requested(Box<Summary>),
+    /// A vote was counted.
+    Voted(Box<Summary>),
+    /// It is over.
+    Ended(Box<Summary>),
+    /// The watcher was too slow and missed this many changes; `approvals list` shows all.
+    Missed {
+        /// How many.
+        changes: u64,
+    },
+}
+
+impl Summary {
+    /// The summary of `request`, in `state`.
+    pub(super) fn new(
+        id: ApprovalId,
+        request: &Request,
+        requested: Timestamp,
+        until: Timestamp,
+        votes: Vec<Vote>,
+        state: State,
+    ) -> Self {
+        let description = &request.operation.description;
+        Self {
+            id,
+            state,
+            session: request.session,
+            number: request.number,
+            agent: request.origin.agent.name.clone(),
+            labels: request.origin.agent.labels.clone(),
+            process: request.origin.process.clone(),
+            destination: request.origin.destination,
+            protocol: request.operation.protocol,
+            action: description.action(),
+            effects: description.effects,
+            resources: description.resources.to_vec(),
+            digest: request.digest,
+            rule: (&*request.decision.rule).into(),
+            reason: (&*request.decision.reason).into(),
+            policy: request.decision.policy.to_string(),
+            groups: request.terms.groups.to_vec(),
+            quorum: request.terms.quorum.max(1),
+            votes,
+            requested,
+            until,
+        }
+    }
+}
+
+impl Detail {
+    /// `summary` with the content of `operation`.
+    pub(super) fn new(summary: Summary, operation: &Operation) -> Self {
+        Self {
+            summary,
+            content: Some(Content::new(&operation.content)),
+            parameters: operation.parameters.iter().map(Value::new).collect(),
+            options: operation.options.clone(),
+        }
+    }
+
+    /// `summary` of a request that has ended; its content is in the session's record.
+    pub(super) const fn ended(summary: Summary) -> Self {
+        Self {
+            summary,
+            content: None,
+            parameters: Vec::new(),
+            options: Vec::new(),
+        }
+    }
+}
+
+impl Content {
+    fn new(bytes: &[u8]) -> Self {
+        std::str::from_utf8(bytes).map_or_else(
+            |_| Self::Hex(hex::encode(bytes)),
+            |text| Self::Text(text.to_owned()),
+        )
+    }
+}
+
+impl Value {
+    fn new(parameter: &Parameter) -> Self {
+        let content = |bytes: &bytes::Bytes| match parameter.format {
+            ParameterFormat::Text => Content::new(bytes),
+            // Binary bytes that happen to be UTF-8 would be shown as something they aren't.
+            ParameterFormat::Binary => Content::Hex(hex::encode(bytes)),
+        };
+        Self {
+            format: parameter.format,
+            type_oid: parameter.type_oid,
+            value: parameter.value.as_ref().map(content),
+        }
+    }
+}

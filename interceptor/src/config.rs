@@ -1,0 +1,415 @@
+//! The configuration file: strict, typed, optional.
+//!
+//! What isn't in the file has a default; what the command line says goes before both. Reading it
+//! never guesses: an unknown name or a value out of range is an error with its line and column.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt, fs, io,
+    path::{Path, PathBuf},
+};
+
+use interceptor_core::limits;
+use serde::Deserialize;
+
+/// Where the configuration is read from unless said otherwise.
+pub const PATH: &str = "/etc/interceptor/interceptor.yaml";
+
+/// Where the control API listens unless said otherwise.
+pub const CONTROL: &str = "/run/interceptor/control.sock";
+
+/// Where the journal lives unless said otherwise.
+pub const STATE: &str = "/var/lib/interceptor";
+
+/// Where the policies are read from unless said otherwise.
+pub const POLICIES: &str = "/etc/interceptor/policies.d";
+
+/// Everything that can be configured; a value that exists is valid.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The folder of the journal; one daemon at a time.
+    pub state: PathBuf,
+    /// A policy file, or a folder of them.
+    pub policies: PathBuf,
+    /// The Unix socket of the control API.
+    pub control: PathBuf,
+    /// Tells daemons on one host apart: it names their pins and cgroups.
+    pub instance: Instance,
+    /// Where redirected connections are accepted.
+    pub listen: Listen,
+    /// Bounds that may be moved.
+    pub limits: Limits,
+    /// The people behind the groups that `hold` rules name: user names or numeric user ids.
+    pub reviewers: BTreeMap<Box<str>, BTreeSet<Box<str>>>,
+    /// What the daemon tells on stderr: a level, or `tracing` directives.
+    pub log: LogFilter,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            state: STATE.into(),
+            policies: POLICIES.into(),
+            control: CONTROL.into(),
+            instance: Instance::default(),
+            listen: Listen::default(),
+            limits: Limits::default(),
+            reviewers: BTreeMap::new(),
+            log: LogFilter::default(),
+        }
+    }
+}
+
+impl Config {
+    /// Reads `explicit` where one is given, else [`PATH`] where it exists, else the defaults.
+    ///
+    /// # Errors
+    /// When the explicit file is missing, or either can't be read or isn't valid.
+    pub fn load(explicit: Option<&Path>) -> Result<Self, ConfigError> {
+        let path = explicit.unwrap_or(Path::new(PATH));
+        match fs::read_to_string(path) {
+            Ok(text) => Self::parse(&text, path),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && explicit.is_none() => {
+                Ok(Self::default())
+            }
+            Err(source) => Err(ConfigError::Unreadable {
+                path: path.to_owned(),
+                source,
+            }),
+        }
+    }
+
+    /// The configuration that `text`, read from `path`, says.
+    ///
+    /// # Errors
+    /// When it isn't valid YAML of this shape.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        // A file of comments only is an empty document, not a mapping.
+        if text
+            .lines()
+            .all(|line| line.trim().is_empty() || line.trim_start().starts_with('#'))
+        {
+            return Ok(Self::default());
+        }
+        serde_saphyr::from_str(text).map_err(|error| ConfigError::invalid(path, &error))
+    }
+}
+
+/// Where redirected connections are accepted, in every network namespace that needs it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Listen {
+    /// Port on 127.0.0.1; 0 lets the kernel choose.
+    pub ipv4_port: u16,
+    /// Port on ::1; 0 lets the kernel choose.
+    pub ipv6_port: u16,
+}
+
+/// Bounds that may be moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Largest message that is decoded, in bytes; one that is larger ends its session.
+    #[serde(deserialize_with = "message_bytes")]
+    pub message_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            message_bytes: limits::MESSAGE_BYTES_MAX,
+        }
+    }
+}
+
+/// Smallest configurable message bound: a start-up packet and a few statements fit.
+const MESSAGE_BYTES_MIN: usize = 64 << 10;
+
+/// Largest configurable message bound: PostgreSQL's own.
+const MESSAGE_BYTES_CEILING: usize = 1 << 30;
+
+fn message_bytes<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    let bytes = u64::deserialize(deserializer)?;
+    usize::try_from(bytes)
+        .ok()
+        .filter(|bytes| (MESSAGE_BYTES_MIN..=MESSAGE_BYTES_CEILING).contains(bytes))
+        .ok_or_else(|| {
+            serde::de::Error::custom(format!(
+                "`message_bytes` is {bytes}: it has to be between {MESSAGE_BYTES_MIN} (64 KiB) \
+                 and {MESSAGE_BYTES_CEILING} (1 GiB)"
+            ))
+        })
+}
+
+/// The name that tells daemons on one host apart. It becomes part of file and cgroup names.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Instance(Box<str>);
+
+impl Instance {
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Default for Instance {
+    fn default() -> Self {
+        Self("interceptor".into())
+    }
+}
+
+impl fmt::Display for Instance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl TryFrom<String> for Instance {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, Self::Error> {
+        let fits = (1..=48).contains(&name.len())
+            && name
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+            && !name.starts_with('-');
+        if fits {
+            Ok(Self(name.into()))
+        } else {
+            Err(format!(
+                "`{}` can't name an instance: up to 48 letters, digits, - and _ can, not starting with -",
+                name.escape_debug()
+            ))
+        }
+    }
+}
+
+impl std::str::FromStr for Instance {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        name.to_owned().try_into()
+    }
+}
+
+/// What is logged: a level (`info`) or directives (`info,interceptor::session=debug`).
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct LogFilter(Box<str>);
+
+impl LogFilter {
+    /// The directives.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Default for LogFilter {
+    fn default() -> Self {
+        Self("info".into())
+    }
+}
+
+impl TryFrom<String> for LogFilter {
+    type Error = String;
+
+    fn try_from(directives: String) -> Result<Self, Self::Error> {
+        match tracing_subscriber::EnvFilter::builder().parse(&directives) {
+            Ok(_) => Ok(Self(directives.into())),
+            Err(error) => Err(format!(
+                "`{}` is not a log filter ({error}): use error, warn, info, debug or trace",
+                directives.escape_debug()
+            )),
+        }
+    }
+}
+
+impl std::str::FromStr for LogFilter {
+    type Err = String;
+
+    fn from_str(directives: &str) -> Result<Self, Self::Err> {
+        directives.to_owned().try_into()
+    }
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file can't be read.
+    #[error(
+        "the configuration `{}` can't be read: {source}; check --config, or leave it out to use the defaults",
+        path.display()
+    )]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file isn't valid.
+    #[error("{}:{line}:{column}: {message}", path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// Line, from 1; 0 where there is no place.
+        line: u64,
+        /// Column, from 1; 0 where there is no place.
+        column: u64,
+        /// What is wrong and what would be right.
+        message: String,
+    },
+}
+
+impl ConfigError {
+    fn invalid(path: &Path, error: &serde_saphyr::Error) -> Self {
+        let error = error.without_snippet();
+        let (line, column) = error
+            .location()
+            .map_or((0, 0), |place| (place.line(), place.column()));
+        let message = match error {
+            serde_saphyr::Error::SerdeUnknownField {
+                field, expected, ..
+            } => unknown_field(field, expected),
+            serde_saphyr::Error::Message { msg, .. } => msg.clone(),
+            other => plain(&other.to_string()),
+        };
+        Self::Invalid {
+            path: path.to_owned(),
+            line,
+            column,
+            message,
+        }
+    }
+}
+
+fn unknown_field(field: &str, expected: &[&str]) -> String {
+    let nearest = expected
+        .iter()
+        .map(|name| (strsim::damerau_levenshtein(field, name), name))
+        .filter(|(distance, name)| *distance <= name.len() / 2)
+        .min();
+    let field = field.escape_debug();
+    match nearest {
+        Some((_, name)) => format!("unknown name `{field}`; did you mean `{name}`?"),
+        None => format!(
+            "unknown name `{field}`; the names here are {}",
+            expected.join(", ")
+        ),
+    }
+}
+
+/// The parser's messages in the words of somebody who edits the file.
+fn plain(message: &str) -> String {
+    let line = message.lines().next().unwrap_or_default();
+    // The place is already said in front.
+    let line = line.split(" at line ").next().unwrap_or(line);
+    if let Some(key) = line.strip_prefix("duplicate mapping key: ") {
+        let key = key.split(", set ").next().unwrap_or(key);
+        return format!("`{key}` is given twice; remove one");
+    }
+    match line {
+        "expected mapping start" => "names with values belong here (`name: value`)".to_owned(),
+        "expected sequence start" => "a list belongs here (`[a, b]`)".to_owned(),
+        "expected string scalar" => "a text belongs here".to_owned(),
+        "invalid u16" => "a whole number from 0 to 65535 belongs here".to_owned(),
+        "invalid u64" => "a whole number belongs here".to_owned(),
+        other => other.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(text: &str) -> String {
+        Config::parse(text, Path::new("i.yaml"))
+            .unwrap_err()
+            .to_string()
+    }
+
+    #[test]
+    fn an_empty_file_is_the_defaults() {
+        for text in ["", "# nothing\n\n", "{}"] {
+            assert_eq!(
+                Config::parse(text, Path::new("i.yaml")).unwrap(),
+                Config::default()
+            );
+        }
+    }
+
+    #[test]
+    fn every_name_can_be_set() {
+        let config = Config::parse(
+            "state: /s\npolicies: /p\ncontrol: /c.sock\ninstance: two\nlisten: {ipv4_port: 1, ipv6_port: 2}\n\
+             limits: {message_bytes: 1048576}\nreviewers: {dba: [alice, '1000']}\nlog: debug\n",
+            Path::new("i.yaml"),
+        )
+        .unwrap();
+        assert_eq!(config.state, Path::new("/s"));
+        assert_eq!(config.policies, Path::new("/p"));
+        assert_eq!(config.control, Path::new("/c.sock"));
+        assert_eq!(config.instance.as_str(), "two");
+        assert_eq!((config.listen.ipv4_port, config.listen.ipv6_port), (1, 2));
+        assert_eq!(config.limits.message_bytes, 1 << 20);
+        assert!(config.reviewers["dba"].contains("alice"));
+        assert_eq!(config.log.as_str(), "debug");
+    }
+
+    #[test]
+    fn errors_name_place_and_remedy() {
+        let table = [
+            (
+                "state: /s\npolicy: /p\n",
+                "i.yaml:2:1: unknown name `policy`; did you mean `policies`?",
+            ),
+            (
+                "listen:\n  port: 1\n",
+                "i.yaml:2:3: unknown name `port`; the names here are ipv4_port, ipv6_port",
+            ),
+            (
+                "limits: {message_bytes: 12}",
+                "i.yaml:1:25: `message_bytes` is 12: it has to be between 65536 (64 KiB) and 1073741824 (1 GiB)",
+            ),
+            (
+                "instance: A/B",
+                "i.yaml:1:11: `A/B` can't name an instance: up to 48 letters, digits, - and _ can, not starting with -",
+            ),
+        ];
+        for (text, expected) in table {
+            assert_eq!(error(text), expected);
+        }
+        assert_eq!(
+            error("listen: {ipv4_port: 70000}"),
+            "i.yaml:1:21: a whole number from 0 to 65535 belongs here"
+        );
+        assert_eq!(
+            error("state: /a\nstate: /b\n"),
+            "i.yaml:2:1: `state` is given twice; remove one"
+        );
+        for text in [
+            "log: '=,='",
+            "state: [",
+            "- a\n",
+            "reviewers: {dba: a}",
+            "\t:",
+        ] {
+            let error = error(text);
+            assert!(error.starts_with("i.yaml:1:"), "{error}");
+            assert!(!error.contains('\n'), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_missing_explicit_file_is_an_error() {
+        let error = Config::load(Some(Path::new("/nonexistent/i.yaml"))).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the configuration `/nonexistent/i.yaml` can't be read: No such file or directory \
+             (os error 2); check --config, or leave it out to use the defaults"
+        );
+    }
+}
