@@ -9,6 +9,12 @@
     reason = "helpers of tests are tests too: clippy.toml exempts only what bears #[test]"
 )]
 
+mod approvals;
+mod hostile;
+mod journal;
+mod masks;
 mod postgres_clients;
+mod redirect;
+mod refusals;
 mod support;
 mod walls;

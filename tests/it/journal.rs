@@ -1,0 +1,183 @@
+//! The record: complete, as documented, and no byte of it can change unseen.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use interceptor_tests::{clients::Way, daemon::Daemon, run};
+
+use crate::support::{ALLOW_ALL, cluster};
+
+/// A daemon with something on record.
+fn recorded() -> Daemon {
+    let daemon = Daemon::start(ALLOW_ALL).unwrap();
+    let database = cluster().database().unwrap();
+    for sql in [
+        "SELECT id, name FROM shop.customers ORDER BY id",
+        "UPDATE shop.orders SET note = 'changed' WHERE id = 1",
+        "SELECT 1/0",
+    ] {
+        run::outcome(
+            &mut Way::Guarded(&daemon, "recorded").psql(&database, &[&format!("--command={sql}")]),
+        )
+        .unwrap();
+    }
+    daemon
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else if entry.file_type().unwrap().is_file() {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+/// The files that are the evidence.
+fn segments(state: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![state.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path
+                .strip_prefix(state)
+                .unwrap()
+                .to_string_lossy()
+                .contains("segment")
+            {
+                found.push(path);
+            }
+        }
+    }
+    assert!(!found.is_empty(), "no segments in {}", state.display());
+    found
+}
+
+#[test]
+fn a_session_is_exported_from_start_to_end() {
+    let daemon = recorded();
+    let journal = daemon.journal().unwrap();
+    let start = journal.of_kind("session_start").next().unwrap();
+    assert_eq!(start.agent, "recorded");
+    let session = start.session.clone().unwrap();
+    let kinds: Vec<&str> = journal
+        .lines
+        .iter()
+        .filter(|line| line.session.as_ref() == Some(&session))
+        .map(|line| line.kind.as_str())
+        .collect();
+    assert_eq!(kinds.first(), Some(&"session_start"));
+    assert_eq!(kinds.last(), Some(&"session_end"));
+    for kind in ["operation", "decision", "response"] {
+        assert!(kinds.contains(&kind), "{kinds:?}");
+    }
+    let operation = journal
+        .mentioning("operation", "SELECT id, name FROM shop.customers")
+        .next()
+        .expect("the statement");
+    assert!(operation.mentions("customers"));
+    assert!(
+        journal.mentioning("response", "Grace").next().is_some(),
+        "the rows"
+    );
+    assert!(
+        journal.mentioning("response", "UPDATE 1").next().is_some(),
+        "the tag"
+    );
+    assert!(
+        journal.mentioning("response", "22012").next().is_some(),
+        "the error"
+    );
+
+    let only = daemon
+        .ask(&["export", "--session", &session, "--format", "jsonl"])
+        .unwrap();
+    let lines = only.lines().filter(|line| !line.is_empty()).count();
+    assert_eq!(lines, kinds.len(), "one session's lines and no others");
+}
+
+#[test]
+fn sessions_are_listed_and_shown() {
+    let daemon = recorded();
+    let sessions = daemon.ask_json(&["sessions", "list"]).unwrap();
+    let sessions = sessions.as_array().unwrap();
+    assert_eq!(sessions.len(), 3);
+    let first = sessions[0]["id"].as_str().unwrap();
+    assert!(daemon.ask(&["sessions", "list"]).unwrap().contains(first));
+    let all: String = sessions
+        .iter()
+        .map(|session| {
+            daemon
+                .ask(&["sessions", "show", session["id"].as_str().unwrap()])
+                .unwrap()
+        })
+        .collect();
+    assert!(all.contains("UPDATE shop.orders"), "{all}");
+    assert!(all.contains("22012"), "{all}");
+}
+
+#[test]
+fn an_untouched_log_verifies_live_stopped_and_copied() {
+    let mut daemon = recorded();
+    daemon.ask(&["verify"]).unwrap();
+    let state = daemon.state();
+    let state = state.to_str().unwrap();
+    daemon.ask(&["verify", state]).unwrap();
+    let live = daemon.folder().join("live");
+    copy(&daemon.state(), &live);
+    daemon.ask(&["verify", live.to_str().unwrap()]).unwrap();
+    daemon.stop().unwrap();
+    let said = daemon.ask(&["verify", state]).unwrap();
+    assert!(said.contains("intact"), "{said}");
+    daemon.restart().unwrap();
+    daemon.ask(&["verify"]).unwrap();
+}
+
+#[test]
+fn any_changed_byte_is_found() {
+    let mut daemon = recorded();
+    daemon.stop().unwrap();
+    let copied = daemon.folder().join("copied");
+    copy(&daemon.state(), &copied);
+    let verify = || {
+        run::outcome(&mut daemon.command(["verify".as_ref(), copied.as_os_str()]))
+            .unwrap()
+            .status
+            .code()
+    };
+    assert_eq!(verify(), Some(0));
+    for segment in segments(&copied) {
+        let bytes = fs::read(&segment).unwrap();
+        for at in (0..bytes.len()).step_by(bytes.len().div_ceil(60).max(1)) {
+            let mut changed = bytes.clone();
+            changed[at] ^= 0x20;
+            fs::write(&segment, &changed).unwrap();
+            assert_eq!(verify(), Some(5), "byte {at} of {}", segment.display());
+        }
+        for kept in [0, bytes.len() / 2, bytes.len() - 1] {
+            fs::write(&segment, &bytes[..kept]).unwrap();
+            assert_eq!(verify(), Some(5), "{} cut at {kept}", segment.display());
+        }
+        fs::write(&segment, &bytes).unwrap();
+    }
+    assert_eq!(verify(), Some(0));
+}
+
+#[test]
+fn an_acknowledged_record_survives_kill() {
+    let mut daemon = recorded();
+    let before = daemon.journal().unwrap().lines.len();
+    daemon.kill().unwrap();
+    daemon.restart().unwrap();
+    assert!(daemon.journal().unwrap().lines.len() >= before);
+    daemon.ask(&["verify"]).unwrap();
+}
