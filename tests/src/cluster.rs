@@ -37,7 +37,7 @@ host  replication all all trust
 pub struct Cluster {
     folder: PathBuf,
     port: u16,
-    _keeper: Keeper,
+    keeper: Keeper,
 }
 
 /// A database of its own in a [`Cluster`].
@@ -182,10 +182,10 @@ impl Cluster {
             postgres.args(["-c", &format!("{name}={value}")]);
         }
         let mut server = postgres.spawn().context("PostgreSQL doesn't start")?;
-        let cluster = Self {
+        let mut cluster = Self {
             folder: folder.to_owned(),
             port,
-            _keeper: Keeper::of_process(server.id(), Farewell::Quit, folder)?,
+            keeper: Keeper::of_process(server.id(), Farewell::Quit, folder)?,
         };
         run::wait_for("PostgreSQL", Duration::from_secs(20), || {
             if server.try_wait()?.is_some() {
@@ -193,6 +193,7 @@ impl Cluster {
             }
             Ok(cluster.sql("postgres", "SELECT 1").ok())
         })?;
+        cluster.keeper.reap(server);
         Ok(cluster)
     }
 }

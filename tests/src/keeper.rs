@@ -18,6 +18,7 @@ use anyhow::{Context as _, Result};
 #[derive(Debug)]
 pub struct Keeper {
     shell: Child,
+    ended: Option<Child>,
 }
 
 /// Says `$1` to the process `$2`, waits until it is gone or a zombie, at most 5 s, and kills it.
@@ -89,6 +90,11 @@ impl Keeper {
         Self::spawn(&format!("cat >/dev/null; {script}"), arguments)
     }
 
+    /// Takes the handle of the process that is kept, to reap it once it has been ended.
+    pub fn reap(&mut self, child: Child) {
+        self.ended = Some(child);
+    }
+
     /// Lets go of what was kept, which has ended otherwise.
     pub fn release(mut self) {
         // A shell that is gone already is what is wanted.
@@ -105,7 +111,7 @@ impl Keeper {
             .process_group(0)
             .spawn()
             .context("no shell could be started to tidy up")?;
-        Ok(Self { shell })
+        Ok(Self { shell, ended: None })
     }
 }
 
@@ -123,6 +129,9 @@ impl Drop for Keeper {
         drop(self.shell.stdin.take());
         // Nothing can be done about a keeper that fails, and it bounds its own time.
         let _ = self.shell.wait();
+        if let Some(mut ended) = self.ended.take() {
+            let _ = ended.wait();
+        }
     }
 }
 

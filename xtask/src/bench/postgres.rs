@@ -93,12 +93,11 @@ pub(crate) fn bench(amount: Amount) -> Result<()> {
                         protocol,
                         seconds: amount.seconds,
                     };
-                    match measure(target, &database, load) {
-                        Ok(sample) => cell.samples.push(sample),
-                        Err(error) => {
-                            failures.push(format!("{title} · {}: {error:#}", target.name()))
-                        }
+                    let sample = measure(target, &database, load);
+                    if let Err(error) = &sample {
+                        failures.push(format!("{title} · {}: {error:#}", target.name()));
                     }
+                    cell.samples.push(sample.ok());
                 }
             }
             Ok(())

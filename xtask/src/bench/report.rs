@@ -18,8 +18,8 @@ pub(crate) struct Sample {
 pub(crate) struct Cell {
     /// The target's name.
     pub(crate) target: &'static str,
-    /// One a round.
-    pub(crate) samples: Vec<Sample>,
+    /// One a round; `None` where it failed.
+    pub(crate) samples: Vec<Option<Sample>>,
 }
 
 /// One combination of script, clients and protocol.
@@ -99,17 +99,22 @@ impl Case {
                 cell.samples
                     .iter()
                     .zip(&other.samples)
-                    .map(|(own, other)| own.tps / other.tps),
+                    .filter_map(|(own, other)| Some((*own)?.tps / (*other)?.tps)),
             )
         };
         self.cells
             .iter()
             .map(|cell| Line {
                 target: cell.target,
-                tps: Spread::of(cell.samples.iter().map(|sample| sample.tps)),
+                tps: Spread::of(cell.samples.iter().flatten().map(|sample| sample.tps)),
                 of_direct: of(cell, "direct"),
                 of_relay: of(cell, "relay"),
-                cpu_us: Spread::of(cell.samples.iter().filter_map(|sample| sample.cpu_us)),
+                cpu_us: Spread::of(
+                    cell.samples
+                        .iter()
+                        .flatten()
+                        .filter_map(|sample| sample.cpu_us),
+                ),
             })
             .collect()
     }
@@ -161,7 +166,7 @@ mod tests {
     fn ratios_are_taken_round_by_round() {
         let cell = |target, tps: [f64; 2]| Cell {
             target,
-            samples: tps.map(|tps| Sample { tps, cpu_us: None }).to_vec(),
+            samples: tps.map(|tps| Some(Sample { tps, cpu_us: None })).to_vec(),
         };
         let case = Case {
             script: "select-only",

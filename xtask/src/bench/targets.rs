@@ -5,7 +5,7 @@ use std::{
     net::{SocketAddr, TcpStream},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     time::Duration,
 };
 
@@ -36,7 +36,7 @@ pub(crate) enum Target {
 pub(crate) struct Proxy {
     name: &'static str,
     port: u16,
-    child: Child,
+    pid: u32,
     _keeper: Keeper,
 }
 
@@ -55,7 +55,8 @@ impl Target {
         Proxy::start("relay", port, &mut command, scratch::folder("relay")?)
     }
 
-    /// pgbouncer with session pooling, doing as little as it can.
+    /// pgbouncer with session pooling, doing as little as it can. Its reset query stays the default:
+    /// once a session, and without it pgbench's prepared statements collide with the last run's.
     ///
     /// # Errors
     /// Where it isn't installed or doesn't start.
@@ -73,7 +74,7 @@ impl Target {
                  [pgbouncer]\n\
                  listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n\
                  auth_type = trust\nauth_file = {}\n\
-                 pool_mode = session\nserver_reset_query =\n\
+                 pool_mode = session\n\
                  max_client_conn = 200\ndefault_pool_size = 100\n\
                  log_connections = 0\nlog_disconnections = 0\n",
                 database.port(),
@@ -111,7 +112,7 @@ impl Target {
     pub(crate) fn pid(&self) -> Option<u32> {
         match self {
             Self::Direct => None,
-            Self::Proxy(proxy) => Some(proxy.child.id()),
+            Self::Proxy(proxy) => Some(proxy.pid),
             Self::Interceptor(daemon) => daemon.pid(),
         }
     }
@@ -144,7 +145,8 @@ impl Proxy {
             .process_group(0)
             .spawn()
             .with_context(|| format!("{name} doesn't start"))?;
-        let keeper = Keeper::of_process(child.id(), Farewell::Terminate, &folder)?;
+        let pid = child.id();
+        let mut keeper = Keeper::of_process(pid, Farewell::Terminate, &folder)?;
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         run::wait_for(name, Duration::from_secs(10), || {
             if let Some(status) = child.try_wait()? {
@@ -152,10 +154,11 @@ impl Proxy {
             }
             Ok(TcpStream::connect(address).ok())
         })?;
+        keeper.reap(child);
         Ok(Target::Proxy(Self {
             name,
             port,
-            child,
+            pid,
             _keeper: keeper,
         }))
     }
