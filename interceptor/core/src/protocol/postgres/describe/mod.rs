@@ -1,6 +1,15 @@
 //! From a message's text to what it does, by PostgreSQL's own parser.
 
-use std::sync::Arc;
+mod functions;
+mod shape;
+mod statements;
+#[cfg(test)]
+mod tests;
+mod walk;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustc_hash::FxHashMap;
 
 use crate::operation::Description;
 
@@ -91,19 +100,57 @@ pub enum NameChange {
     CloseAll,
 }
 
-/// Describes texts, remembering shapes. One serves many sessions.
+/// Describes texts, remembering what it has described. One serves many sessions.
 #[derive(Debug, Default)]
-pub struct Describer {}
+pub struct Describer {
+    cache: Mutex<Cache>,
+}
+
+#[derive(Debug, Default)]
+struct Cache {
+    /// The key of the text at hand; kept so that it needn't be allocated anew.
+    key: Vec<u8>,
+    known: FxHashMap<Box<[u8]>, Arc<Described>>,
+}
+
+/// How many descriptions are remembered: applications have hundreds of shapes. Over it, all are
+/// forgotten: what is still in use is back after one parse each.
+const REMEMBERED_MAX: usize = 8_192;
+/// Longest text that is remembered, in bytes: with the above it bounds the memory to 32 MiB.
+const REMEMBERED_BYTES_MAX: usize = 4_096;
 
 impl Describer {
     /// What `text` does. Never fails: what can't be understood is `unclassified`.
-    pub fn describe(&self, _text: &[u8], _lexing: Lexing) -> Arc<Described> {
-        Arc::new(Described {
-            description: Arc::default(),
-            statements: 0,
-            runs: [].into(),
-            names: [].into(),
-            barrier: true,
-        })
+    pub fn describe(&self, text: &[u8], lexing: Lexing) -> Arc<Described> {
+        if text.len() > REMEMBERED_BYTES_MAX {
+            return Arc::new(statements::describe(text, lexing).described);
+        }
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let cache = &mut *cache;
+        // A text is looked for by its shape first, then as it is: which of the two a description was
+        // stored under was decided when it was made.
+        let shaped = shape::shape(text, lexing, &mut cache.key);
+        if shaped && let Some(known) = cache.known.get(&cache.key[..]) {
+            return known.clone();
+        }
+        shape::exact(text, lexing, &mut cache.key);
+        if let Some(known) = cache.known.get(&cache.key[..]) {
+            return known.clone();
+        }
+        let statements::Outcome {
+            described,
+            literal_free,
+        } = statements::describe(text, lexing);
+        let described = Arc::new(described);
+        if shaped && literal_free {
+            shape::shape(text, lexing, &mut cache.key);
+        }
+        if cache.known.len() >= REMEMBERED_MAX {
+            cache.known.clear();
+        }
+        cache
+            .known
+            .insert(cache.key.clone().into(), described.clone());
+        described
     }
 }
