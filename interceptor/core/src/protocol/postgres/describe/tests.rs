@@ -264,7 +264,7 @@ fn variant() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(20_000))]
+    #![proptest_config(ProptestConfig::with_cases(100_000))]
 
     /// The cache never answers otherwise than the parser would, whatever it was filled with before.
     #[test]
