@@ -6,5 +6,7 @@ pub mod approval;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod console;
 pub mod journal;
 pub mod kernel;
+pub mod rfc3339;

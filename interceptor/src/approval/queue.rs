@@ -10,18 +10,15 @@ use std::{
 use futures_util::future::BoxFuture;
 use interceptor_core::{
     limits::{APPROVALS_ENDED_MAX, APPROVALS_PENDING_AGENT_MAX, APPROVALS_PENDING_MAX},
-    operation::{Digest, Operation},
-    origin::Origin,
-    record::{ApprovalId, ApprovalRecord, ApprovalStep, Event, SessionId, Timestamp},
-    ruling::{Cause, Decision, HoldTerms},
+    record::{ApprovalId, ApprovalRecord, ApprovalStep, Event, Timestamp},
+    ruling::Cause,
 };
-use tokio::{
-    sync::{broadcast, oneshot},
-    time::{Instant, sleep_until},
-};
+use tokio::sync::{broadcast, oneshot};
 
 use super::{
     ballot::{Ballot, Inadmissible, Tally},
+    pending::Pending,
+    request::{Outcome, REASON_BYTES_MAX, Recorder, Request, Unrecorded, VoteError},
     reviewers::{Reviewers, Voter},
     summary::{Change, Detail, State, Summary, Vote},
 };
@@ -54,116 +51,6 @@ struct Open {
     ballot: Ballot,
     answer: oneshot::Sender<Outcome>,
 }
-
-/// Puts events into the journal on the queue's behalf.
-pub trait Recorder: Send + Sync {
-    /// Appends `event` before returning, so that records keep the order of the calls, even if the
-    /// future is dropped. The future ends when the record is on disk.
-    fn record(
-        &self,
-        session: SessionId,
-        agent: &Arc<str>,
-        event: Event,
-    ) -> BoxFuture<'static, Result<(), Unrecorded>>;
-}
-
-impl<F> Recorder for F
-where
-    F: Fn(SessionId, &Arc<str>, Event) -> BoxFuture<'static, Result<(), Unrecorded>> + Send + Sync,
-{
-    fn record(
-        &self,
-        session: SessionId,
-        agent: &Arc<str>,
-        event: Event,
-    ) -> BoxFuture<'static, Result<(), Unrecorded>> {
-        self(session, agent, event)
-    }
-}
-
-/// The journal can't take a record; the reason is for people.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("it can't be recorded: {0}")]
-pub struct Unrecorded(pub String);
-
-/// An operation that people are asked about.
-#[derive(Debug, Clone)]
-pub struct Request {
-    /// The session that waits.
-    pub session: SessionId,
-    /// Number of the operation in its session.
-    pub number: u64,
-    /// Who asks, and where to.
-    pub origin: Arc<Origin>,
-    /// All of the operation.
-    pub operation: Operation,
-    /// Its digest; an approval is for exactly this.
-    pub digest: Digest,
-    /// The decision that holds it.
-    pub decision: Arc<Decision>,
-    /// Who has to agree, and by when.
-    pub terms: HoldTerms,
-}
-
-/// What became of a request.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
-    /// Enough people agreed in time; it is recorded. The operation may go, once.
-    Approved,
-    /// It may not go.
-    Refused {
-        /// What kind of no it is.
-        cause: Cause,
-        /// Why, for people and language models.
-        reason: Arc<str>,
-    },
-}
-
-/// Why a vote wasn't counted.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum VoteError {
-    /// No request has that id.
-    #[error("there is no approval {0}; `interceptor approvals list` shows those that wait")]
-    Unknown(ApprovalId),
-    /// It ended before.
-    #[error("approval {id} can't be voted on any more: {how}")]
-    Ended {
-        /// Which.
-        id: ApprovalId,
-        /// How it ended.
-        how: String,
-    },
-    /// The voter is in none of the rule's groups.
-    #[error("`{name}` may not vote on approval {id}: only members of {groups} may")]
-    NotReviewer {
-        /// Which.
-        id: ApprovalId,
-        /// The voter.
-        name: Box<str>,
-        /// Those whose members may.
-        groups: String,
-    },
-    /// The same person agreed before.
-    #[error("`{name}` has already approved {id}; {more} more distinct people have to")]
-    Repeated {
-        /// Which.
-        id: ApprovalId,
-        /// The voter.
-        name: Box<str>,
-        /// How many are missing.
-        more: usize,
-    },
-    /// The reason is too long or holds control characters.
-    #[error("a reason is at most {REASON_BYTES_MAX} bytes of text without control characters")]
-    UnfitReason,
-    /// The journal didn't take it, so it doesn't count.
-    #[error("the vote doesn't count: {0}; see `interceptor status`")]
-    Unrecorded(#[from] Unrecorded),
-}
-
-/// Longest reason of a vote, in bytes: it becomes part of an error message to the agent, and
-/// clients cut long ones.
-const REASON_BYTES_MAX: usize = 1_000;
 
 /// Changes a slow watcher may lag behind before it misses some.
 const CHANGES_QUEUED: usize = 1_024;
@@ -204,23 +91,14 @@ impl Approvals {
             }
         };
         let full = queue.full(&request);
-        let mut pending = Pending {
-            approvals: self.clone(),
-            id,
-            request: request.clone(),
-            until,
-            deadline: Instant::now() + within.min(WITHIN_MAX),
-            recorded: None,
-            receiver: Some(receiver),
-        };
+        let mut pending = Pending::new(self.clone(), id, request.clone(), until, receiver);
         if let Some(reason) = full {
-            drop(self.record(id, &request, refused(Cause::Unavailable)));
+            drop(self.append(id, &request, refused(Cause::Unavailable)));
             // The receiver is in hand and alive.
             _ = answer.send(unavailable(reason));
             return pending;
         }
-        let recorded = self.record(id, &request, ApprovalStep::Requested { until });
-        pending.recorded = Some(Recorded(recorded));
+        pending.is_on_record(self.append(id, &request, ApprovalStep::Requested { until }));
         let open = Open {
             ballot: Ballot::new(request.terms.quorum, until),
             request,
@@ -319,7 +197,7 @@ impl Approvals {
         for (id, open) in mem::take(&mut queue.open) {
             let why: Box<str> = "the daemon stopped".into();
             let step = ApprovalStep::Withdrawn { why: why.clone() };
-            drop(self.record(id, &open.request, step));
+            drop(self.append(id, &open.request, step));
             self.end(&mut queue, open.summary(id, State::Withdrawn { why }));
             // A receiver that is gone has withdrawn by itself.
             _ = open.answer.send(unavailable(STOPPING));
@@ -351,7 +229,7 @@ impl Approvals {
                 approve,
                 reason: vote.reason.clone(),
             };
-            self.record(id, &open.request, step)
+            self.append(id, &open.request, step)
         };
         if let Err(error) = durable.await {
             if let Some(open) = self.queue().open.get_mut(&id) {
@@ -381,7 +259,7 @@ impl Approvals {
                     (refused(cause), outcome, State::Refused { cause })
                 }
             };
-            (self.record(id, &open.request, step), outcome, state)
+            (self.append(id, &open.request, step), outcome, state)
         };
         self.answer(id, durable.await, outcome, state)
     }
@@ -415,7 +293,7 @@ impl Approvals {
     }
 
     /// Ends a request that nobody decided; `false` where an outcome is already on its way.
-    fn abandon(&self, id: ApprovalId, step: &ApprovalStep) -> bool {
+    pub(super) fn abandon(&self, id: ApprovalId, step: &ApprovalStep) -> bool {
         let mut queue = self.queue();
         let withdrawn = matches!(step, ApprovalStep::Withdrawn { .. });
         match queue.open.get(&id) {
@@ -425,7 +303,7 @@ impl Approvals {
         let Some(open) = queue.open.remove(&id) else {
             return false;
         };
-        drop(self.record(id, &open.request, step.clone()));
+        drop(self.append(id, &open.request, step.clone()));
         let state = match step {
             ApprovalStep::Refused { cause } => State::Refused { cause: *cause },
             ApprovalStep::Withdrawn { why } => State::Withdrawn { why: why.clone() },
@@ -448,7 +326,8 @@ impl Approvals {
         _ = self.0.changes.send(Arc::new(change));
     }
 
-    fn record(
+    /// Puts a step into the journal; the future ends when it is on disk.
+    pub(super) fn append(
         &self,
         approval: ApprovalId,
         request: &Request,
@@ -544,110 +423,15 @@ impl Open {
     }
 }
 
-/// A request that waits. Its [`outcome`](Self::outcome) comes once.
-#[derive(Debug)]
-pub struct Pending {
-    approvals: Approvals,
-    id: ApprovalId,
-    request: Arc<Request>,
-    until: Timestamp,
-    deadline: Instant,
-    recorded: Option<Recorded>,
-    receiver: Option<oneshot::Receiver<Outcome>>,
-}
+pub(super) const STOPPING: &str = "interceptor is stopping";
 
-impl Pending {
-    /// What became of it. May be polled, dropped and called again until it answers; a second
-    /// answer is always a refusal, because an approval is used once.
-    pub async fn outcome(&mut self) -> Outcome {
-        if let Some(recorded) = &mut self.recorded {
-            let recorded = recorded.0.as_mut().await;
-            self.recorded = None;
-            let step = refused(Cause::Unavailable);
-            if recorded.is_err() && self.approvals.abandon(self.id, &step) {
-                self.receiver = None;
-                return unavailable(UNRECORDED);
-            }
-        }
-        let Some(receiver) = &mut self.receiver else {
-            return unavailable("the approval has been used");
-        };
-        let answer = tokio::select! {
-            biased;
-            answer = &mut *receiver => answer,
-            () = sleep_until(self.deadline) => {
-                if self.approvals.abandon(self.id, &refused(Cause::TimedOut)) {
-                    self.receiver = None;
-                    return Outcome::Refused {
-                        cause: Cause::TimedOut,
-                        reason: format!(
-                            "nobody decided within {}",
-                            within(self.request.terms.within)
-                        )
-                        .into(),
-                    };
-                }
-                // Decided in time; the outcome is on its way to the journal.
-                receiver.await
-            }
-        };
-        self.receiver = None;
-        answer.unwrap_or_else(|_| unavailable(STOPPING))
-    }
+pub(super) const UNRECORDED: &str = "the request for approval can't be recorded";
 
-    /// Its id.
-    #[must_use]
-    pub const fn id(&self) -> ApprovalId {
-        self.id
-    }
-
-    /// When it ends by itself.
-    #[must_use]
-    pub const fn until(&self) -> Timestamp {
-        self.until
-    }
-}
-
-impl Drop for Pending {
-    /// Whoever asked is gone: nothing may be released any more, and the record says so.
-    fn drop(&mut self) {
-        let Some(mut receiver) = self.receiver.take() else {
-            return;
-        };
-        let step = ApprovalStep::Withdrawn {
-            why: "the agent hung up".into(),
-        };
-        if self.approvals.abandon(self.id, &step) {
-            return;
-        }
-        // Approved, but it came too late to be used.
-        if matches!(receiver.try_recv(), Ok(Outcome::Approved)) {
-            drop(self.approvals.record(self.id, &self.request, step));
-        }
-    }
-}
-
-/// Only there because futures have no `Debug`.
-struct Recorded(BoxFuture<'static, Result<(), Unrecorded>>);
-
-impl fmt::Debug for Recorded {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Recorded")
-    }
-}
-
-/// Longest time that the runtime's timer is asked for; a longer one ends by the clock's `until`.
-const WITHIN_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
-
-const STOPPING: &str = "interceptor is stopping";
-
-const UNRECORDED: &str = "the request for approval can't be recorded";
-
-const fn refused(cause: Cause) -> ApprovalStep {
+pub(super) const fn refused(cause: Cause) -> ApprovalStep {
     ApprovalStep::Refused { cause }
 }
 
-fn unavailable(reason: &str) -> Outcome {
+pub(super) fn unavailable(reason: &str) -> Outcome {
     Outcome::Refused {
         cause: Cause::Unavailable,
         reason: reason.into(),
@@ -677,7 +461,7 @@ fn ended(state: &State) -> String {
 }
 
 /// A span of time as rules write it: `90s`, `15m`, `2h`.
-fn within(span: Duration) -> String {
+pub(super) fn within(span: Duration) -> String {
     match span.as_secs() {
         0 => format!("{}ms", span.as_millis()),
         seconds if seconds % 3_600 == 0 => format!("{}h", seconds / 3_600),

@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use interceptor_core::{
     operation::{Digest, Effects, Operation, Parameter, ParameterFormat, Protocol, Resource},
     origin::{Destination, Process},
+    protocol::postgres::transcript,
     record::{ApprovalId, SessionId, Timestamp},
     ruling::Cause,
 };
 use serde::{Deserialize, Serialize};
 
-use super::queue::Request;
+use super::request::Request;
 
 /// A request for approval, without the operation's content.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,8 +55,10 @@ pub struct Summary {
     /// The votes so far.
     pub votes: Vec<Vote>,
     /// When it was asked for.
+    #[serde(with = "crate::rfc3339")]
     pub requested: Timestamp,
     /// When it ends by itself.
+    #[serde(with = "crate::rfc3339")]
     pub until: Timestamp,
 }
 
@@ -69,6 +72,7 @@ pub struct Vote {
     /// Why, in their words.
     pub reason: Box<str>,
     /// When.
+    #[serde(with = "crate::rfc3339")]
     pub time: Timestamp,
 }
 
@@ -123,8 +127,11 @@ pub struct Value {
     pub format: ParameterFormat,
     /// Its type's OID where the protocol gives one, else 0.
     pub type_oid: u32,
-    /// What it is; `None` is NULL.
-    pub value: Option<Content>,
+    /// What it means, as exports write it; null is NULL.
+    pub value: serde_json::Value,
+    /// The bytes on the wire, in hexadecimal, where they aren't simply that text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hex: Option<String>,
 }
 
 /// Something happened to a request.
@@ -187,7 +194,11 @@ impl Detail {
         Self {
             summary,
             content: Some(Content::new(&operation.content)),
-            parameters: operation.parameters.iter().map(Value::new).collect(),
+            parameters: operation
+                .parameters
+                .iter()
+                .map(|parameter| Value::new(operation.protocol, parameter))
+                .collect(),
             options: operation.options.clone(),
         }
     }
@@ -213,16 +224,21 @@ impl Content {
 }
 
 impl Value {
-    fn new(parameter: &Parameter) -> Self {
-        let content = |bytes: &bytes::Bytes| match parameter.format {
-            ParameterFormat::Text => Content::new(bytes),
-            // Binary bytes that happen to be UTF-8 would be shown as something they aren't.
-            ParameterFormat::Binary => Content::Hex(hex::encode(bytes)),
+    fn new(protocol: Protocol, parameter: &Parameter) -> Self {
+        let bytes = parameter.value.as_deref();
+        let value = match (protocol, parameter.format, bytes) {
+            (_, _, None) => serde_json::Value::Null,
+            (Protocol::Postgres, ParameterFormat::Binary, Some(bytes)) => {
+                transcript::binary(bytes, parameter.type_oid)
+            }
+            (_, _, Some(bytes)) => transcript::text(bytes),
         };
+        let is_text = bytes.is_none_or(|bytes| value.as_str().map(str::as_bytes) == Some(bytes));
         Self {
             format: parameter.format,
             type_oid: parameter.type_oid,
-            value: parameter.value.as_ref().map(content),
+            value,
+            hex: bytes.filter(|_| !is_text).map(hex::encode),
         }
     }
 }

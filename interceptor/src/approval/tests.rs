@@ -102,7 +102,8 @@ fn voter(name: &str) -> Voter {
     }
 }
 
-fn request(agent: &str, quorum: u32, within_s: u64, groups: &[&str]) -> Request {
+/// A request of `agent`'s to drop a table.
+pub(crate) fn request(agent: &str, quorum: u32, within_s: u64, groups: &[&str]) -> Request {
     let terms = HoldTerms {
         groups: groups.iter().map(|group| (*group).into()).collect(),
         quorum,
@@ -384,15 +385,11 @@ async fn reviewers_see_exactly_what_will_be_sent() {
         detail.content,
         Some(Content::Text("DROP TABLE t".to_owned()))
     );
-    assert_eq!(
-        detail.parameters[0].value,
-        Some(Content::Text("x".to_owned()))
-    );
-    // A binary integer that looks like text isn't shown as text.
-    assert_eq!(
-        detail.parameters[1].value,
-        Some(Content::Hex("00000041".to_owned()))
-    );
+    assert_eq!(detail.parameters[0].value, "x");
+    assert_eq!(detail.parameters[0].hex, None);
+    // A binary integer whose bytes look like text is shown as the integer, with its bytes.
+    assert_eq!(detail.parameters[1].value, "65");
+    assert_eq!(detail.parameters[1].hex.as_deref(), Some("00000041"));
     let json = serde_json::to_string(&detail).unwrap();
     assert_eq!(serde_json::from_str::<Detail>(&json).unwrap(), detail);
     assert!(

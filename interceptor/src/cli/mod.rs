@@ -1,9 +1,182 @@
 //! The command line: a file a subcommand.
+//!
+//! Data goes to stdout, messages to stderr. Whatever an agent could have written is shown through
+//! [`display::inert`].
 
-use std::process::ExitCode;
+mod agents;
+mod approvals;
+mod client;
+mod completions;
+mod display;
+mod export;
+mod failed;
+mod launch;
+mod offline;
+mod run;
+mod sessions;
+mod status;
+mod tag;
+mod tail;
+mod timeline;
+mod verify;
+
+use std::{
+    ffi::OsString,
+    io::{self, IsTerminal as _},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use self::{client::Client, failed::Failed};
+use crate::config::Config;
+
+/// Guards AI agents: everything a tagged cgroup connects to is decoded, decided, masked and recorded.
+#[derive(Debug, Parser)]
+#[command(
+    name = "interceptor",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true,
+    after_help = "Exit status: 0 fine, 1 failed, 2 usage, 3 degraded, 4 policy invalid, 5 integrity, \
+                  124 waited too long; `run` gives its command's."
+)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Args)]
+struct Global {
+    /// Configuration file [default: /etc/interceptor/interceptor.yaml, if it is there]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The daemon's control socket [default: /run/interceptor/control.sock]
+    #[arg(long, global = true, value_name = "SOCKET")]
+    control: Option<PathBuf>,
+    /// How data is printed
+    // No long form: `export --output` is a file, as it is everywhere else.
+    #[arg(id = "as", short = 'o', global = true, value_enum, default_value_t = Output::Text)]
+    output: Output,
+    /// Print without colours, as with NO_COLOR set
+    #[arg(long, global = true)]
+    no_color: bool,
+}
+
+/// How data is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For people.
+    Text,
+    /// For programs: a document, or a line each where it goes on.
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(run::Arguments),
+    #[command(subcommand)]
+    Tag(tag::Command),
+    Agents(agents::Arguments),
+    Sessions(sessions::Arguments),
+    Approvals(approvals::Arguments),
+    Export(export::Arguments),
+    Verify(verify::Arguments),
+    Status(status::Arguments),
+    Completions(completions::Arguments),
+    #[command(hide = true)]
+    Man(completions::ManArguments),
+    #[command(hide = true)]
+    Launch(launch::Arguments),
+}
+
+/// What every subcommand works with.
+#[derive(Debug)]
+struct Context {
+    config: Config,
+    client: Client,
+    output: Output,
+    color: bool,
+}
+
+/// What a subcommand ends with: the exit status, or what is said on stderr.
+type Outcome = Result<ExitCode, Failed>;
 
 /// Parses the command line and runs it.
 #[must_use]
 pub fn main() -> ExitCode {
-    ExitCode::from(2)
+    main_with(std::env::args_os())
 }
+
+fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help goes to stdout, usage errors to stderr; a closed pipe is nobody's fault.
+            _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    match dispatch(cli) {
+        Ok(code) => code,
+        Err(failed) => failed.report(),
+    }
+}
+
+fn dispatch(cli: Cli) -> Outcome {
+    match cli.command {
+        // These need no configuration, and `launch` must not depend on one.
+        Command::Completions(arguments) => return completions::run(&arguments),
+        Command::Man(arguments) => return completions::man(&arguments),
+        Command::Launch(arguments) => return launch::run(arguments),
+        _ => {}
+    }
+    let context = Context::new(cli.global)?;
+    match cli.command {
+        Command::Run(arguments) => run::run(&context, arguments),
+        Command::Tag(command) => tag::run(&context, command),
+        Command::Agents(arguments) => agents::run(&context, &arguments),
+        Command::Sessions(arguments) => sessions::run(&context, arguments),
+        Command::Approvals(arguments) => approvals::run(&context, arguments),
+        Command::Export(arguments) => export::run(&context, &arguments),
+        Command::Verify(arguments) => verify::run(&context, &arguments),
+        Command::Status(arguments) => status::run(&context, &arguments),
+        Command::Completions(_) | Command::Man(_) | Command::Launch(_) => Ok(ExitCode::SUCCESS),
+    }
+}
+
+impl Context {
+    fn new(global: Global) -> Result<Self, Failed> {
+        let mut config = Config::load(global.config.as_deref())?;
+        if let Some(control) = global.control {
+            config.control = control;
+        }
+        let client = Client::new(config.control.clone())?;
+        let color = !global.no_color
+            && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+            && io::stdout().is_terminal();
+        Ok(Self {
+            config,
+            client,
+            output: global.output,
+            color,
+        })
+    }
+
+    fn is_json(&self) -> bool {
+        self.output == Output::Json
+    }
+
+    /// Prints `value` as a JSON document.
+    fn print_json(&self, value: &impl serde::Serialize) -> Outcome {
+        let text = serde_json::to_string_pretty(value).map_err(Failed::because)?;
+        display::print(&format!("{text}\n"))?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+#[cfg(test)]
+mod tests;

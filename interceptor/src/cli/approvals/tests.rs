@@ -1,0 +1,129 @@
+//! What a reviewer sees.
+
+use serde_json::json;
+
+use super::*;
+
+fn detail(statement: &str) -> Detail {
+    serde_json::from_value(json!({
+        "id": "00000000000000ff",
+        "state": "pending",
+        "session": "0000000000000001",
+        "number": 3,
+        "agent": "reporter",
+        "labels": {"team": "data"},
+        "process": {
+            "pid": 7, "uid": 1000, "executable": "/usr/bin/psql",
+            "arguments": ["psql", "-c", "it's"], "cgroup": "/agents/reporter"
+        },
+        "destination": "192.0.2.1:5432",
+        "protocol": "postgres",
+        "action": "DELETE",
+        "effects": ["write"],
+        "resources": [{"kind": "table", "namespace": "shop", "name": "orders", "touch": "write"}],
+        "digest": format!("sha256:{}", "ab".repeat(32)),
+        "rule": "writes-wait",
+        "reason": "a person looks first",
+        "policy": "sha256:00",
+        "groups": ["dba"],
+        "quorum": 2,
+        "votes": [{"by": "alice", "approve": true, "reason": "fine", "time": "2026-11-20T22:00:30Z"}],
+        "requested": "2026-11-20T22:00:00Z",
+        "until": "2026-11-20T22:15:00Z",
+        "content": {"text": statement},
+        "parameters": [
+            {"format": "text", "type_oid": 25, "value": "x"},
+            {"format": "binary", "type_oid": 23, "value": "65", "hex": "00000041"},
+            {"format": "binary", "type_oid": 9_999, "value": {"hex": "00ff"}, "hex": "00ff"},
+            {"format": "text", "type_oid": 0, "value": null}
+        ],
+        "options": [["row_limit", "1"]],
+    }))
+    .unwrap()
+}
+
+fn at(time: &str) -> Timestamp {
+    crate::rfc3339::parse(time).unwrap()
+}
+
+#[test]
+fn a_reviewer_sees_everything() {
+    assert_eq!(
+        text(
+            &detail("DELETE FROM shop.orders\nWHERE id = $1"),
+            at("2026-11-20T22:05:00Z"),
+            false
+        ),
+        "\
+approval     00000000000000ff
+state        waits for 1 of 2 votes, 10m left
+agent        reporter (team=data)
+process      /usr/bin/psql (pid 7, uid 1000, cgroup /agents/reporter)
+command      psql -c 'it'\\''s'
+destination  192.0.2.1:5432 (postgres)
+action       DELETE
+effects      write
+touches      shop.orders (write)
+held by      writes-wait
+because      a person looks first
+reviewers    dba
+vote         approved by alice: fine at 2026-11-20 22:00:30Z
+requested    2026-11-20 22:00:00Z
+until        2026-11-20 22:15:00Z
+session      0000000000000001, operation 3
+digest       sha256:abababababababababababababababababababababababababababababababab
+policy       sha256:00
+
+Exactly this would run:
+  | DELETE FROM shop.orders
+  | WHERE id = $1
+With these values:
+  | $1 = 'x'
+  | $2 = '65' (binary, type 23, 0x00000041)
+  | $3 = bytes (binary, type 9999, 0x00ff)
+  | $4 = NULL
+And these options:
+  | row_limit = 1
+"
+    );
+}
+
+#[test]
+fn a_statement_cannot_forge_what_is_around_it() {
+    let shown = text(
+        &detail("SELECT 1\nstate        approved\u{1b}[10A\u{202e}"),
+        at("2026-11-20T22:05:00Z"),
+        false,
+    );
+    assert!(!shown.contains(['\u{1b}', '\u{202e}']));
+    assert_eq!(
+        shown
+            .lines()
+            .filter(|line| line.starts_with("state "))
+            .count(),
+        1
+    );
+    assert!(shown.contains("  | state        approved\\u{1b}[10A\\u{202e}\n"));
+    assert!(shown.contains("2 characters above would not show as written"));
+}
+
+#[test]
+fn a_change_is_one_line() {
+    let summary = Box::new(detail("x").summary);
+    let now = at("2026-11-20T22:05:00Z");
+    assert_eq!(
+        change_text(&Change::Requested(summary.clone()), now, false),
+        "2026-11-20 22:05:00Z held 00000000000000ff reporter -> 192.0.2.1:5432: DELETE \
+         [writes-wait] waits for 1 of 2 votes, 10m left\n"
+    );
+    let mut ended = summary;
+    ended.state = State::Refused {
+        cause: Cause::TimedOut,
+    };
+    ended.votes.clear();
+    assert_eq!(
+        change_text(&Change::Ended(ended), now, false),
+        "2026-11-20 22:05:00Z over 00000000000000ff reporter -> 192.0.2.1:5432: DELETE \
+         [writes-wait] refused: nobody decided in time\n"
+    );
+}

@@ -1,0 +1,206 @@
+//! `interceptor export`: the journal for other programs.
+
+use std::{
+    fs,
+    io::{self, BufWriter, Write},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::ValueEnum;
+use interceptor_core::record::{SessionId, Timestamp};
+
+use super::{
+    Context, Outcome,
+    client::{Reading, with_query},
+    display::message,
+    failed::Failed,
+    offline,
+};
+use crate::journal::{Filter, Lines};
+
+/// Write the journal, or a part of it, for other programs
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  interceptor export --format jsonl --output audit.jsonl
+  interceptor export --agent reporter --since 7d
+  interceptor export --state /path/to/copy --session 8d3f00a1b2c4e5f6")]
+pub(super) struct Arguments {
+    /// Only this session
+    #[arg(long, value_name = "ID")]
+    session: Option<SessionId>,
+    /// Only this agent's
+    #[arg(long, value_name = "NAME")]
+    agent: Option<String>,
+    /// Nothing before: a time (2026-11-20T22:07:01Z) or how long ago (7d, 12h, 90m)
+    #[arg(long, value_name = "T", value_parser = moment)]
+    since: Option<Timestamp>,
+    /// Nothing after: as --since
+    #[arg(long, value_name = "T", value_parser = moment)]
+    until: Option<Timestamp>,
+    /// What is written
+    #[arg(long, value_enum, default_value_t = Format::Jsonl)]
+    format: Format,
+    /// Write to this file, readable by its owner alone, instead of stdout
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Read this state folder (of a stopped daemon, or a copy) instead of asking the daemon
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Format {
+    /// A line of JSON a record.
+    Jsonl,
+}
+
+pub(super) fn run(context: &Context, arguments: &Arguments) -> Outcome {
+    let Format::Jsonl = arguments.format;
+    let Some(path) = &arguments.output else {
+        let mut out = BufWriter::new(io::stdout().lock());
+        write(context, arguments, &mut out)?;
+        out.flush()?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    // Under another name until it is whole: half an export must not pass for one.
+    let mut partial = path.clone().into_os_string();
+    partial.push(".partial");
+    let partial = PathBuf::from(partial);
+    let written = to_file(context, arguments, &partial).and_then(|records| {
+        fs::rename(&partial, path).map_err(|error| unwritable(path, &error))?;
+        Ok(records)
+    });
+    match written {
+        Ok(records) => {
+            message(&format!("{records} records are in {}", path.display()));
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(failed) => {
+            // It may never have been made.
+            _ = fs::remove_file(&partial);
+            Err(failed)
+        }
+    }
+}
+
+fn to_file(context: &Context, arguments: &Arguments, path: &Path) -> Result<u64, Failed> {
+    let file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(|error| unwritable(path, &error))?;
+    let mut out = BufWriter::new(file);
+    let records = write(context, arguments, &mut out)?;
+    out.flush()
+        .and_then(|()| out.get_ref().sync_all())
+        .map_err(|error| unwritable(path, &error))?;
+    Ok(records)
+}
+
+/// Writes the records asked for; says how many.
+fn write(context: &Context, arguments: &Arguments, out: &mut dyn Write) -> Result<u64, Failed> {
+    let mut records = 0;
+    let Some(folder) = &arguments.state else {
+        let path = with_query(
+            "/v1/export",
+            &[
+                ("session", arguments.session.map(|id| id.to_string())),
+                ("agent", arguments.agent.clone()),
+                ("since", arguments.since.map(|time| time.to_string())),
+                ("until", arguments.until.map(|time| time.to_string())),
+            ],
+        );
+        context.client.lines(&path, |line| {
+            // The daemon's own objects have sorted names; only the last line of a broken stream
+            // begins like this.
+            if line.starts_with(br#"{"error":"#) {
+                offline::check(&serde_json::from_slice(line).map_err(Failed::because)?)?;
+            }
+            out.write_all(line)?;
+            out.write_all(b"\n")?;
+            records += 1;
+            Ok(Reading::On)
+        })?;
+        return Ok(records);
+    };
+    let filter = Filter {
+        session: arguments.session,
+        agent: arguments.agent.clone(),
+        since: arguments.since,
+        until: arguments.until,
+    };
+    let mut lines = Lines::default();
+    let mut failed = None;
+    offline::reader(folder)?
+        .each(|record| {
+            let line = lines.line(&record);
+            if !filter.takes(&record) {
+                return true;
+            }
+            records += 1;
+            if let Err(error) = writeln!(out, "{line}") {
+                failed = Some(error);
+                return false;
+            }
+            true
+        })
+        .map_err(Failed::because)?;
+    match failed {
+        Some(error) => Err(error.into()),
+        None => Ok(records),
+    }
+}
+
+fn unwritable(path: &Path, error: &io::Error) -> Failed {
+    Failed::because(format!("{} can't be written: {error}", path.display()))
+}
+
+/// A moment: RFC 3339, or how long ago.
+fn moment(text: &str) -> Result<Timestamp, String> {
+    match ago(text) {
+        Some(ago) => {
+            let ago_ns = u64::try_from(ago.as_nanos()).unwrap_or(u64::MAX);
+            Ok(Timestamp(crate::clock::now().0.saturating_sub(ago_ns)))
+        }
+        None => crate::rfc3339::parse(text)
+            .map_err(|error| format!("{error}, and so is 7d, 12h or 90m for how long ago")),
+    }
+}
+
+fn ago(text: &str) -> Option<Duration> {
+    let unit_at = text.len().checked_sub(1)?;
+    let (number, unit) = text.split_at_checked(unit_at)?;
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        "d" => 86_400,
+        _ => return None,
+    };
+    let number: u64 = number.parse().ok()?;
+    Some(Duration::from_secs(number.checked_mul(seconds)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_are_times_or_how_long_ago() {
+        assert_eq!(ago("90m"), Some(Duration::from_secs(5_400)));
+        assert_eq!(ago("7d"), Some(Duration::from_secs(604_800)));
+        for text in ["", "d", "-1d", "7w", "ü", "99999999999999999999d"] {
+            assert_eq!(ago(text), None, "{text}");
+        }
+        assert_eq!(moment("1970-01-01T00:00:01Z"), Ok(Timestamp(1_000_000_000)));
+        assert_eq!(
+            moment("soon").unwrap_err(),
+            "`soon` is not a time: 2026-11-20T22:07:01Z is, and so is 7d, 12h or 90m for how long ago"
+        );
+    }
+}

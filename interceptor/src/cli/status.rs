@@ -1,0 +1,116 @@
+//! `interceptor status`: how the daemon is.
+
+use std::{fmt::Write as _, process::ExitCode};
+
+use super::{
+    Context, Outcome,
+    display::{Style, between, count, inert, paint, print, span, time},
+    failed::code,
+};
+use crate::console::Status;
+
+/// How the daemon is; exit status 3 where something is not as it should be
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {}
+
+pub(super) fn run(context: &Context, _: &Arguments) -> Outcome {
+    let status: Status = context.client.get("/v1/status")?;
+    if context.is_json() {
+        context.print_json(&status)?;
+    } else {
+        print(&text(&status, crate::clock::now(), context.color))?;
+    }
+    Ok(if is_degraded(&status) {
+        ExitCode::from(code::DEGRADED)
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+fn is_degraded(status: &Status) -> bool {
+    !status.troubles.is_empty()
+        || status.journal.stopped.is_some()
+        || status.policy.broken.is_some()
+}
+
+fn text(status: &Status, now: interceptor_core::record::Timestamp, color: bool) -> String {
+    let mut out = String::new();
+    let headline = if is_degraded(status) {
+        paint(Style::Bad, "degraded", color)
+    } else {
+        paint(Style::Good, "running", color)
+    };
+    // Writing to a string can't fail.
+    _ = writeln!(
+        out,
+        "{headline}: interceptor {}, instance {}, pid {}, up {}",
+        inert(&status.version),
+        inert(&status.instance),
+        status.pid,
+        span(between(status.started, now)),
+    );
+    _ = writeln!(
+        out,
+        "agents    {}, {} open, {} waiting for approval",
+        count(status.agents, "agent"),
+        count(status.sessions, "session"),
+        count(status.approvals, "operation"),
+    );
+    let policy = &status.policy;
+    _ = writeln!(
+        out,
+        "policy    {}, {} from {}, since {}",
+        count(policy.rules, "rule"),
+        inert(&policy.hash),
+        inert(&policy.path.to_string_lossy()),
+        time(policy.loaded),
+    );
+    let journal = &status.journal;
+    _ = writeln!(
+        out,
+        "journal   {} in {}",
+        count(journal.last_seq, "record"),
+        inert(&journal.path.to_string_lossy()),
+    );
+    let counters: Vec<String> = status
+        .kernel
+        .iter()
+        .map(|(name, value)| format!("{} {value}", inert(name)))
+        .collect();
+    if !counters.is_empty() {
+        _ = writeln!(out, "kernel    {}", counters.join(", "));
+    }
+    if let Some(broken) = &policy.broken {
+        trouble(
+            &mut out,
+            &format!("the policy files can't be loaded, the policy above stays in force: {broken}"),
+            "correct them; they are loaded again by themselves",
+            color,
+        );
+    }
+    if let Some(stopped) = &journal.stopped {
+        trouble(
+            &mut out,
+            &format!("the journal takes no records, so nothing passes: {stopped}"),
+            "make room on its disk, then restart the daemon",
+            color,
+        );
+    }
+    for found in &status.troubles {
+        trouble(&mut out, &found.what, &found.remedy, color);
+    }
+    out
+}
+
+fn trouble(out: &mut String, what: &str, remedy: &str, color: bool) {
+    // Policy errors have several lines.
+    let mut lines = what.lines();
+    let first = lines.next().unwrap_or_default();
+    _ = writeln!(out, "{} {}", paint(Style::Bad, "!", color), inert(first));
+    for line in lines {
+        _ = writeln!(out, "  {}", inert(line));
+    }
+    if !remedy.is_empty() {
+        _ = writeln!(out, "  {}", inert(remedy));
+    }
+}

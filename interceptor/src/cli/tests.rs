@@ -1,0 +1,95 @@
+//! The command line as it is typed.
+
+use clap::CommandFactory as _;
+
+use super::*;
+
+fn parse(line: &str) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(line.split_whitespace())
+}
+
+#[test]
+fn the_command_line_is_well_formed() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn what_the_documentation_shows_parses() {
+    for line in [
+        "interceptor run --agent reporter --label team=data --label tier=1 --user nobody -- python -c x --help",
+        "interceptor tag add /sys/fs/cgroup/my.slice --agent batch",
+        "interceptor tag add --pid 4242 --agent reporter --label team=data",
+        "interceptor tag list",
+        "interceptor tag remove batch",
+        "interceptor agents",
+        "interceptor agents list -o json",
+        "interceptor --control /c.sock sessions",
+        "interceptor sessions list --agent a --limit 5",
+        "interceptor sessions show 00000000000000ff --rows 3",
+        "interceptor sessions tail --agent a",
+        "interceptor approvals",
+        "interceptor approvals list --all",
+        "interceptor approvals show 00000000000000ff",
+        "interceptor approvals approve 00000000000000ff --reason fine",
+        "interceptor approvals deny 00000000000000ff",
+        "interceptor approvals watch --no-color",
+        "interceptor export --format jsonl --output audit.jsonl --since 7d --until 2026-11-20T22:07:01Z",
+        "interceptor export --session 00000000000000ff",
+        "interceptor verify",
+        "interceptor verify /path/to/copy --key journal.pub",
+        "interceptor status -o json",
+        "interceptor completions bash",
+        "interceptor man /tmp/man",
+    ] {
+        if let Err(error) = parse(line) {
+            panic!("{line}: {error}");
+        }
+    }
+}
+
+#[test]
+fn usage_errors_end_with_2_and_say_what_is_right() {
+    for (line, said) in [
+        ("interceptor tag add --agent a", "<CGROUP|--pid <PID>>"),
+        (
+            "interceptor tag add /x --pid 1 --agent a",
+            "cannot be used with",
+        ),
+        ("interceptor tag add /x --agent a/b", "can't name an agent"),
+        ("interceptor tag add --pid 0 --agent a", "0 is not in 1.."),
+        (
+            "interceptor run --agent a --label team -- x",
+            "`team=billing` is",
+        ),
+        ("interceptor run --agent a", "<CMD>..."),
+        ("interceptor approvals approve 12", "16 hexadecimal digits"),
+        (
+            "interceptor export --format xml",
+            "[possible values: jsonl]",
+        ),
+        ("interceptor export --since tomorrow", "7d"),
+        ("interceptor agnets", "similar"),
+    ] {
+        let error = parse(line).unwrap_err();
+        assert_eq!(error.exit_code(), 2, "{line}");
+        assert!(error.to_string().contains(said), "{line}: {error}");
+    }
+}
+
+#[test]
+fn hidden_commands_are_hidden() {
+    let help = Cli::command().render_long_help().to_string();
+    assert!(!help.contains("launch"), "{help}");
+    assert!(!help.contains("  man"), "{help}");
+}
+
+#[test]
+fn every_subcommand_says_what_it_is_for() {
+    for command in Cli::command().get_subcommands() {
+        assert!(
+            command.get_about().is_some(),
+            "{} says nothing",
+            command.get_name()
+        );
+    }
+}

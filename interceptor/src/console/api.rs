@@ -1,0 +1,309 @@
+//! What is said over the control socket, as types for both sides.
+
+use std::{collections::BTreeMap, path::PathBuf, str::FromStr};
+
+use interceptor_core::record::{SessionId, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use crate::{journal::SessionSummary, kernel::TagKind};
+
+/// `GET /v1/status`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The daemon's version.
+    pub version: String,
+    /// Its instance name.
+    pub instance: String,
+    /// Its process id.
+    pub pid: u32,
+    /// When it started.
+    #[serde(with = "crate::rfc3339")]
+    pub started: Timestamp,
+    /// How many agents are tagged.
+    pub agents: u64,
+    /// How many sessions are open.
+    pub sessions: u64,
+    /// How many operations wait for approval.
+    pub approvals: u64,
+    /// The policy.
+    pub policy: PolicyStatus,
+    /// The journal.
+    pub journal: JournalStatus,
+    /// The kernel's counters, by name.
+    pub kernel: BTreeMap<String, u64>,
+    /// What is not as it should be; with any of them the daemon is degraded.
+    pub troubles: Vec<Trouble>,
+}
+
+/// The policy in force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyStatus {
+    /// Its hash.
+    pub hash: String,
+    /// Where it was read from.
+    pub path: PathBuf,
+    /// How many rules it has.
+    pub rules: u64,
+    /// When it was loaded.
+    #[serde(with = "crate::rfc3339")]
+    pub loaded: Timestamp,
+    /// Why the files as they are now can't be loaded; the policy above stays in force meanwhile.
+    pub broken: Option<String>,
+}
+
+/// The journal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JournalStatus {
+    /// Its folder.
+    pub path: PathBuf,
+    /// Number of the last record.
+    pub last_seq: u64,
+    /// Why it takes no records, where that is so.
+    pub stopped: Option<String>,
+}
+
+/// Something that is not as it should be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trouble {
+    /// What is wrong.
+    pub what: String,
+    /// What to do about it.
+    pub remedy: String,
+}
+
+/// An agent: `GET /v1/agents`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tagged {
+    /// Its name.
+    pub agent: Box<str>,
+    /// Its labels.
+    pub labels: BTreeMap<Box<str>, Box<str>>,
+    /// Its cgroup, as a path in the file system.
+    pub cgroup: PathBuf,
+    /// Where the cgroup comes from.
+    pub kind: TagKind,
+}
+
+/// A new agent: `POST /v1/agents`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewTag {
+    /// Its name.
+    #[serde(deserialize_with = "deserialize_agent_name")]
+    pub agent: Box<str>,
+    /// Its labels.
+    #[serde(default)]
+    pub labels: BTreeMap<Box<str>, Box<str>>,
+    /// What is tagged.
+    pub target: TagTarget,
+}
+
+/// What is tagged.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TagTarget {
+    /// An existing cgroup: a path in the file system or below the cgroup v2 mount point.
+    Cgroup(PathBuf),
+    /// The cgroup of this process.
+    Pid(u32),
+    /// A cgroup made for a command that is about to be launched.
+    New,
+}
+
+/// A session: `GET /v1/sessions`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Session {
+    /// Its id.
+    pub id: SessionId,
+    /// The agent's name.
+    pub agent: Box<str>,
+    /// The agent's labels.
+    pub labels: BTreeMap<Box<str>, Box<str>>,
+    /// Where it went.
+    pub destination: String,
+    /// Process id of who connected.
+    pub pid: u32,
+    /// Its executable.
+    pub executable: Option<Box<str>>,
+    /// When it began.
+    #[serde(with = "crate::rfc3339")]
+    pub started: Timestamp,
+    /// When it ended; null while it lives, or where the daemon was killed.
+    #[serde(with = "crate::rfc3339::option")]
+    pub ended: Option<Timestamp>,
+    /// Why it ended.
+    pub reason: Option<Box<str>>,
+    /// Operations attempted; null until it has ended.
+    pub operations: Option<u64>,
+    /// Operations denied.
+    pub denied: u64,
+    /// Operations held for approval.
+    pub held: u64,
+}
+
+impl From<SessionSummary> for Session {
+    fn from(summary: SessionSummary) -> Self {
+        Self {
+            id: summary.session,
+            agent: (&*summary.agent).into(),
+            labels: summary.labels,
+            destination: summary.destination,
+            pid: summary.pid,
+            executable: summary.executable,
+            started: summary.started,
+            ended: summary.ended,
+            reason: summary.reason,
+            operations: summary.ended.map(|_| summary.operations),
+            denied: summary.denied,
+            held: summary.held,
+        }
+    }
+}
+
+/// A vote: `POST /v1/approvals/{id}/votes`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ballot {
+    /// Whether to approve.
+    pub approve: bool,
+    /// Why.
+    #[serde(default)]
+    pub reason: String,
+}
+
+/// Which records: the query of `GET /v1/export` and `GET /v1/tail`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExportQuery {
+    /// Only this session.
+    pub session: Option<SessionId>,
+    /// Only this agent, by name.
+    pub agent: Option<String>,
+    /// Nothing before, in RFC 3339.
+    #[serde(default, with = "crate::rfc3339::option")]
+    pub since: Option<Timestamp>,
+    /// Nothing after, in RFC 3339.
+    #[serde(default, with = "crate::rfc3339::option")]
+    pub until: Option<Timestamp>,
+}
+
+/// The body of every answer that isn't a success, and the last line of a stream that broke.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// What is wrong.
+    pub error: String,
+    /// What to do about it; empty where the error says it all.
+    pub remedy: String,
+}
+
+/// Longest name of an agent or label, in bytes: names become parts of paths and columns of tables.
+const NAME_BYTES_MAX: usize = 64;
+
+/// `name`, if it can name an agent.
+///
+/// # Errors
+/// Where it can't; the message says what can.
+pub fn agent_name(name: &str) -> Result<Box<str>, String> {
+    if is_name(name) {
+        Ok(name.into())
+    } else {
+        Err(format!(
+            "`{}` can't name an agent: up to {NAME_BYTES_MAX} letters, digits and . _ - can, \
+             starting with a letter or digit",
+            name.escape_debug()
+        ))
+    }
+}
+
+/// A label on the command line, `team=billing`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Label {
+    /// Its name.
+    pub name: Box<str>,
+    /// Its value.
+    pub value: Box<str>,
+}
+
+impl Label {
+    /// A label of these two parts.
+    ///
+    /// # Errors
+    /// Where they can't make one; the message says what can.
+    pub fn new(name: &str, value: &str) -> Result<Self, String> {
+        if !is_name(name) {
+            return Err(format!(
+                "`{}` can't name a label: up to {NAME_BYTES_MAX} letters, digits and . _ - can, \
+                 starting with a letter or digit",
+                name.escape_debug()
+            ));
+        }
+        if value.len() > 4 * NAME_BYTES_MAX || value.contains(char::is_control) {
+            return Err(format!(
+                "the value of label `{name}` is longer than {} bytes or holds control characters",
+                4 * NAME_BYTES_MAX
+            ));
+        }
+        Ok(Self {
+            name: name.into(),
+            value: value.into(),
+        })
+    }
+}
+
+impl FromStr for Label {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (name, value) = text.split_once('=').ok_or_else(|| {
+            format!(
+                "`{}` is not a label: `team=billing` is",
+                text.escape_debug()
+            )
+        })?;
+        Self::new(name, value)
+    }
+}
+
+fn is_name(name: &str) -> bool {
+    (1..=NAME_BYTES_MAX).contains(&name.len())
+        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+}
+
+fn deserialize_agent_name<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Box<str>, D::Error> {
+    agent_name(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_tame() {
+        for name in ["a", "claude-code_2.1", "7"] {
+            assert!(agent_name(name).is_ok(), "{name}");
+        }
+        for name in [
+            "",
+            "a b",
+            "-x",
+            "../x",
+            "a/b",
+            "ä",
+            "a\u{202e}b",
+            &"a".repeat(65),
+        ] {
+            assert!(agent_name(name).is_err(), "{name}");
+        }
+        assert_eq!("team=a=b".parse::<Label>().unwrap().value.as_ref(), "a=b");
+        assert_eq!(
+            "team".parse::<Label>().unwrap_err(),
+            "`team` is not a label: `team=billing` is"
+        );
+        assert!("team=a\u{1b}[2J".parse::<Label>().is_err());
+    }
+}

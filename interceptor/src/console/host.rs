@@ -1,0 +1,176 @@
+//! What the control API asks of the daemon.
+
+use std::fmt;
+
+use axum::{
+    Json,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+
+use super::{
+    api::{ErrorBody, NewTag, PolicyStatus, Status, Tagged},
+    peer::Person,
+};
+use crate::{
+    approval::{Approvals, VoteError},
+    journal::{Journal, JournalError, Stopped},
+    kernel::KernelError,
+};
+
+/// The daemon, as the control API sees it. All methods may block.
+pub trait Host: Send + Sync + 'static {
+    /// How it is.
+    ///
+    /// # Errors
+    /// Where that can't be told.
+    fn status(&self) -> Result<Status, Failure>;
+
+    /// All agents, by name.
+    ///
+    /// # Errors
+    /// Where they can't be read.
+    fn agents(&self) -> Result<Vec<Tagged>, Failure>;
+
+    /// Tags an agent and records who asked for it.
+    ///
+    /// # Errors
+    /// Where it can't be tagged or recorded.
+    fn tag(&self, tag: NewTag, by: &Person) -> Result<Tagged, Failure>;
+
+    /// Takes an agent's tag off and records who asked for it; a cgroup that was made for a launched
+    /// command is emptied and removed.
+    ///
+    /// # Errors
+    /// Where there is no such agent, or its hooks can't be removed.
+    fn untag(&self, agent: &str, by: &Person) -> Result<Tagged, Failure>;
+
+    /// The name of the agent that process `pid` runs as, if it does.
+    ///
+    /// # Errors
+    /// Where that can't be told, a process that is gone included: who can't be placed is refused.
+    fn agent_of(&self, pid: u32) -> Result<Option<Box<str>>, Failure>;
+
+    /// Loads the policy files again and records who asked for it.
+    ///
+    /// # Errors
+    /// Where they are broken; the policy in force stays.
+    fn reload(&self, by: &Person) -> Result<PolicyStatus, Failure>;
+
+    /// The queue of held operations.
+    fn approvals(&self) -> &Approvals;
+
+    /// The journal.
+    fn journal(&self) -> &Journal;
+}
+
+/// Why a request fails, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// What kind of failure it is.
+    pub kind: FailureKind,
+    /// What is wrong.
+    pub error: String,
+    /// What to do about it; empty where the error says it all.
+    pub remedy: String,
+}
+
+/// The kinds of failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailureKind {
+    /// The request makes no sense.
+    Invalid,
+    /// Whoever asks may not.
+    Forbidden,
+    /// What is asked for isn't there.
+    Missing,
+    /// It can't be done as things are.
+    Conflict,
+    /// It can't be done now.
+    Unavailable,
+    /// Something broke.
+    Broken,
+}
+
+impl Failure {
+    /// A failure whose error says it all.
+    pub fn new(kind: FailureKind, error: impl fmt::Display) -> Self {
+        Self {
+            kind,
+            error: error.to_string(),
+            remedy: String::new(),
+        }
+    }
+
+    /// The same with a remedy.
+    #[must_use]
+    pub fn with_remedy(mut self, remedy: &str) -> Self {
+        remedy.clone_into(&mut self.remedy);
+        self
+    }
+
+    pub(super) fn body(&self) -> ErrorBody {
+        ErrorBody {
+            error: self.error.clone(),
+            remedy: self.remedy.clone(),
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.error)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let status = match self.kind {
+            FailureKind::Invalid => StatusCode::BAD_REQUEST,
+            FailureKind::Forbidden => StatusCode::FORBIDDEN,
+            FailureKind::Missing => StatusCode::NOT_FOUND,
+            FailureKind::Conflict => StatusCode::CONFLICT,
+            FailureKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            FailureKind::Broken => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        (status, Json(self.body())).into_response()
+    }
+}
+
+impl From<KernelError> for Failure {
+    fn from(error: KernelError) -> Self {
+        let kind = match error {
+            KernelError::Refused(_) => FailureKind::Conflict,
+            _ => FailureKind::Broken,
+        };
+        Self::new(kind, error)
+    }
+}
+
+impl From<JournalError> for Failure {
+    fn from(error: JournalError) -> Self {
+        Self::new(FailureKind::Broken, error)
+    }
+}
+
+impl From<Stopped> for Failure {
+    fn from(error: Stopped) -> Self {
+        Self::new(FailureKind::Unavailable, error)
+            .with_remedy("make room on the disk of the state folder, then restart the daemon")
+    }
+}
+
+impl From<VoteError> for Failure {
+    fn from(error: VoteError) -> Self {
+        let kind = match error {
+            VoteError::Unknown(_) => FailureKind::Missing,
+            VoteError::Ended { .. } | VoteError::Repeated { .. } => FailureKind::Conflict,
+            VoteError::NotReviewer { .. } => FailureKind::Forbidden,
+            VoteError::UnfitReason => FailureKind::Invalid,
+            VoteError::Unrecorded(_) => FailureKind::Unavailable,
+        };
+        Self::new(kind, error)
+    }
+}

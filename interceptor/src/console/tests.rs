@@ -1,0 +1,448 @@
+//! The control API over a real socket, with a daemon that only remembers what it was asked.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{Read as _, Write as _},
+    os::unix::{fs::PermissionsExt as _, net::UnixStream},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use interceptor_core::{
+    origin::{Agent, Destination, Origin, Process},
+    record::{Event, SessionEnd, SessionId, SessionStart, Timestamp},
+};
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+
+use super::*;
+use crate::{
+    approval::{Approvals, Pending, Reviewers},
+    journal::Journal,
+    kernel::TagKind,
+};
+
+struct Fake {
+    approvals: Approvals,
+    journal: Journal,
+    agents: Mutex<Vec<Tagged>>,
+    /// Whether whoever speaks is an agent.
+    is_agent: AtomicBool,
+}
+
+impl Host for Fake {
+    fn status(&self) -> Result<Status, Failure> {
+        let policy = self.policy();
+        Ok(Status {
+            version: "1".to_owned(),
+            instance: "test".to_owned(),
+            pid: 1,
+            started: Timestamp(0),
+            agents: 0,
+            sessions: 0,
+            approvals: self.approvals.pending() as u64,
+            policy,
+            journal: JournalStatus {
+                path: "/s".into(),
+                last_seq: self.journal.last_seq(),
+                stopped: None,
+            },
+            kernel: BTreeMap::new(),
+            troubles: Vec::new(),
+        })
+    }
+
+    fn agents(&self) -> Result<Vec<Tagged>, Failure> {
+        Ok(self.agents.lock().unwrap().clone())
+    }
+
+    fn tag(&self, tag: NewTag, by: &Person) -> Result<Tagged, Failure> {
+        assert_eq!(by.uid(), nix::unistd::getuid().as_raw());
+        let tagged = Tagged {
+            agent: tag.agent,
+            labels: tag.labels,
+            cgroup: match tag.target {
+                TagTarget::Cgroup(path) => path,
+                TagTarget::Pid(pid) => PathBuf::from(format!("/of/{pid}")),
+                TagTarget::New => "/new".into(),
+            },
+            kind: TagKind::Existing,
+        };
+        self.agents.lock().unwrap().push(tagged.clone());
+        Ok(tagged)
+    }
+
+    fn untag(&self, agent: &str, _: &Person) -> Result<Tagged, Failure> {
+        let mut agents = self.agents.lock().unwrap();
+        match agents.iter().position(|tagged| &*tagged.agent == agent) {
+            Some(index) => Ok(agents.remove(index)),
+            None => Err(Failure::new(FailureKind::Missing, "no such agent").with_remedy("list")),
+        }
+    }
+
+    fn agent_of(&self, pid: u32) -> Result<Option<Box<str>>, Failure> {
+        assert_eq!(pid, std::process::id());
+        Ok(self.is_agent.load(Ordering::SeqCst).then(|| "evil".into()))
+    }
+
+    fn reload(&self, _: &Person) -> Result<PolicyStatus, Failure> {
+        Err(Failure::new(
+            FailureKind::Invalid,
+            "p.yaml:1:1: unknown name `x`",
+        ))
+    }
+
+    fn approvals(&self) -> &Approvals {
+        &self.approvals
+    }
+
+    fn journal(&self) -> &Journal {
+        &self.journal
+    }
+}
+
+impl Fake {
+    fn policy(&self) -> PolicyStatus {
+        PolicyStatus {
+            hash: "sha256:0".to_owned(),
+            path: "/p".into(),
+            rules: 1,
+            loaded: Timestamp(0),
+            broken: None,
+        }
+    }
+}
+
+/// A control API in a folder of its own.
+struct Bench {
+    folder: tempfile::TempDir,
+    fake: Arc<Fake>,
+    stop: Option<oneshot::Sender<()>>,
+    served: tokio::task::JoinHandle<std::io::Result<()>>,
+}
+
+impl Bench {
+    fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = Journal::open(&folder.path().join("state")).unwrap();
+        let fake = Arc::new(Fake {
+            approvals: Approvals::new(
+                journal.clone(),
+                Reviewers::default(),
+                crate::clock::now,
+                || 255,
+            ),
+            journal,
+            agents: Mutex::default(),
+            is_agent: AtomicBool::new(false),
+        });
+        let socket = ControlSocket::bind(&folder.path().join("run/control.sock")).unwrap();
+        let (stop, stopped) = oneshot::channel();
+        let served = tokio::spawn(serve(socket, fake.clone(), async move {
+            _ = stopped.await;
+        }));
+        Self {
+            folder,
+            fake,
+            stop: Some(stop),
+            served,
+        }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path().join("run/control.sock")
+    }
+
+    /// Status and body of one exchange, as bytes on the socket.
+    async fn ask(&self, method: &str, path: &str, body: Value) -> (u16, Value) {
+        let (status, body) = self.raw(method, path, body).await;
+        (status, serde_json::from_str(&body).unwrap_or(Value::Null))
+    }
+
+    async fn raw(&self, method: &str, path: &str, body: Value) -> (u16, String) {
+        let mut stream = UnixStream::connect(self.path()).unwrap();
+        let body = if body.is_null() {
+            String::new()
+        } else {
+            body.to_string()
+        };
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
+             content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        tokio::task::spawn_blocking(move || {
+            stream.write_all(request.as_bytes()).unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+            let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+            let body = if head.contains("chunked") {
+                unchunk(body)
+            } else {
+                body.to_owned()
+            };
+            (status, body)
+        })
+        .await
+        .unwrap()
+    }
+
+    fn hold(&self) -> Pending {
+        self.fake.approvals.request(
+            crate::approval::example("reporter", 1, 60, &[]),
+            crate::clock::now(),
+        )
+    }
+}
+
+fn unchunk(mut body: &str) -> String {
+    let mut whole = String::new();
+    while let Some((length, rest)) = body.split_once("\r\n") {
+        let length = usize::from_str_radix(length, 16).unwrap();
+        whole.push_str(&rest[..length]);
+        body = &rest[length + 2..];
+    }
+    whole
+}
+
+fn start_of_session(journal: &Journal, session: u64) {
+    let origin = Arc::new(Origin {
+        agent: Arc::new(Agent {
+            name: "reporter".into(),
+            labels: BTreeMap::new(),
+        }),
+        process: Process::default(),
+        destination: Destination("192.0.2.1:5432".parse().unwrap()),
+    });
+    let start = SessionStart {
+        origin,
+        client: "127.0.0.1:9".parse().unwrap(),
+    };
+    append(journal, session, Event::SessionStart(start));
+}
+
+fn append(journal: &Journal, session: u64, event: Event) {
+    journal
+        .append(
+            Some(SessionId(session)),
+            &"reporter".into(),
+            crate::clock::now(),
+            event,
+        )
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agents_come_and_go() {
+    let bench = Bench::start();
+    let tag = json!({"agent": "a", "labels": {"team": "x"}, "target": {"cgroup": "/c"}});
+    let (status, tagged) = bench.ask("POST", "/v1/agents", tag).await;
+    assert_eq!((status, &tagged["cgroup"]), (200, &json!("/c")));
+    let new = json!({"agent": "b", "target": "new"});
+    assert_eq!(bench.ask("POST", "/v1/agents", new).await.0, 200);
+    let (_, list) = bench.ask("GET", "/v1/agents", Value::Null).await;
+    assert_eq!(list.as_array().unwrap().len(), 2);
+    let (status, _) = bench.ask("DELETE", "/v1/agents?agent=a", Value::Null).await;
+    assert_eq!(status, 200);
+    let (status, error) = bench.ask("DELETE", "/v1/agents?agent=a", Value::Null).await;
+    assert_eq!(status, 404);
+    assert_eq!(error, json!({"error": "no such agent", "remedy": "list"}));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_makes_no_sense_is_said() {
+    let bench = Bench::start();
+    for (method, path, body, status) in [
+        (
+            "POST",
+            "/v1/agents",
+            json!({"agent": "../x", "target": "new"}),
+            400,
+        ),
+        (
+            "POST",
+            "/v1/agents",
+            json!({"agent": "x", "target": "new", "oops": 1}),
+            400,
+        ),
+        (
+            "POST",
+            "/v1/agents",
+            json!({"agent": "x", "labels": {"a": "\u{1b}"}, "target": "new"}),
+            400,
+        ),
+        ("GET", "/v1/approvals/xyz", Value::Null, 400),
+        ("GET", "/v1/approvals/0000000000000001", Value::Null, 404),
+        ("GET", "/v1/sessions/0000000000000001", Value::Null, 404),
+        ("GET", "/v1/export?since=yesterday", Value::Null, 400),
+        ("GET", "/v1/nothing", Value::Null, 404),
+        ("POST", "/v1/policy/reload", Value::Null, 400),
+    ] {
+        let (got, answer) = bench.ask(method, path, body).await;
+        assert_eq!(got, status, "{method} {path}: {answer}");
+        assert!(
+            answer["error"]
+                .as_str()
+                .is_some_and(|error| !error.is_empty()),
+            "{method} {path}: {answer}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agents_are_refused_everywhere() {
+    let bench = Bench::start();
+    bench.fake.is_agent.store(true, Ordering::SeqCst);
+    let pending = bench.hold();
+    for (method, path) in [
+        ("GET", "/v1/status"),
+        ("GET", "/v1/approvals"),
+        ("POST", "/v1/agents"),
+        ("GET", "/v1/nothing"),
+    ] {
+        let (status, answer) = bench.ask(method, path, Value::Null).await;
+        assert_eq!(status, 403, "{method} {path}");
+        assert_eq!(
+            answer["error"],
+            "this process runs as agent `evil`, and agents may not control interceptor"
+        );
+    }
+    let vote = format!("/v1/approvals/{}/votes", pending.id());
+    let (status, _) = bench.ask("POST", &vote, json!({"approve": true})).await;
+    assert_eq!(status, 403);
+    assert_eq!(bench.fake.approvals.pending(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_person_votes_under_their_own_name() {
+    let bench = Bench::start();
+    let mut pending = bench.hold();
+    let (_, list) = bench.ask("GET", "/v1/approvals", Value::Null).await;
+    assert_eq!(list[0]["state"], "pending");
+    assert_eq!(list[0]["id"], "00000000000000ff");
+    let (_, detail) = bench
+        .ask("GET", "/v1/approvals/00000000000000ff", Value::Null)
+        .await;
+    assert_eq!(detail["content"]["text"], "DROP TABLE t");
+    let vote = json!({"approve": true, "reason": "fine"});
+    let path = "/v1/approvals/00000000000000ff/votes";
+    let (status, voted) = bench.ask("POST", path, vote.clone()).await;
+    assert_eq!((status, &voted["state"]), (200, &json!("approved")));
+    let me = Person::of(nix::unistd::getuid().as_raw());
+    assert_eq!(voted["votes"][0]["by"], me.name());
+    assert_eq!(pending.outcome().await, crate::approval::Outcome::Approved);
+    let (status, error) = bench.ask("POST", path, vote).await;
+    assert_eq!(status, 409, "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_and_exports_are_up_to_date_at_once() {
+    let bench = Bench::start();
+    for session in [1, 2] {
+        start_of_session(&bench.fake.journal, session);
+        let end = SessionEnd {
+            reason: "done".into(),
+            operations: 0,
+            bytes_from_client: 0,
+            bytes_from_upstream: 0,
+        };
+        append(&bench.fake.journal, session, Event::SessionEnd(end));
+    }
+    let (_, sessions) = bench.ask("GET", "/v1/sessions?limit=1", Value::Null).await;
+    assert_eq!(sessions.as_array().unwrap().len(), 1);
+    assert_eq!(sessions[0]["id"], "0000000000000002");
+    assert_eq!(sessions[0]["operations"], 0);
+    let (_, shown) = bench
+        .raw("GET", "/v1/sessions/0000000000000001", Value::Null)
+        .await;
+    assert_eq!(shown.lines().count(), 2);
+    let (_, all) = bench
+        .raw(
+            "GET",
+            "/v1/export?agent=reporter&since=1970-01-01T00:00:00Z",
+            Value::Null,
+        )
+        .await;
+    assert_eq!(all.lines().count(), 4);
+    let (_, none) = bench.raw("GET", "/v1/export?agent=x", Value::Null).await;
+    assert_eq!(none, "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_follow_and_end_with_the_daemon() {
+    let mut bench = Bench::start();
+    let first = bench.hold();
+    let read = |path: &'static str| {
+        let mut stream = UnixStream::connect(bench.path()).unwrap();
+        stream
+            .write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes())
+            .unwrap();
+        std::thread::spawn(move || {
+            stream
+                .set_read_timeout(Some(Duration::from_secs(20)))
+                .unwrap();
+            let mut answer = Vec::new();
+            let mut buffer = [0; 4_096];
+            // To the last chunk: the connection itself stays open for another request.
+            while !answer.ends_with(b"0\r\n\r\n") {
+                match stream.read(&mut buffer).unwrap() {
+                    0 => break,
+                    read => answer.extend_from_slice(&buffer[..read]),
+                }
+            }
+            String::from_utf8(answer).unwrap()
+        })
+    };
+    let approvals = read("/v1/approvals/watch");
+    let tail = read("/v1/tail");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    drop(first);
+    start_of_session(&bench.fake.journal, 7);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    bench.stop.take().unwrap().send(()).unwrap();
+    let joined = tokio::task::spawn_blocking(|| (approvals.join(), tail.join()));
+    let (approvals, tail) = joined.await.unwrap();
+    let approvals = approvals.unwrap();
+    assert!(approvals.contains(r#""change":"requested""#), "{approvals}");
+    assert!(approvals.contains(r#""change":"ended""#), "{approvals}");
+    assert!(tail.unwrap().contains("session_start"));
+    tokio::time::timeout(Duration::from_secs(5), &mut bench.served)
+        .await
+        .expect("it stops in time")
+        .unwrap()
+        .unwrap();
+    assert!(!bench.path().exists(), "the socket is gone");
+}
+
+#[tokio::test]
+async fn the_socket_is_private_and_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("control.sock");
+    let socket = ControlSocket::bind(&path).unwrap();
+    let mode = fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o007, 0, "{mode:o}");
+    assert_eq!(
+        ControlSocket::bind(&path).unwrap_err().to_string(),
+        format!(
+            "another daemon answers at {}; stop it, or give this one its own --control",
+            path.display()
+        )
+    );
+    drop(socket);
+    assert!(!path.exists());
+
+    // A killed daemon leaves its socket behind.
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    drop(ControlSocket::bind(&path).unwrap());
+
+    fs::write(&path, "precious").unwrap();
+    let error = ControlSocket::bind(&path).unwrap_err();
+    assert!(matches!(&error, SocketError::NotASocket(at) if at == Path::new(&path)));
+    assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+}
