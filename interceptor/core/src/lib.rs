@@ -8,6 +8,7 @@
 //! [`ruling`], and only [`ruling`] calls [`policy`].
 
 pub mod decoder;
+pub mod glob;
 pub mod limits;
 pub mod mask;
 pub mod operation;

@@ -1,14 +1,23 @@
 //! Masks: what has to be taken out of responses, and how.
 
+pub mod kind;
+pub mod pattern;
+
 use std::sync::Arc;
+
+pub use self::{
+    kind::MaskKind,
+    pattern::{Pattern, PatternMask, Patterns},
+};
+use crate::glob::Glob;
 
 /// Everything that has to be masked in the responses of one agent at one destination.
 #[derive(Debug, Clone, Default)]
 pub struct MaskPlan {
-    /// Masks by column.
-    pub columns: Arc<[ColumnMask]>,
-    /// Masks by pattern, applied to all text that no column mask took.
-    pub patterns: Arc<[Pattern]>,
+    /// Masks by the column that a value comes from.
+    pub columns: Vec<ColumnMask>,
+    /// Masks by form, applied to all text that no column mask took.
+    pub patterns: Patterns,
 }
 
 /// One column mask of a rule.
@@ -16,25 +25,85 @@ pub struct MaskPlan {
 pub struct ColumnMask {
     /// Id of the rule it comes from.
     pub rule: Arc<str>,
-}
-
-/// A kind of secret that is recognised by its form.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pattern {
-    /// An e-mail address.
-    Email,
+    /// The tables it is for, none meaning all; a table without a schema is meant in every schema.
+    tables: Vec<(Glob, Glob)>,
+    /// The columns.
+    column: Glob,
+    /// What becomes of the value.
+    pub with: MaskKind,
+    /// Whether a result is refused rather than let an expression over the table pass.
+    pub strict: bool,
 }
 
 impl MaskPlan {
     /// Whether a rule would rather refuse a result than let an unknown origin pass.
     #[must_use]
     pub fn is_strict(&self) -> bool {
-        false
+        self.columns.iter().any(|mask| mask.strict)
     }
 
     /// Whether nothing has to be masked.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.columns.is_empty() && self.patterns.is_empty()
+    }
+
+    /// The first mask for the column `column` of `schema.table`.
+    #[must_use]
+    pub fn column(&self, schema: &str, table: &str, column: &str) -> Option<&ColumnMask> {
+        self.columns
+            .iter()
+            .find(|mask| mask.is_for_table(schema, table) && mask.is_for_column(column))
+    }
+
+    /// Whether any column of `schema.table` is masked; without a schema, of a table of that name.
+    #[must_use]
+    pub fn concerns_table(&self, schema: Option<&str>, table: &str) -> bool {
+        self.columns.iter().any(|mask| match schema {
+            Some(schema) => mask.is_for_table(schema, table),
+            None => {
+                mask.tables.is_empty() || mask.tables.iter().any(|(_, name)| name.matches(table))
+            }
+        })
+    }
+}
+
+impl ColumnMask {
+    /// A mask of `rule` for the columns `column` of `tables` (`schema.table`, `*.table`, `table`).
+    #[must_use]
+    pub fn new(
+        rule: &Arc<str>,
+        tables: &[String],
+        column: &str,
+        with: MaskKind,
+        strict: bool,
+    ) -> Self {
+        let tables = tables.iter().map(|table| match table.rsplit_once('.') {
+            Some((schema, name)) => (Glob::new(schema), Glob::new(name)),
+            None => (Glob::new("*"), Glob::new(table)),
+        });
+        Self {
+            rule: rule.clone(),
+            tables: tables.collect(),
+            column: Glob::new(column),
+            with,
+            strict,
+        }
+    }
+
+    /// Whether it is for the table `schema.table`.
+    #[must_use]
+    pub fn is_for_table(&self, schema: &str, table: &str) -> bool {
+        self.tables.is_empty()
+            || self
+                .tables
+                .iter()
+                .any(|(schemas, tables)| schemas.matches(schema) && tables.matches(table))
+    }
+
+    /// Whether it is for columns named `column`.
+    #[must_use]
+    pub fn is_for_column(&self, column: &str) -> bool {
+        self.column.matches(column)
     }
 }

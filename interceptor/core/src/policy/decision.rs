@@ -60,3 +60,13 @@ pub struct HoldTerms {
     /// How long the operation waits before it is refused.
     pub within: Duration,
 }
+
+impl Default for HoldTerms {
+    fn default() -> Self {
+        Self {
+            groups: [].into(),
+            quorum: 1,
+            within: Duration::from_secs(15 * 60),
+        }
+    }
+}

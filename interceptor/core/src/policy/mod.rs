@@ -1,20 +1,160 @@
 //! Policies: typed YAML, parsed, compiled, evaluated.
+//!
+//! The most restrictive rule that matches wins (deny, then hold, then allow); masks add up; what no rule
+//! matches gets the default, which has to be given. A rule that denies or holds matches when any part
+//! of an operation is meant; one that allows only when it covers all of it, by itself.
+//!
+//! Masks are different: they are for what comes back, and a column is known by the table that it comes
+//! from, not by the statement. The masks of every rule whose agent, destination and protocol match a
+//! session apply to all of its results, whatever else the rule's conditions say.
+
+mod cases;
+mod compile;
+pub mod decision;
+mod error;
+mod file;
+mod rule;
+pub mod scope;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
-use crate::origin::Origin;
+use aws_lc_rs::digest;
 
-pub mod decision;
-pub mod scope;
+pub use self::{
+    cases::{Case, Outcome},
+    error::{PolicyError, Problem},
+};
+use self::{
+    compile::Compiler,
+    decision::PolicyHash,
+    file::ActionSpec,
+    rule::{Rule, Says},
+};
+use crate::origin::Origin;
 
 /// A valid policy; one that exists can be evaluated.
 #[derive(Debug)]
-pub struct Policy {}
+pub struct Policy {
+    rules: Vec<Arc<Rule>>,
+    default: Says,
+    default_reason: Arc<str>,
+    enforced: bool,
+    hash: PolicyHash,
+    cases: Vec<Case>,
+}
 
 impl Policy {
+    /// The policy that `files` (name and text of each, in order) make together.
+    ///
+    /// # Errors
+    /// Everything that is wrong with them, each with file, line and column.
+    pub fn parse(files: &[(String, String)]) -> Result<Self, PolicyError> {
+        let mut compiler = Compiler::default();
+        let mut context = digest::Context::new(&digest::SHA256);
+        let (mut default, mut enforced, mut cases) = (None, true, Vec::new());
+        for (name, text) in files {
+            context.update(&(text.len() as u64).to_be_bytes());
+            context.update(text.as_bytes());
+            let file = match file::read(name, text) {
+                Ok(file) => file,
+                Err(problem) => {
+                    compiler.problems.push(problem);
+                    continue;
+                }
+            };
+            compiler.add(name, &file);
+            enforced &= file.enforce.unwrap_or(true);
+            if let Some(given) = &file.default {
+                if default.is_some() {
+                    let what = "a default is given in another file already; one is enough";
+                    compiler
+                        .problems
+                        .push(Problem::at(name, given.referenced, what));
+                }
+                default = Some(given.value.clone());
+            }
+            for case in &file.tests {
+                match Case::new(name, case) {
+                    Ok(case) => cases.push(case),
+                    Err(problem) => compiler.problems.push(problem),
+                }
+            }
+        }
+        if default.is_none() && compiler.problems.is_empty() {
+            let file = files
+                .first()
+                .map_or_else(|| "the policy".to_owned(), |(name, _)| name.clone());
+            let what =
+                "no default is given; add `default: {action: deny, reason: \"no rule allows it\"}`"
+                    .to_owned();
+            compiler.problems.push(Problem {
+                file,
+                line: 0,
+                column: 0,
+                what,
+            });
+        }
+        let (Some(default), true) = (default, compiler.problems.is_empty()) else {
+            return Err(PolicyError(compiler.problems));
+        };
+        let mut hash = [0; 32];
+        hash.copy_from_slice(context.finish().as_ref());
+        Ok(Self {
+            rules: compiler.rules.into_iter().map(Arc::new).collect(),
+            default: match default.action {
+                ActionSpec::Allow => Says::Allow,
+                ActionSpec::Deny => Says::Deny,
+                ActionSpec::Hold => Says::Hold(decision::HoldTerms::default()),
+            },
+            default_reason: default.reason.into(),
+            enforced,
+            hash: PolicyHash(hash),
+            cases,
+        })
+    }
+
+    /// A policy that denies everything, for when there is none that can be read.
+    #[must_use]
+    pub fn deny_all(reason: &str) -> Self {
+        Self {
+            rules: Vec::new(),
+            default: Says::Deny,
+            default_reason: reason.into(),
+            enforced: true,
+            hash: PolicyHash([0; 32]),
+            cases: Vec::new(),
+        }
+    }
+
     /// The part of the policy that can concern `origin`, ready to decide its operations.
     #[must_use]
     pub fn scope(policy: &Arc<Self>, origin: Arc<Origin>) -> scope::Scope {
         scope::Scope::new(policy.clone(), origin)
+    }
+
+    /// Its hash, which every decision carries.
+    #[must_use]
+    pub const fn hash(&self) -> PolicyHash {
+        self.hash
+    }
+
+    /// How many rules it has.
+    #[must_use]
+    pub fn rule_count(&self) -> usize {
+        self.rules.len()
+    }
+
+    /// Whether its verdicts are carried out.
+    #[must_use]
+    pub const fn is_enforced(&self) -> bool {
+        self.enforced
+    }
+
+    /// Its own test cases.
+    #[must_use]
+    pub fn cases(&self) -> &[Case] {
+        &self.cases
     }
 }

@@ -22,6 +22,16 @@ pub struct Lexing {
     pub encoding: Encoding,
 }
 
+impl Default for Lexing {
+    /// What a server does unless it is told otherwise.
+    fn default() -> Self {
+        Self {
+            standard_conforming_strings: true,
+            encoding: Encoding::Utf8,
+        }
+    }
+}
+
 /// Client encodings, by what they mean for reading a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Encoding {

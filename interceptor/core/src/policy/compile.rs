@@ -1,0 +1,566 @@
+//! From specifications to rules: every name known, every rule able to match.
+
+use std::{collections::HashMap, net::IpAddr, ops::RangeInclusive, sync::Arc, time::Duration};
+
+use regex::bytes::Regex;
+use serde_saphyr::{Location, Spanned};
+
+use super::{
+    decision::HoldTerms,
+    error::{Problem, unknown},
+    file::{ActionSpec, DurabilitySpec, File, MaskSpec, OneOrMany, Ports, ReviewersSpec, RuleSpec},
+    rule::{Network, Rate, ResourceMatch, Rule, Says, ScopeMatch, Time},
+};
+use crate::{
+    glob::Glob,
+    mask::{ColumnMask, MaskKind, Pattern, PatternMask},
+    operation::{Effects, Protocol, ResourceKind, Touch},
+};
+
+/// How long a held operation waits where its rule doesn't say.
+const WITHIN: Duration = Duration::from_secs(15 * 60);
+
+/// Compiles one file after another, collecting what is wrong.
+#[derive(Debug, Default)]
+pub(super) struct Compiler {
+    pub(super) problems: Vec<Problem>,
+    pub(super) rules: Vec<Rule>,
+    ids: HashMap<String, String>,
+    /// A deny without any condition, after which nothing else can match.
+    blanket: Option<String>,
+}
+
+impl Compiler {
+    pub(super) fn add(&mut self, name: &str, file: &File) {
+        if let Some(version) = &file.version
+            && version.value != 1
+        {
+            self.problem(
+                name,
+                version.referenced,
+                format!(
+                    "version {} of the policy format is not known; 1 is",
+                    version.value
+                ),
+            );
+        }
+        for rule in &file.rules {
+            self.rule(name, rule);
+        }
+    }
+
+    fn problem(&mut self, file: &str, place: Location, what: impl Into<String>) {
+        self.problems.push(Problem::at(file, place, what));
+    }
+
+    fn rule(&mut self, file: &str, spanned: &Spanned<RuleSpec>) {
+        let spec = &spanned.value;
+        let place = spec.id.referenced;
+        let id = spec.id.value.clone();
+        if id.is_empty() || id == "default" {
+            self.problem(
+                file,
+                place,
+                "a rule needs an id of its own; `default` is what no rule matches",
+            );
+        }
+        if let Some(other) = self.ids.insert(id.clone(), file.to_owned()) {
+            self.problem(
+                file,
+                place,
+                format!("there is a rule `{id}` already, in {other}; ids are unique"),
+            );
+        }
+        let id: Arc<str> = id.into();
+        let says = match spec.action {
+            ActionSpec::Allow => Says::Allow,
+            ActionSpec::Deny => Says::Deny,
+            ActionSpec::Hold => Says::Hold(self.terms(file, spec.reviewers.as_ref())),
+        };
+        if let Some(reviewers) = &spec.reviewers
+            && spec.action != ActionSpec::Hold
+        {
+            self.problem(
+                file,
+                reviewers.referenced,
+                "only a rule that holds has reviewers; set `action: hold` or remove them",
+            );
+        }
+        if let (Some(mask), ActionSpec::Deny) = (spec.mask.first(), spec.action) {
+            self.problem(file, mask.referenced, "a rule that denies returns nothing to mask; set `action: allow` or remove the mask");
+        }
+        let matches = &spec.r#match;
+        let resources = matches
+            .resources
+            .as_ref()
+            .map(|resources| resources.value.texts())
+            .unwrap_or_default();
+        let (mut columns, mut patterns) = (Vec::new(), Vec::new());
+        for mask in &spec.mask {
+            self.mask(file, &id, &resources, mask, &mut columns, &mut patterns);
+        }
+        let rule = Rule {
+            scope: ScopeMatch {
+                agents: self.globs(file, matches.agent.as_ref(), false),
+                labels: matches
+                    .labels
+                    .iter()
+                    .map(|(name, value)| (name.clone(), Glob::new(value)))
+                    .collect(),
+                addresses: matches
+                    .destination
+                    .as_ref()
+                    .and_then(|spec| spec.address.as_ref())
+                    .map(|spec| self.networks(file, spec)),
+                ports: matches
+                    .destination
+                    .as_ref()
+                    .and_then(|spec| spec.port.as_ref())
+                    .map(|spec| self.ports(file, spec)),
+                protocol: matches
+                    .protocol
+                    .as_ref()
+                    .and_then(|spec| self.protocol(file, spec)),
+            },
+            actions: self.globs(file, matches.action.as_ref(), true),
+            classes: matches.class.as_ref().map(|spec| self.classes(file, spec)),
+            resources: matches
+                .resources
+                .as_ref()
+                .map(|spec| self.resources(file, spec)),
+            touch: matches
+                .touch
+                .as_ref()
+                .and_then(|spec| self.touch(file, spec)),
+            attributes: matches
+                .attributes
+                .iter()
+                .map(|(name, value)| (name.clone(), Glob::new(value)))
+                .collect(),
+            content: matches
+                .content
+                .as_ref()
+                .and_then(|spec| self.regex(file, spec)),
+            time: matches.time.as_ref().and_then(|spec| self.time(file, spec)),
+            rate: matches.rate.as_ref().and_then(|spec| {
+                let per = duration(&spec.value.per).filter(|per| !per.is_zero());
+                if per.is_none() {
+                    self.problem(
+                        file,
+                        spec.referenced,
+                        format!("`{}` is no time; `10s`, `5m`, `1h` are", spec.value.per),
+                    );
+                }
+                Some(Rate {
+                    over: spec.value.over,
+                    per: per?,
+                    seen: std::sync::Mutex::default(),
+                })
+            }),
+            says,
+            reason: spec.reason.as_str().into(),
+            columns,
+            patterns,
+            enforced: spec.enforce.unwrap_or(true),
+            strict: spec
+                .durability
+                .map(|durability| durability == DurabilitySpec::Strict),
+            id: id.clone(),
+        };
+        if let Some(blanket) = &self.blanket
+            && !matches!(rule.says, Says::Deny)
+        {
+            let what = format!("rule `{id}` can never decide: `{blanket}` denies everything");
+            self.problem(file, place, what);
+        }
+        if matches!(rule.says, Says::Deny) && rule.enforced && is_blanket(&rule) {
+            self.blanket = Some(id.to_string());
+        }
+        self.rules.push(rule);
+    }
+
+    fn terms(&mut self, file: &str, reviewers: Option<&Spanned<ReviewersSpec>>) -> HoldTerms {
+        let mut terms = HoldTerms {
+            groups: [].into(),
+            quorum: 1,
+            within: WITHIN,
+        };
+        let Some(spec) = reviewers else { return terms };
+        terms.groups = spec
+            .value
+            .groups
+            .iter()
+            .map(|group| group.as_str().into())
+            .collect();
+        match spec.value.quorum {
+            Some(0) => self.problem(
+                file,
+                spec.referenced,
+                "a quorum of 0 would approve by itself; 1 is the least",
+            ),
+            Some(quorum) => terms.quorum = quorum,
+            None => {}
+        }
+        if let Some(within) = &spec.value.within {
+            match duration(within).filter(|within| !within.is_zero()) {
+                Some(within) => terms.within = within,
+                None => self.problem(
+                    file,
+                    spec.referenced,
+                    format!("`{within}` is no time; `30s`, `15m`, `2h` are"),
+                ),
+            }
+        }
+        terms
+    }
+
+    fn mask(
+        &mut self,
+        file: &str,
+        id: &Arc<str>,
+        tables: &[String],
+        spec: &Spanned<MaskSpec>,
+        columns: &mut Vec<ColumnMask>,
+        patterns: &mut Vec<PatternMask>,
+    ) {
+        let place = spec.referenced;
+        let with = match spec
+            .value
+            .with
+            .as_deref()
+            .map(|name| (name, MaskKind::named(name)))
+        {
+            Some((name, None)) => {
+                return self.problem(
+                    file,
+                    place,
+                    unknown("mask", name, MaskKind::NAMES.iter().map(|(name, _)| *name)),
+                );
+            }
+            Some((_, kind)) => kind,
+            None => None,
+        };
+        match (&spec.value.column, &spec.value.pattern) {
+            (Some(column), None) => {
+                let with = with.unwrap_or(MaskKind::Redact);
+                columns.push(ColumnMask::new(id, tables, column, with, spec.value.strict));
+            }
+            (None, Some(name)) => match Pattern::named(name) {
+                Some(pattern) => {
+                    patterns.push(PatternMask {
+                        rule: id.clone(),
+                        pattern,
+                        with: with.unwrap_or(pattern.usual()),
+                    });
+                }
+                None => self.problem(
+                    file,
+                    place,
+                    unknown(
+                        "pattern",
+                        name,
+                        Pattern::NAMES.iter().map(|(name, _)| *name),
+                    ),
+                ),
+            },
+            _ => self.problem(
+                file,
+                place,
+                "a mask is for a `column` or for a `pattern`, one of the two",
+            ),
+        }
+    }
+
+    /// The patterns of a list, which may not be empty: such a rule would never match.
+    fn globs(
+        &mut self,
+        file: &str,
+        spec: Option<&Spanned<OneOrMany>>,
+        uppercase: bool,
+    ) -> Option<Vec<Glob>> {
+        let spec = spec?;
+        let texts = self.texts(file, spec);
+        Some(
+            texts
+                .iter()
+                .map(|text| {
+                    if uppercase {
+                        Glob::new(&text.to_ascii_uppercase())
+                    } else {
+                        Glob::new(text)
+                    }
+                })
+                .collect(),
+        )
+    }
+
+    fn texts(&mut self, file: &str, spec: &Spanned<OneOrMany>) -> Vec<String> {
+        let texts = spec.value.texts();
+        if texts.is_empty() {
+            self.problem(
+                file,
+                spec.referenced,
+                "an empty list matches nothing; leave the line out to match everything",
+            );
+        }
+        texts
+    }
+
+    fn networks(&mut self, file: &str, spec: &Spanned<OneOrMany>) -> Vec<Network> {
+        let texts = self.texts(file, spec);
+        let mut networks = Vec::new();
+        for text in texts {
+            match network(&text) {
+                Some(network) => networks.push(network),
+                None => self.problem(
+                    file,
+                    spec.referenced,
+                    format!("`{text}` is no address; `192.0.2.0/24` and `2001:db8::1` are"),
+                ),
+            }
+        }
+        networks
+    }
+
+    fn ports(&mut self, file: &str, spec: &Spanned<Ports>) -> Vec<RangeInclusive<u16>> {
+        let mut ranges = Vec::new();
+        let mut open = vec![spec.value.clone()];
+        while let Some(ports) = open.pop() {
+            match ports {
+                Ports::Number(port) => ranges.push(port..=port),
+                Ports::Many(many) => open.extend(many),
+                Ports::Range(text) => {
+                    let range = text.split_once('-').and_then(|(from, to)| {
+                        Some((from.trim().parse().ok()?, to.trim().parse().ok()?))
+                    });
+                    match range {
+                        Some((from, to)) if from <= to => ranges.push(from..=to),
+                        _ => self.problem(
+                            file,
+                            spec.referenced,
+                            format!("`{text}` is no range of ports; `5432-5440` is"),
+                        ),
+                    }
+                }
+            }
+        }
+        if ranges.is_empty() && self.problems.is_empty() {
+            self.problem(
+                file,
+                spec.referenced,
+                "an empty list matches nothing; leave the line out to match everything",
+            );
+        }
+        ranges
+    }
+
+    fn protocol(&mut self, file: &str, spec: &Spanned<String>) -> Option<Protocol> {
+        let found = Protocol::ALL
+            .into_iter()
+            .find(|protocol| protocol.name() == spec.value);
+        if found.is_none() {
+            let what = unknown(
+                "protocol",
+                &spec.value,
+                Protocol::ALL.into_iter().map(Protocol::name),
+            );
+            self.problem(file, spec.referenced, what);
+        }
+        found
+    }
+
+    fn classes(&mut self, file: &str, spec: &Spanned<OneOrMany>) -> Effects {
+        let mut classes = Effects::empty();
+        for name in self.texts(file, spec) {
+            match Effects::named(&name) {
+                Some(effect) => classes |= effect,
+                None => {
+                    let what = unknown(
+                        "class",
+                        &name,
+                        Effects::NAMES.into_iter().map(|(_, name)| name),
+                    );
+                    self.problem(file, spec.referenced, what);
+                }
+            }
+        }
+        classes
+    }
+
+    fn resources(&mut self, file: &str, spec: &Spanned<OneOrMany>) -> Vec<ResourceMatch> {
+        const KINDS: [(&str, ResourceKind); 9] = [
+            ("table", ResourceKind::Table),
+            ("function", ResourceKind::Function),
+            ("object", ResourceKind::Object),
+            ("database", ResourceKind::Database),
+            ("role", ResourceKind::Role),
+            ("setting", ResourceKind::Setting),
+            ("file", ResourceKind::File),
+            ("program", ResourceKind::Program),
+            ("channel", ResourceKind::Channel),
+        ];
+        let texts = self.texts(file, spec);
+        let mut out = Vec::new();
+        for text in texts {
+            let (kind, pattern) = match text.split_once(':') {
+                None => (ResourceKind::Table, &*text),
+                Some((kind, pattern)) => match KINDS.iter().find(|(name, _)| *name == kind) {
+                    Some((_, kind)) => (*kind, pattern),
+                    None => {
+                        let what = unknown(
+                            "kind of resource",
+                            kind,
+                            KINDS.iter().map(|(name, _)| *name),
+                        );
+                        self.problem(file, spec.referenced, what);
+                        continue;
+                    }
+                },
+            };
+            let dotted = matches!(kind, ResourceKind::Table | ResourceKind::Function);
+            let (namespace, name) = match pattern.rsplit_once('.') {
+                Some((namespace, name)) if dotted => (namespace, name),
+                _ => ("*", pattern),
+            };
+            out.push(ResourceMatch {
+                kind,
+                namespace: Glob::new(namespace),
+                name: Glob::new(name),
+            });
+        }
+        out
+    }
+
+    fn touch(&mut self, file: &str, spec: &Spanned<String>) -> Option<Touch> {
+        match &*spec.value {
+            "read" => Some(Touch::Read),
+            "write" => Some(Touch::Write),
+            other => {
+                self.problem(
+                    file,
+                    spec.referenced,
+                    unknown("touch", other, ["read", "write"].into_iter()),
+                );
+                None
+            }
+        }
+    }
+
+    fn regex(&mut self, file: &str, spec: &Spanned<String>) -> Option<Regex> {
+        match Regex::new(&spec.value) {
+            Ok(regex) => Some(regex),
+            Err(error) => {
+                let text = error.to_string();
+                let last = text
+                    .lines()
+                    .last()
+                    .unwrap_or_default()
+                    .trim_start_matches("error: ");
+                self.problem(
+                    file,
+                    spec.referenced,
+                    format!("`{}` is no regular expression: {last}", spec.value),
+                );
+                None
+            }
+        }
+    }
+
+    fn time(&mut self, file: &str, spec: &Spanned<super::file::TimeSpec>) -> Option<Time> {
+        const DAYS: [&str; 7] = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"];
+        let mut days = 0;
+        for day in &spec.value.days {
+            match DAYS.iter().position(|known| known == day) {
+                Some(index) => days |= 1 << index,
+                None => self.problem(file, spec.referenced, unknown("day", day, DAYS.into_iter())),
+            }
+        }
+        let minutes = match &spec.value.hours {
+            None => Some((0, 1_440)),
+            Some(text) => text
+                .split_once('-')
+                .and_then(|(from, to)| Some((minute(from)?, minute(to)?)))
+                .filter(|(from, to)| from != to),
+        };
+        if minutes.is_none() {
+            self.problem(
+                file,
+                spec.referenced,
+                "the hours are no span of time; `09:00-17:30` (UTC) is",
+            );
+        }
+        Some(Time {
+            days: if days == 0 { 0x7F } else { days },
+            minutes: minutes?,
+        })
+    }
+}
+
+fn is_blanket(rule: &Rule) -> bool {
+    let Rule {
+        scope,
+        actions,
+        classes,
+        resources,
+        touch,
+        attributes,
+        content,
+        time,
+        rate,
+        ..
+    } = rule;
+    let ScopeMatch {
+        agents,
+        labels,
+        addresses,
+        ports,
+        protocol,
+    } = scope;
+    agents.is_none()
+        && labels.is_empty()
+        && addresses.is_none()
+        && ports.is_none()
+        && protocol.is_none()
+        && actions.is_none()
+        && classes.is_none()
+        && resources.is_none()
+        && touch.is_none()
+        && attributes.is_empty()
+        && content.is_none()
+        && time.is_none()
+        && rate.is_none()
+}
+
+fn network(text: &str) -> Option<Network> {
+    let (address, prefix) = match text.split_once('/') {
+        Some((address, prefix)) => (address, Some(prefix.parse::<u8>().ok()?)),
+        None => (text, None),
+    };
+    let address: IpAddr = address.parse().ok()?;
+    let most = if address.is_ipv4() { 32 } else { 128 };
+    let prefix_bits = prefix.unwrap_or(most);
+    (prefix_bits <= most).then_some(Network {
+        address,
+        prefix_bits,
+    })
+}
+
+fn minute(text: &str) -> Option<u16> {
+    let (hour, minute) = text.trim().split_once(':')?;
+    let (hour, minute): (u16, u16) = (hour.parse().ok()?, minute.parse().ok()?);
+    (hour < 24 && minute < 60 || (hour, minute) == (24, 0)).then_some(hour * 60 + minute)
+}
+
+/// `90s`, `15m`, `2h`, `1d`.
+fn duration(text: &str) -> Option<Duration> {
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let number: u64 = number.parse().ok()?;
+    let seconds = match unit {
+        "s" => number,
+        "m" => number.checked_mul(60)?,
+        "h" => number.checked_mul(3_600)?,
+        "d" => number.checked_mul(86_400)?,
+        _ => return None,
+    };
+    Some(Duration::from_secs(seconds))
+}

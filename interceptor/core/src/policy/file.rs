@@ -1,0 +1,210 @@
+//! The text of a policy file: strict YAML into typed specifications, each with its place.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_saphyr::Spanned;
+
+use super::error::Problem;
+
+/// A policy file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct File {
+    #[serde(default)]
+    pub(super) version: Option<Spanned<u32>>,
+    #[serde(default)]
+    pub(super) default: Option<Spanned<DefaultSpec>>,
+    #[serde(default)]
+    pub(super) enforce: Option<bool>,
+    #[serde(default)]
+    pub(super) rules: Vec<Spanned<RuleSpec>>,
+    #[serde(default)]
+    pub(super) tests: Vec<Spanned<CaseSpec>>,
+}
+
+/// What happens to what no rule matches.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DefaultSpec {
+    pub(super) action: ActionSpec,
+    #[serde(default)]
+    pub(super) reason: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum ActionSpec {
+    Allow,
+    Deny,
+    Hold,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RuleSpec {
+    pub(super) id: Spanned<String>,
+    #[serde(default)]
+    pub(super) r#match: MatchSpec,
+    pub(super) action: ActionSpec,
+    #[serde(default)]
+    pub(super) reason: String,
+    #[serde(default)]
+    pub(super) reviewers: Option<Spanned<ReviewersSpec>>,
+    #[serde(default)]
+    pub(super) mask: Vec<Spanned<MaskSpec>>,
+    #[serde(default)]
+    pub(super) enforce: Option<bool>,
+    #[serde(default)]
+    pub(super) durability: Option<DurabilitySpec>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum DurabilitySpec {
+    Strict,
+    Batched,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct MatchSpec {
+    #[serde(default)]
+    pub(super) agent: Option<Spanned<OneOrMany>>,
+    #[serde(default)]
+    pub(super) labels: BTreeMap<String, String>,
+    #[serde(default)]
+    pub(super) destination: Option<DestinationSpec>,
+    #[serde(default)]
+    pub(super) protocol: Option<Spanned<String>>,
+    #[serde(default)]
+    pub(super) action: Option<Spanned<OneOrMany>>,
+    #[serde(default)]
+    pub(super) class: Option<Spanned<OneOrMany>>,
+    #[serde(default)]
+    pub(super) resources: Option<Spanned<OneOrMany>>,
+    #[serde(default)]
+    pub(super) touch: Option<Spanned<String>>,
+    #[serde(default)]
+    pub(super) attributes: BTreeMap<String, String>,
+    #[serde(default)]
+    pub(super) content: Option<Spanned<String>>,
+    #[serde(default)]
+    pub(super) time: Option<Spanned<TimeSpec>>,
+    #[serde(default)]
+    pub(super) rate: Option<Spanned<RateSpec>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DestinationSpec {
+    #[serde(default)]
+    pub(super) address: Option<Spanned<OneOrMany>>,
+    #[serde(default)]
+    pub(super) port: Option<Spanned<Ports>>,
+}
+
+/// A text, or a list of them.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub(super) enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+/// A port, a range of ports, or a list of both.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Ports {
+    Number(u16),
+    Range(String),
+    Many(Vec<Ports>),
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ReviewersSpec {
+    #[serde(default)]
+    pub(super) groups: Vec<String>,
+    #[serde(default)]
+    pub(super) quorum: Option<u32>,
+    #[serde(default)]
+    pub(super) within: Option<String>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct MaskSpec {
+    #[serde(default)]
+    pub(super) column: Option<String>,
+    #[serde(default)]
+    pub(super) pattern: Option<String>,
+    #[serde(default)]
+    pub(super) with: Option<String>,
+    #[serde(default)]
+    pub(super) strict: bool,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TimeSpec {
+    /// `[mon, tue]`; none means every day.
+    #[serde(default)]
+    pub(super) days: Vec<String>,
+    /// `09:00-17:30`, UTC; it may go past midnight.
+    #[serde(default)]
+    pub(super) hours: Option<String>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RateSpec {
+    /// Operations that are let by before the rule matches.
+    pub(super) over: u32,
+    /// In which time, `1m`.
+    pub(super) per: String,
+}
+
+/// A case of a policy's own tests.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CaseSpec {
+    pub(super) name: String,
+    #[serde(default)]
+    pub(super) agent: Option<String>,
+    #[serde(default)]
+    pub(super) labels: BTreeMap<String, String>,
+    #[serde(default)]
+    pub(super) destination: Option<String>,
+    #[serde(default)]
+    pub(super) protocol: Option<String>,
+    #[serde(default)]
+    pub(super) statement: Option<String>,
+    #[serde(default)]
+    pub(super) actions: Vec<String>,
+    #[serde(default)]
+    pub(super) effects: Vec<String>,
+    pub(super) expect: ExpectSpec,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ExpectSpec {
+    pub(super) verdict: ActionSpec,
+    #[serde(default)]
+    pub(super) rule: Option<String>,
+}
+
+impl OneOrMany {
+    pub(super) fn texts(&self) -> Vec<String> {
+        match self {
+            Self::One(text) => vec![text.clone()],
+            Self::Many(texts) => texts.clone(),
+        }
+    }
+}
+
+/// Reads the file `name` from its `text`.
+pub(super) fn read(name: &str, text: &str) -> Result<File, Problem> {
+    serde_saphyr::from_str(text).map_err(|error| Problem::of_yaml(name, &error))
+}

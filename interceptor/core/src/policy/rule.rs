@@ -1,0 +1,287 @@
+//! A rule, compiled: what it matches, and what it says.
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    ops::RangeInclusive,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use regex::bytes::Regex;
+
+use super::decision::HoldTerms;
+use crate::{
+    glob::Glob,
+    mask::{ColumnMask, PatternMask},
+    operation::{Effects, Operation, Protocol, Resource, ResourceKind, Touch},
+    origin::Origin,
+    record::Timestamp,
+};
+
+/// A compiled rule.
+#[derive(Debug)]
+pub(super) struct Rule {
+    pub(super) id: Arc<str>,
+    pub(super) scope: ScopeMatch,
+    pub(super) actions: Option<Vec<Glob>>,
+    pub(super) classes: Option<Effects>,
+    pub(super) resources: Option<Vec<ResourceMatch>>,
+    pub(super) touch: Option<Touch>,
+    pub(super) attributes: Vec<(String, Glob)>,
+    pub(super) content: Option<Regex>,
+    pub(super) time: Option<Time>,
+    pub(super) rate: Option<Rate>,
+    pub(super) says: Says,
+    pub(super) reason: Arc<str>,
+    pub(super) columns: Vec<ColumnMask>,
+    pub(super) patterns: Vec<PatternMask>,
+    pub(super) enforced: bool,
+    pub(super) strict: Option<bool>,
+}
+
+/// What a rule says, least restrictive first.
+#[derive(Debug, Clone)]
+pub(super) enum Says {
+    Allow,
+    Hold(HoldTerms),
+    Deny,
+}
+
+/// What is the same for all operations of a session.
+#[derive(Debug, Default)]
+pub(super) struct ScopeMatch {
+    pub(super) agents: Option<Vec<Glob>>,
+    pub(super) labels: Vec<(String, Glob)>,
+    pub(super) addresses: Option<Vec<Network>>,
+    pub(super) ports: Option<Vec<RangeInclusive<u16>>>,
+    pub(super) protocol: Option<Protocol>,
+}
+
+/// An address with the length of its prefix in bits.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Network {
+    pub(super) address: IpAddr,
+    pub(super) prefix_bits: u8,
+}
+
+/// A pattern for resources of one kind.
+#[derive(Debug)]
+pub(super) struct ResourceMatch {
+    pub(super) kind: ResourceKind,
+    pub(super) namespace: Glob,
+    pub(super) name: Glob,
+}
+
+/// Days and hours, in UTC.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Time {
+    /// Bit 0 is Monday.
+    pub(super) days: u8,
+    /// Minutes since midnight: from, and up to but not at. `from > to` goes past midnight.
+    pub(super) minutes: (u16, u16),
+}
+
+/// Operations of one agent that are let by before a rule matches.
+#[derive(Debug)]
+pub(super) struct Rate {
+    pub(super) over: u32,
+    pub(super) per: Duration,
+    pub(super) seen: Mutex<HashMap<Box<str>, (u64, u32)>>,
+}
+
+impl Says {
+    pub(super) const fn weight(&self) -> u8 {
+        match self {
+            Self::Allow => 0,
+            Self::Hold(_) => 1,
+            Self::Deny => 2,
+        }
+    }
+}
+
+impl ScopeMatch {
+    /// Whether sessions of `origin` can be concerned at all.
+    pub(super) fn matches(&self, origin: &Origin) -> bool {
+        let agent = &origin.agent;
+        let address = origin.destination.0.ip();
+        self.agents
+            .as_ref()
+            .is_none_or(|globs| globs.iter().any(|glob| glob.matches(&agent.name)))
+            && self.labels.iter().all(|(name, glob)| {
+                agent
+                    .labels
+                    .get(&**name)
+                    .is_some_and(|value| glob.matches(value))
+            })
+            && self
+                .addresses
+                .as_ref()
+                .is_none_or(|networks| networks.iter().any(|network| network.contains(address)))
+            && self.ports.as_ref().is_none_or(|ranges| {
+                ranges
+                    .iter()
+                    .any(|range| range.contains(&origin.destination.0.port()))
+            })
+    }
+}
+
+impl Network {
+    pub(super) fn contains(self, address: IpAddr) -> bool {
+        let bits = u32::from(self.prefix_bits);
+        match (self.address, address) {
+            (IpAddr::V4(network), IpAddr::V4(address)) => {
+                bits == 0 || (u32::from(network) ^ u32::from(address)) >> (32 - bits) == 0
+            }
+            (IpAddr::V6(network), IpAddr::V6(address)) => {
+                bits == 0 || (u128::from(network) ^ u128::from(address)) >> (128 - bits) == 0
+            }
+            _ => false,
+        }
+    }
+}
+
+impl ResourceMatch {
+    /// Whether `resource` is one of those meant. A table named without its schema may be in any: a
+    /// restrictive rule takes it for its own, a permissive one only where every schema is meant.
+    fn matches(&self, resource: &Resource, permissive: bool) -> bool {
+        if self.kind != resource.kind || !self.name.matches(&resource.name) {
+            return false;
+        }
+        match &resource.namespace {
+            Some(namespace) => self.namespace.matches(namespace),
+            None => self.namespace.is_any() || !permissive,
+        }
+    }
+}
+
+impl Time {
+    fn contains(self, now: Timestamp) -> bool {
+        let seconds = now.0 / 1_000_000_000;
+        let minute = (seconds / 60 % 1_440) as u16;
+        // The epoch was a Thursday.
+        let day = (seconds / 86_400 + 3) % 7;
+        let (from, to) = self.minutes;
+        let within = if from <= to {
+            (from..to).contains(&minute)
+        } else {
+            minute >= from || minute < to
+        };
+        self.days >> day & 1 == 1 && within
+    }
+}
+
+impl Rate {
+    /// Counts one operation of `agent`; whether that is one too many.
+    fn exceeded(&self, agent: &str, now: Timestamp) -> bool {
+        let window = now.0
+            / u64::try_from(self.per.as_nanos())
+                .unwrap_or(u64::MAX)
+                .max(1);
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = seen.entry(agent.into()).or_insert((window, 0));
+        if entry.0 != window {
+            *entry = (window, 0);
+        }
+        entry.1 = entry.1.saturating_add(1);
+        entry.1 > self.over
+    }
+}
+
+impl Rule {
+    /// Whether the same description may be decided otherwise another time.
+    pub(super) const fn depends_on_more_than_the_description(&self) -> bool {
+        self.content.is_some() || self.time.is_some() || self.rate.is_some()
+    }
+
+    /// Whether `operation` is one of those meant. A restrictive rule matches when any part of it is; a
+    /// permissive one only when it covers all of it.
+    pub(super) fn matches(&self, operation: &Operation, origin: &Origin, now: Timestamp) -> bool {
+        let description = &operation.description;
+        let permissive = matches!(self.says, Says::Allow);
+        if self
+            .scope
+            .protocol
+            .is_some_and(|protocol| protocol != operation.protocol)
+        {
+            return false;
+        }
+        if let Some(globs) = &self.actions {
+            let meant = |action: &str| {
+                globs
+                    .iter()
+                    .any(|glob| glob.matches(&action.to_ascii_uppercase()))
+            };
+            let mut actions = description.actions.iter();
+            if !(if permissive {
+                !description.actions.is_empty() && actions.all(|a| meant(a))
+            } else {
+                actions.any(|a| meant(a))
+            }) {
+                return false;
+            }
+        }
+        if let Some(classes) = self.classes {
+            let covered = if permissive {
+                classes.contains(description.effects)
+            } else {
+                classes.intersects(description.effects)
+            };
+            if !covered {
+                return false;
+            }
+        }
+        if !self.resources_match(&description.resources, permissive) {
+            return false;
+        }
+        let attributes = &description.attributes;
+        if !self.attributes.iter().all(|(name, glob)| {
+            attributes
+                .get(&**name)
+                .is_some_and(|value| glob.matches(value))
+        }) {
+            return false;
+        }
+        self.content
+            .as_ref()
+            .is_none_or(|regex| regex.is_match(&operation.content))
+            && self.time.is_none_or(|time| time.contains(now))
+            && self
+                .rate
+                .as_ref()
+                .is_none_or(|rate| rate.exceeded(&origin.agent.name, now))
+    }
+
+    fn resources_match(&self, resources: &[Resource], permissive: bool) -> bool {
+        let touched = |resource: &Resource| self.touch.is_none_or(|touch| resource.touch == touch);
+        let Some(patterns) = &self.resources else {
+            return match self.touch {
+                None => true,
+                Some(_) if permissive => resources.iter().all(touched),
+                Some(_) => resources.iter().any(touched),
+            };
+        };
+        let meant = |resource: &Resource| {
+            patterns
+                .iter()
+                .any(|pattern| pattern.matches(resource, permissive))
+        };
+        if permissive {
+            // Built-in functions and settings that change nothing come with every statement.
+            let counts = |resource: &&Resource| match resource.kind {
+                ResourceKind::Function => false,
+                ResourceKind::Setting | ResourceKind::Channel => resource.touch == Touch::Write,
+                _ => true,
+            };
+            let mut any = false;
+            resources.iter().filter(counts).all(|resource| {
+                any = true;
+                meant(resource) && touched(resource)
+            }) && any
+        } else {
+            resources
+                .iter()
+                .any(|resource| meant(resource) && touched(resource))
+        }
+    }
+}

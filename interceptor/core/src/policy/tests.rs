@@ -1,0 +1,337 @@
+//! The packs, the text of every error, and the engine against a plain reading of its rules.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::{Outcome, Policy, decision::Verdict};
+use crate::{
+    operation::{Description, Effects, Operation, Protocol, Resource, ResourceKind, Touch},
+    origin::{Agent, Destination, Origin, Process},
+    record::Timestamp,
+};
+
+fn parse(text: &str) -> Result<Policy, String> {
+    Policy::parse(&[("p.yaml".to_owned(), text.to_owned())]).map_err(|error| error.to_string())
+}
+
+fn origin() -> Arc<Origin> {
+    Arc::new(Origin {
+        agent: Arc::new(Agent {
+            name: "bot-7".into(),
+            labels: [("team".into(), "data".into())].into(),
+        }),
+        process: Process::default(),
+        destination: Destination("192.0.2.9:5432".parse().unwrap()),
+    })
+}
+
+fn operation(actions: &[&str], effects: Effects, tables: &[(&str, Touch)]) -> Operation {
+    let resources = tables.iter().map(|(name, touch)| {
+        let (namespace, name) = name
+            .split_once('.')
+            .map_or((None, *name), |(schema, name)| (Some(schema), name));
+        Resource {
+            kind: ResourceKind::Table,
+            namespace: namespace.map(Into::into),
+            name: name.into(),
+            touch: *touch,
+        }
+    });
+    Operation {
+        protocol: Protocol::Postgres,
+        description: Arc::new(Description {
+            actions: actions.iter().map(|action| (*action).into()).collect(),
+            effects,
+            resources: resources.collect(),
+            ..Description::default()
+        }),
+        content: "select 1".into(),
+        parameters: Vec::new(),
+        options: Vec::new(),
+    }
+}
+
+fn rule_for(policy: &str, operation: &Operation) -> String {
+    let policy = Arc::new(parse(policy).unwrap());
+    let mut scope = Policy::scope(&policy, origin());
+    let first = scope.evaluate(operation, Timestamp(0)).0;
+    assert_eq!(
+        first,
+        scope.evaluate(operation, Timestamp(0)).0,
+        "what is remembered is what was decided"
+    );
+    first.rule.to_string()
+}
+
+const READ: Effects = Effects::READ;
+const WRITE: Effects = Effects::WRITE;
+
+#[test]
+fn mistakes_are_told_with_their_place_and_a_remedy() {
+    let rule = |line: &str| {
+        format!("default: {{action: deny}}\nrules:\n  - id: a\n    {line}\n    action: allow\n")
+    };
+    for (text, expected) in [
+        ("rules: []".to_owned(), "no default is given; add `default: {action: deny"),
+        ("defualt: {action: deny}".to_owned(), "p.yaml:1:1: unknown name `defualt`; did you mean `default`?"),
+        (rule("match: {protocl: postgres}"), "p.yaml:4:13: unknown name `protocl`; did you mean `protocol`?"),
+        (rule("match: {protocol: postgre}"), "p.yaml:4:23: unknown protocol `postgre`; did you mean `postgres`?"),
+        (rule("match: {class: [reed]}"), "unknown class `reed`; did you mean `read`?"),
+        (rule("match: {class: []}"), "an empty list matches nothing"),
+        (rule("match: {resources: [\"tabel:x\"]}"), "unknown kind of resource `tabel`; did you mean `table`?"),
+        (rule("match: {content: \"(\"}"), "`(` is no regular expression"),
+        (rule("match: {destination: {address: 192.0.2.0/33}}"), "`192.0.2.0/33` is no address"),
+        (rule("match: {destination: {port: 10-5}}"), "`10-5` is no range of ports"),
+        (rule("match: {time: {days: [mondy]}}"), "unknown day `mondy`; did you mean `mon`?"),
+        (rule("match: {time: {hours: \"9-17\"}}"), "the hours are no span of time"),
+        (rule("match: {rate: {over: 3, per: soon}}"), "`soon` is no time"),
+        (rule("mask: [{column: x, with: emial}]"), "unknown mask `emial`; did you mean `email`?"),
+        (rule("mask: [{pattern: cards}]"), "unknown pattern `cards`; did you mean `card`?"),
+        (rule("mask: [{column: x, pattern: card}]"), "one of the two"),
+        (rule("reviewers: {quorum: 2}"), "only a rule that holds has reviewers"),
+        ("default: {action: deny}\nrules: [{id: a, action: hold, reviewers: {quorum: 0}}]".to_owned(), "a quorum of 0"),
+        ("default: {action: deny}\nrules: [{id: a, action: deny, mask: [{pattern: card}]}]".to_owned(), "nothing to mask"),
+        ("default: {action: deny}\nrules: [{id: a, action: deny}, {id: b, action: allow}]".to_owned(), "can never decide"),
+        ("default: {action: deny}\nrules: [{id: a, action: deny, match: {touch: read}}, {id: a, action: allow}]".to_owned(), "ids are unique"),
+        ("version: 2\ndefault: {action: deny}".to_owned(), "version 2 of the policy format is not known"),
+        ("default: {action: maybe}".to_owned(), "maybe"),
+        ("default: [".to_owned(), "p.yaml:"),
+    ] {
+        let error = parse(&text).expect_err(&text);
+        assert!(error.contains(expected), "{text}\n{error}\nexpected {expected}");
+    }
+}
+
+#[test]
+fn a_rule_that_allows_has_to_cover_everything() {
+    let policy = "default: {action: deny}\nrules:\n  - {id: reads, match: {class: [read]}, action: allow}\n  \
+                  - {id: sales, match: {action: [SELECT, INSERT], resources: [\"sales.*\"]}, action: allow}\n";
+    let read = [("sales.a", Touch::Read)];
+    assert_eq!(
+        rule_for(policy, &operation(&["SELECT"], READ, &read)),
+        "reads"
+    );
+    assert_eq!(
+        rule_for(
+            policy,
+            &operation(&["SELECT", "INSERT"], READ | WRITE, &read)
+        ),
+        "sales"
+    );
+    assert_eq!(
+        rule_for(
+            policy,
+            &operation(&["SELECT", "DELETE"], READ | WRITE, &read)
+        ),
+        "default"
+    );
+    let both = [("sales.a", Touch::Read), ("hr.b", Touch::Read)];
+    assert_eq!(
+        rule_for(policy, &operation(&["INSERT"], WRITE, &both)),
+        "default"
+    );
+    // Without its schema it may be anybody's.
+    assert_eq!(
+        rule_for(
+            policy,
+            &operation(&["INSERT"], WRITE, &[("a", Touch::Write)])
+        ),
+        "default"
+    );
+    // A rule about tables says nothing about what touches none.
+    assert_eq!(
+        rule_for(policy, &operation(&["INSERT"], WRITE, &[])),
+        "default"
+    );
+}
+
+#[test]
+fn a_rule_that_restricts_needs_only_a_part() {
+    let policy = "default: {action: allow}\nrules:\n  - {id: held, match: {class: [write]}, action: hold}\n  \
+                  - {id: hr, match: {resources: [\"hr.*\"], touch: write}, action: deny}\n";
+    assert_eq!(
+        rule_for(policy, &operation(&["SELECT", "DELETE"], READ | WRITE, &[])),
+        "held"
+    );
+    assert_eq!(
+        rule_for(
+            policy,
+            &operation(&["UPDATE"], WRITE, &[("hr.a", Touch::Write)])
+        ),
+        "hr"
+    );
+    assert_eq!(
+        rule_for(
+            policy,
+            &operation(&["UPDATE"], WRITE, &[("a", Touch::Write)])
+        ),
+        "hr"
+    );
+    assert_eq!(
+        rule_for(
+            policy,
+            &operation(&["SELECT"], READ, &[("hr.a", Touch::Read)])
+        ),
+        "default"
+    );
+}
+
+#[test]
+fn agents_labels_destinations_and_times_narrow_a_rule() {
+    let decide = |condition: &str| {
+        let policy = format!(
+            "default: {{action: deny}}\nrules: [{{id: it, match: {condition}, action: allow}}]"
+        );
+        rule_for(&policy, &operation(&["SELECT"], READ, &[])) == "it"
+    };
+    for (condition, expected) in [
+        ("{agent: \"bot-*\"}", true),
+        ("{agent: [a, b]}", false),
+        ("{labels: {team: d*}}", true),
+        ("{labels: {team: web}}", false),
+        ("{labels: {other: \"*\"}}", false),
+        (
+            "{destination: {address: 192.0.2.0/24, port: [1, 5430-5440]}}",
+            true,
+        ),
+        ("{destination: {address: 192.0.2.8}}", false),
+        ("{destination: {address: \"2001:db8::/32\"}}", false),
+        ("{destination: {port: 80}}", false),
+        // The test's clock stands at the epoch, a Thursday at midnight.
+        ("{time: {days: [thu], hours: \"23:00-01:00\"}}", true),
+        ("{time: {days: [fri]}}", false),
+        ("{time: {hours: \"09:00-17:00\"}}", false),
+        ("{content: \"(?i)SELECT\"}", true),
+        ("{content: DELETE}", false),
+    ] {
+        assert_eq!(decide(condition), expected, "{condition}");
+    }
+}
+
+#[test]
+fn a_rate_lets_by_what_it_says_and_no_more() {
+    let text = "default: {action: allow}\nrules: [{id: slow, match: {rate: {over: 2, per: 1m}}, action: deny}]";
+    let policy = Arc::new(parse(text).unwrap());
+    let mut scope = Policy::scope(&policy, origin());
+    let one = operation(&["SELECT"], READ, &[]);
+    let mut denied = |second: u64| {
+        let decision = scope.evaluate(&one, Timestamp(second * 1_000_000_000)).0;
+        decision.verdict == Verdict::Deny
+    };
+    assert_eq!(
+        [denied(0), denied(1), denied(2), denied(3)],
+        [false, false, true, true]
+    );
+    assert!(!denied(60), "a new minute");
+}
+
+#[test]
+fn what_is_not_enforced_only_observes() {
+    let text = "default: {action: allow}\nrules: [{id: no, match: {class: [write]}, action: deny, enforce: false}]";
+    let policy = Arc::new(parse(text).unwrap());
+    let decision = Policy::scope(&policy, origin())
+        .evaluate(&operation(&["UPDATE"], WRITE, &[]), Timestamp(0))
+        .0;
+    assert_eq!(
+        (&*decision.rule, &decision.verdict),
+        ("default", &Verdict::Allow)
+    );
+    assert!(
+        decision.reason.contains("rule `no` would deny it"),
+        "{}",
+        decision.reason
+    );
+    let policy = Arc::new(
+        parse(&format!(
+            "enforce: false\n{}",
+            text.replace(", enforce: false", "")
+        ))
+        .unwrap(),
+    );
+    let decision = Policy::scope(&policy, origin())
+        .evaluate(&operation(&["UPDATE"], WRITE, &[]), Timestamp(0))
+        .0;
+    assert_eq!(
+        (&decision.verdict, decision.enforced),
+        (&Verdict::Deny, false)
+    );
+}
+
+#[test]
+fn the_packs_say_what_their_cases_say() {
+    let describer = crate::protocol::postgres::describe::Describer::default();
+    let lexing = crate::protocol::postgres::describe::Lexing::default();
+    for (name, pack, cases) in [
+        (
+            "starter",
+            include_str!("../../../../policies/starter.yaml"),
+            include_str!("../../../../policies/starter.test.yaml"),
+        ),
+        (
+            "postgres",
+            include_str!("../../../../policies/postgres.yaml"),
+            include_str!("../../../../policies/postgres.test.yaml"),
+        ),
+    ] {
+        let files = [
+            (name.to_owned(), pack.to_owned()),
+            (format!("{name}.test"), cases.to_owned()),
+        ];
+        let policy = Arc::new(Policy::parse(&files).unwrap_or_else(|error| panic!("{error}")));
+        assert!(policy.cases().len() >= 10);
+        for case in policy.cases() {
+            let describe = |_, text: &str| {
+                Some(
+                    describer
+                        .describe(text.as_bytes(), lexing)
+                        .description
+                        .clone(),
+                )
+            };
+            assert_eq!(case.run(&policy, &describe), Outcome::Passed);
+        }
+    }
+}
+
+fn action() -> impl Strategy<Value = &'static str> {
+    prop::sample::select(vec!["SELECT", "INSERT", "UPDATE", "DROP TABLE"])
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(20_000))]
+
+    /// Rules by class and action, read as plainly as they are written.
+    #[test]
+    fn the_engine_decides_as_a_plain_reading_does(
+        rules in prop::collection::vec((0_u8..3, any::<bool>(), 1_u16..16, action()), 0..6),
+        actions in prop::collection::vec(action(), 1..3),
+        effects in 1_u16..16,
+    ) {
+        let mut text = "default: {action: hold}\nrules:\n".to_owned();
+        let says = ["allow", "hold", "deny"];
+        for (index, (action, by_class, classes, name)) in rules.iter().enumerate() {
+            let classes: Vec<&str> = Effects::from_bits_truncate(*classes).names().collect();
+            let condition = if *by_class { format!("class: [{}]", classes.join(", ")) } else { format!("action: \"{name}\"") };
+            text.push_str(&format!("  - {{id: r{index}, match: {{{condition}}}, action: {}}}\n", says[usize::from(*action)]));
+        }
+        if rules.is_empty() {
+            text = text.replace("rules:\n", "");
+        }
+        let effects = Effects::from_bits_truncate(effects);
+        let mut expected = ("default".to_owned(), None);
+        for (index, (action, by_class, classes, name)) in rules.iter().enumerate() {
+            let classes = Effects::from_bits_truncate(*classes);
+            let matches = match (*action == 0, by_class) {
+                (true, true) => classes.contains(effects),
+                (false, true) => classes.intersects(effects),
+                (true, false) => actions.iter().all(|one| one == name),
+                (false, false) => actions.contains(name),
+            };
+            if matches && expected.1.is_none_or(|weight| *action > weight) {
+                expected = (format!("r{index}"), Some(*action));
+            }
+        }
+        prop_assert_eq!(rule_for(&text, &operation(&actions, effects, &[])), expected.0, "{}", text);
+    }
+}
