@@ -10,6 +10,7 @@
 )]
 
 mod approvals;
+mod classify_oracle;
 mod hostile;
 mod journal;
 mod masks;
