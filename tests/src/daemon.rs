@@ -197,10 +197,7 @@ impl Daemon {
     pub fn held(&self) -> Result<Value> {
         run::wait_for("an approval to be asked for", START_OR_STOP, || {
             let list = self.ask_json(&["approvals", "list"])?;
-            Ok(list
-                .as_array()
-                .and_then(|approvals| approvals.iter().find(|entry| is_pending(entry)))
-                .cloned())
+            Ok(list.as_array().and_then(|pending| pending.first()).cloned())
         })
     }
 
@@ -256,11 +253,4 @@ impl Drop for Daemon {
         let _ = self.stop();
         self.keeper = None;
     }
-}
-
-fn is_pending(approval: &Value) -> bool {
-    approval
-        .get("state")
-        .and_then(Value::as_str)
-        .is_none_or(|state| state == "pending")
 }
