@@ -11,6 +11,7 @@
 
 mod approvals;
 mod classify_oracle;
+mod fuzz_seeds;
 mod hostile;
 mod journal;
 mod masks;

@@ -12,6 +12,7 @@ mod bench;
 mod build;
 mod check;
 mod demo;
+mod fuzz;
 mod progress;
 mod relay;
 mod setup;
@@ -53,6 +54,14 @@ enum Task {
     Bench {
         #[command(subcommand)]
         what: Bench,
+    },
+    /// Feed hostile input to what reads it (cargo-fuzz, nightly toolchain)
+    Fuzz {
+        /// One target; all of them in turn where none is given
+        target: Option<String>,
+        /// Seconds a target
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
     },
     /// Copy bytes between two TCP sockets and do nothing else (the ceiling of every benchmark)
     #[command(hide = true)]
@@ -108,6 +117,7 @@ fn main() -> ExitCode {
         } else {
             bench::postgres::Amount { rounds, seconds }
         }),
+        Task::Fuzz { target, seconds } => fuzz::fuzz(target.as_deref(), seconds),
         Task::Relay { listen, upstream } => relay::relay(listen, upstream),
     };
     match result {

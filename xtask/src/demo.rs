@@ -25,7 +25,8 @@ use crate::{
     setup,
 };
 
-const POLICY: &str = include_str!("policy.yaml");
+/// The pack for a first day: reads allowed, changes held, destruction denied, secrets masked.
+const POLICY: &str = include_str!("../../policies/starter.yaml");
 
 const SHOP: &str = "
     DROP SCHEMA shop CASCADE; DROP TABLE plain;

@@ -1,0 +1,162 @@
+//! What is fed to hostile input, a function a target. They return or panic; a panic is a finding.
+//!
+//! The same functions replay the seeds, and changes of them, in plain tests.
+
+use std::{collections::BTreeMap, net::SocketAddr, str::FromStr, sync::Arc};
+
+use bytes::BytesMut;
+use interceptor_core::{
+    decoder::{Decoder, Peer, Step},
+    mask::{Pattern, PatternMask, Patterns},
+    operation::{Effects, Operation},
+    origin::{Agent, Destination, Origin, Process},
+    policy::Policy,
+    protocol::postgres::{
+        Postgres, Shared,
+        describe::{Describer, Encoding, Lexing},
+    },
+    record::Timestamp,
+    ruling::{Cause, Judge, Judgement, Refusal, Ruling},
+};
+
+/// Steps that one piece of input may cause. Each queued message makes a handful; a decoder that
+/// makes this many of a few bytes is spinning.
+const STEPS_MAX: usize = 100_000;
+
+/// Largest message of the session target: small, so that the limit is met too.
+const MESSAGE_BYTES_MAX: usize = 4_096;
+
+const NOW: Timestamp = Timestamp(1_700_000_000_000_000_000);
+
+/// Reads pass, with masks by column and by form; everything else is refused.
+const POLICY: &str = "
+default: {action: deny, reason: no}
+rules:
+  - id: reads
+    match: {protocol: postgres, class: [read]}
+    action: allow
+    mask: [{column: \"e*\", with: email}, {pattern: email}, {pattern: card}]
+";
+
+/// A PostgreSQL session: pieces from either side, judged under a policy.
+///
+/// A piece is a byte that says from whom (bit 7 set: the client) and how many bytes follow; none
+/// means that this side has finished. Whatever happens, no denied statement is released.
+pub fn session(data: &[u8]) {
+    let mut decoder = Postgres::new(Arc::new(Shared::new(MESSAGE_BYTES_MAX)));
+    let policy = Policy::parse(&[("fuzz.yaml".to_owned(), POLICY.to_owned())])
+        .unwrap_or_else(|error| panic!("{error}"));
+    let mut judge = Judge::new(&Arc::new(policy), Arc::new(origin()));
+    let mut rest = data;
+    while let Some((&header, after)) = rest.split_first() {
+        let from = if header & 0x80 == 0 {
+            Peer::Upstream
+        } else {
+            Peer::Client
+        };
+        let (piece, after) = after.split_at(usize::from(header & 0x7f).min(after.len()));
+        rest = after;
+        if header & 0x7f == 0 {
+            decoder.finish(from);
+        } else {
+            decoder.receive(from, &mut BytesMut::from(piece), NOW);
+        }
+        if !take_steps(&mut decoder, &mut judge) {
+            return;
+        }
+    }
+}
+
+/// Whether the session goes on.
+fn take_steps(decoder: &mut Postgres, judge: &mut Judge) -> bool {
+    for _ in 0..STEPS_MAX {
+        match decoder.poll() {
+            Step::Wait => return true,
+            Step::Close(_) => return false,
+            Step::Propose(operation) => decoder.rule(rule(judge, &operation), NOW),
+            _ => {}
+        }
+    }
+    panic!("the decoder is spinning");
+}
+
+fn rule(judge: &mut Judge, operation: &Operation) -> Ruling {
+    match judge.judge(operation, NOW) {
+        Judgement::Permit(permit) => {
+            let may = Effects::READ;
+            assert!(
+                may.contains(operation.description.effects),
+                "{:?} was let by",
+                operation.description
+            );
+            Ruling::Permit(permit)
+        }
+        Judgement::Refuse(_, refusal) => Ruling::Refuse(refusal),
+        Judgement::Hold(hold) => Ruling::Refuse(Refusal {
+            cause: Cause::TimedOut,
+            rule: hold.decision().rule.clone(),
+            reason: Arc::from("nobody is there"),
+            approval: None,
+        }),
+    }
+}
+
+/// A statement, in one of the ways of reading it that the first byte chooses.
+pub fn describe(data: &[u8]) {
+    let Some((&how, text)) = data.split_first() else {
+        return;
+    };
+    let lexing = Lexing {
+        standard_conforming_strings: how & 1 == 0,
+        encoding: match how >> 1 & 3 {
+            0 | 1 => Encoding::Utf8,
+            2 => Encoding::AsciiSafe,
+            _ => Encoding::Unsafe,
+        },
+    };
+    let describer = Describer::default();
+    let first = describer.describe(text, lexing);
+    let again = describer.describe(text, lexing);
+    assert_eq!(
+        first.description, again.description,
+        "remembered otherwise than read"
+    );
+}
+
+/// A policy file.
+pub fn policy(data: &[u8]) {
+    let text = String::from_utf8_lossy(data).into_owned();
+    if let Err(error) = Policy::parse(&[("fuzz.yaml".to_owned(), text)]) {
+        assert!(!error.to_string().is_empty(), "an error that says nothing");
+    }
+}
+
+/// A value that is searched for secrets of every form.
+pub fn patterns(data: &[u8]) {
+    let all = Patterns::new(
+        Pattern::NAMES
+            .iter()
+            .map(|(_, pattern)| PatternMask {
+                rule: Arc::from("fuzz"),
+                pattern: *pattern,
+                with: pattern.usual(),
+            })
+            .collect(),
+    );
+    if let Some(masked) = all.apply(data) {
+        assert_ne!(masked, data, "said to be masked and isn't");
+    }
+}
+
+fn origin() -> Origin {
+    Origin {
+        agent: Arc::new(Agent {
+            name: "fuzz".into(),
+            labels: BTreeMap::new(),
+        }),
+        process: Process::default(),
+        destination: Destination(
+            SocketAddr::from_str("192.0.2.1:5432").unwrap_or_else(|error| panic!("{error}")),
+        ),
+    }
+}
