@@ -1,1 +1,464 @@
 //! The daemon put together: kernel, journal, policies, approvals, listeners, control API.
+
+use std::{
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use interceptor_core::{
+    origin::Agent,
+    policy::PolicyError,
+    protocol::postgres,
+    record::{Event, Timestamp},
+};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+
+use crate::{
+    accept::Acceptor,
+    approval::{Approvals, Reviewers, Unfinished},
+    clock,
+    config::Config,
+    console::{
+        self, ControlSocket, Failure, FailureKind, Host, JournalStatus, NewTag, Person,
+        PolicyStatus, SocketError, Status, TagTarget, Tagged, Trouble,
+    },
+    journal::{Journal, JournalError, Stopped},
+    kernel::{Events, Kernel, KernelError, Tag, TagKind},
+    policies::{Change, Policies},
+    session::Services,
+};
+
+/// How often the kernel side is told that the daemon lives; it believes it for three seconds.
+const ARM_EVERY: Duration = Duration::from_secs(1);
+
+/// How long an upstream may take to answer a connect.
+const DIAL_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Connections that are served at once. Each costs two descriptors and some 20 KiB.
+const CONNECTIONS_MAX: usize = 8_192;
+
+/// Why the daemon doesn't start or doesn't go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The policy is missing or broken.
+    #[error("the policy can't be used:\n{0}")]
+    Policy(#[from] PolicyError),
+    /// The kernel side.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The journal.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The journal takes no records.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+    /// The control socket.
+    #[error(transparent)]
+    Control(#[from] SocketError),
+    /// The operating system.
+    #[error("{what}: {error}")]
+    Io {
+        /// What was attempted.
+        what: &'static str,
+        /// The operating system's answer.
+        error: std::io::Error,
+    },
+}
+
+fn io(what: &'static str) -> impl FnOnce(std::io::Error) -> ServeError {
+    move |error| ServeError::Io { what, error }
+}
+
+/// The daemon, as the control API sees it.
+struct Daemon {
+    config: Config,
+    started: Timestamp,
+    kernel: Arc<Kernel>,
+    services: Arc<Services>,
+    acceptor: Arc<Acceptor>,
+}
+
+/// Serves until SIGTERM or SIGINT. Then the hooks stay, so that agents stay refused until the next
+/// start, unless `remove_hooks` says to take everything away.
+///
+/// # Errors
+/// Where it can't start. What is wrong later is logged, recorded and shown by `status`.
+pub fn serve(config: Config, remove_hooks: bool) -> Result<(), ServeError> {
+    raise_descriptor_limit();
+    // The policy first: it is what people get wrong, and nothing has been touched yet.
+    let policies = Arc::new(Policies::open(&config.policies)?);
+    let journal = Journal::open(&config.state)?;
+    withdraw_unfinished(&journal)?;
+    let control = ControlSocket::bind(&config.control)?;
+    // Moves this process into its own cgroup: every socket opened from here on is the daemon's.
+    let kernel = Arc::new(Kernel::open(config.instance.as_str())?);
+    let approvals = Approvals::new(
+        journal.clone(),
+        Reviewers::new(config.reviewers.clone()),
+        clock::now,
+        crate::accept::random_id,
+    );
+    let services = Arc::new(Services {
+        journal,
+        policies,
+        approvals,
+        postgres: Arc::new(postgres::Shared::new(config.limits.message_bytes)),
+        dial_patience: DIAL_PATIENCE,
+    });
+    // The data plane's threads serve sessions; this one accepts, and answers people.
+    let threads = std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1));
+    let acceptor = Acceptor::start(kernel.clone(), services.clone(), threads, CONNECTIONS_MAX)
+        .map_err(io("starting threads"))?;
+    let daemon = Arc::new(Daemon {
+        config,
+        started: clock::now(),
+        kernel,
+        services,
+        acceptor: Arc::new(acceptor),
+    });
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .map_err(io("starting the runtime"))?;
+    let result = runtime.block_on(daemon.clone().run(control));
+    daemon.services.approvals.stop();
+    if remove_hooks {
+        daemon.kernel.remove_all()?;
+    }
+    daemon.record(
+        "daemon_stopped",
+        [(
+            "hooks",
+            if remove_hooks { "removed" } else { "kept" }.to_owned(),
+        )],
+    );
+    daemon.services.journal.close();
+    result
+}
+
+/// Says of requests that an earlier daemon held when it ended that they are over.
+fn withdraw_unfinished(journal: &Journal) -> Result<(), ServeError> {
+    let mut unfinished = Unfinished::default();
+    journal.reader()?.each(|record| {
+        unfinished.observe(&record);
+        true
+    })?;
+    for (session, agent, event) in unfinished.withdrawals() {
+        journal.append(session, &agent, clock::now(), event)?;
+    }
+    Ok(())
+}
+
+/// Two descriptors a connection: as many as the hard limit allows.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
+
+impl Daemon {
+    async fn run(self: Arc<Self>, control: ControlSocket) -> Result<(), ServeError> {
+        let listen = self.config.listen;
+        let v4 = bind(SocketAddr::from((Ipv4Addr::LOCALHOST, listen.ipv4_port)))
+            .map_err(io("listening on 127.0.0.1"))?;
+        // A host without IPv6 has no agents that use it either: their connects are refused.
+        let v6 = bind(SocketAddr::from((Ipv6Addr::LOCALHOST, listen.ipv6_port))).ok();
+        let port =
+            |listener: &TcpListener| listener.local_addr().map_or(0, |address| address.port());
+        let ports = (port(&v4), v6.as_ref().map_or(0, port));
+        self.kernel.arm(ports.0, ports.1)?;
+        self.record(
+            "daemon_started",
+            [("version", env!("CARGO_PKG_VERSION").to_owned())],
+        );
+        for listener in [Some(v4), v6].into_iter().flatten() {
+            let acceptor = self.acceptor.clone();
+            tokio::spawn(async move { acceptor.accept(listener).await });
+        }
+        let daemon = self.clone();
+        tokio::spawn(async move {
+            let mut timer = tokio::time::interval(ARM_EVERY);
+            loop {
+                timer.tick().await;
+                if let Err(error) = daemon.kernel.arm(ports.0, ports.1) {
+                    tracing::error!(%error, "agents' connects will be refused");
+                }
+            }
+        });
+        if let Some(events) = self.kernel.take_events() {
+            let daemon = self.clone();
+            tokio::spawn(async move { daemon.follow_kernel(events).await });
+        }
+        let daemon = self.clone();
+        let watcher = self
+            .services
+            .policies
+            .watch(move |change| daemon.policy_changed(&change));
+        if let Err(error) = &watcher {
+            tracing::error!(%error, "the policy folder can't be watched; send SIGHUP after a change");
+        }
+        let (stop, stopping) = tokio::sync::oneshot::channel::<()>();
+        let host: Arc<dyn Host> = self.clone();
+        let api = tokio::spawn(console::serve(control, host, async {
+            let _ = stopping.await;
+        }));
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+        tracing::info!(control = %self.config.control.display(), state = %self.config.state.display(), "ready");
+        self.wait_for_the_end().await?;
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+        self.kernel.disarm();
+        let _ = stop.send(());
+        let _ = api.await;
+        drop(watcher);
+        Ok(())
+    }
+
+    /// Until SIGTERM or SIGINT; SIGHUP reloads the policy.
+    async fn wait_for_the_end(&self) -> Result<(), ServeError> {
+        let handler = |kind| signal(kind).map_err(io("handling signals"));
+        let (mut terminate, mut interrupt, mut hang_up) = (
+            handler(SignalKind::terminate())?,
+            handler(SignalKind::interrupt())?,
+            handler(SignalKind::hangup())?,
+        );
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => return Ok(()),
+                _ = interrupt.recv() => return Ok(()),
+                _ = hang_up.recv() => {
+                    let change = self.services.policies.reload();
+                    self.policy_changed(&change);
+                }
+            }
+        }
+    }
+
+    /// Records what the hooks refuse.
+    async fn follow_kernel(&self, events: Events) {
+        let mut ring = match events.watched() {
+            Ok(ring) => ring,
+            Err(error) => {
+                tracing::error!(%error, "what the hooks refuse can't be recorded one by one");
+                return;
+            }
+        };
+        loop {
+            let Ok(mut ready) = ring.readable_mut().await else {
+                return;
+            };
+            while let Some(refusal) = ready.get_inner_mut().next_refusal() {
+                let agent = self
+                    .kernel
+                    .agent(refusal.agent)
+                    .map_or_else(|| Arc::from(""), |agent| Arc::from(&*agent.name));
+                let process = self.kernel.describe_process(refusal.pid);
+                let mut detail = vec![
+                    ("pid", refusal.pid.to_string()),
+                    ("uid", refusal.uid.to_string()),
+                    (
+                        "socket",
+                        format!("type {} protocol {}", refusal.kind.0, refusal.kind.1),
+                    ),
+                ];
+                detail.extend(
+                    refusal
+                        .destination
+                        .map(|destination| ("destination", destination.to_string())),
+                );
+                detail.extend(
+                    process
+                        .executable
+                        .map(|executable| ("executable", executable.to_string())),
+                );
+                let event = Event::notice(refusal.name, detail);
+                let _ = self
+                    .services
+                    .journal
+                    .append(None, &agent, clock::now(), event);
+            }
+            ready.clear_ready();
+        }
+    }
+
+    fn policy_changed(&self, change: &Change) {
+        match change {
+            Change::Loaded { hash } => {
+                tracing::info!(hash, "a new policy is in force");
+                self.record("policy_loaded", [("policy", hash.clone())]);
+            }
+            Change::Broken { error } => {
+                tracing::error!(
+                    "the policy files are broken, the policy before stays in force:\n{error}"
+                );
+                self.record("policy_broken", [("error", error.clone())]);
+            }
+        }
+    }
+
+    fn record<const N: usize>(&self, name: &str, detail: [(&str, String); N]) {
+        let event = Event::notice(name, detail);
+        let _ = self
+            .services
+            .journal
+            .append(None, &Arc::from(""), clock::now(), event);
+    }
+
+    /// Records who did what to an agent, before it is done.
+    fn record_deed(
+        &self,
+        name: &str,
+        agent: &str,
+        by: &Person,
+        detail: &str,
+    ) -> Result<(), Failure> {
+        let by = format!("{} (uid {})", by.name(), by.uid());
+        let event = Event::notice(name, [("by", by), ("detail", detail.to_owned())]);
+        self.services
+            .journal
+            .append(None, &Arc::from(agent), clock::now(), event)?;
+        Ok(())
+    }
+}
+
+/// A listener that can be opened again at once after a restart.
+fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() {
+        tokio::net::TcpSocket::new_v4()
+    } else {
+        tokio::net::TcpSocket::new_v6()
+    }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(4_096)
+}
+
+fn tagged(tag: Tag) -> Tagged {
+    Tagged {
+        agent: tag.agent.name.clone(),
+        labels: tag.agent.labels.clone(),
+        cgroup: tag.cgroup,
+        kind: tag.kind,
+    }
+}
+
+impl Host for Daemon {
+    fn status(&self) -> Result<Status, Failure> {
+        let policies = &self.services.policies;
+        let state = policies.state();
+        let policy = policies.current();
+        let stopped = self.services.journal.stopped();
+        let mut troubles = Vec::new();
+        let mut trouble = |what: String, remedy: &str| {
+            troubles.push(Trouble {
+                what,
+                remedy: remedy.to_owned(),
+            })
+        };
+        if let Some(broken) = &state.broken {
+            trouble(
+                format!("the policy files are broken: {broken}"),
+                "mend them; the policy before stays in force",
+            );
+        }
+        if let Some(stopped) = &stopped {
+            trouble(
+                stopped.to_string(),
+                "make room on the disk of the state folder, or mend it; nothing passes until then",
+            );
+        }
+        if !policy.is_enforced() {
+            trouble(
+                "the policy only observes: nothing is denied, held or masked".to_owned(),
+                "remove `enforce: false` when you trust it",
+            );
+        }
+        let counters = serde_json::to_value(self.kernel.counters()).unwrap_or_default();
+        Ok(Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            instance: self.config.instance.to_string(),
+            pid: std::process::id(),
+            started: self.started,
+            agents: self.kernel.tags().len() as u64,
+            sessions: self.acceptor.open() as u64,
+            approvals: self.services.approvals.pending() as u64,
+            policy: PolicyStatus {
+                hash: policy.hash().to_string(),
+                path: policies.path().to_owned(),
+                rules: policy.rule_count() as u64,
+                loaded: state.loaded,
+                broken: state.broken,
+            },
+            journal: JournalStatus {
+                path: self.config.state.clone(),
+                last_seq: self.services.journal.last_seq(),
+                stopped: stopped.map(|stopped| stopped.to_string()),
+            },
+            kernel: serde_json::from_value(counters).unwrap_or_default(),
+            troubles,
+        })
+    }
+
+    fn agents(&self) -> Result<Vec<Tagged>, Failure> {
+        Ok(self.kernel.tags().into_iter().map(tagged).collect())
+    }
+
+    fn tag(&self, tag: NewTag, by: &Person) -> Result<Tagged, Failure> {
+        let agent = Agent {
+            name: tag.agent,
+            labels: tag.labels,
+        };
+        self.record_deed("tag_added", &agent.name, by, &format!("{:?}", tag.target))?;
+        let made = match tag.target {
+            TagTarget::New => self.kernel.tag_new(agent)?,
+            TagTarget::Cgroup(path) => self.kernel.tag(&path, agent, TagKind::Existing)?,
+            TagTarget::Pid(pid) => {
+                let cgroup = self.kernel.cgroup_of(pid).ok_or_else(|| {
+                    Failure::new(FailureKind::Missing, format!("there is no process {pid}"))
+                })?;
+                self.kernel.tag(&cgroup, agent, TagKind::Existing)?
+            }
+        };
+        Ok(tagged(made))
+    }
+
+    fn untag(&self, agent: &str, by: &Person) -> Result<Tagged, Failure> {
+        self.record_deed("tag_removed", agent, by, "")?;
+        Ok(tagged(self.kernel.untag(agent)?))
+    }
+
+    fn agent_of(&self, pid: u32) -> Result<Option<Box<str>>, Failure> {
+        if self.kernel.cgroup_of(pid).is_none() {
+            return Err(Failure::new(
+                FailureKind::Missing,
+                format!("process {pid} is gone"),
+            ));
+        }
+        Ok(self.kernel.agent_of(pid).map(|tag| tag.agent.name.clone()))
+    }
+
+    fn reload(&self, by: &Person) -> Result<PolicyStatus, Failure> {
+        self.record_deed("policy_reload", "", by, "")?;
+        let change = self.services.policies.reload();
+        self.policy_changed(&change);
+        match change {
+            Change::Loaded { .. } => Ok(self.status()?.policy),
+            Change::Broken { error } => Err(Failure::new(FailureKind::Invalid, error)
+                .with_remedy("mend the files; the policy before stays in force")),
+        }
+    }
+
+    fn approvals(&self) -> &Approvals {
+        &self.services.approvals
+    }
+
+    fn journal(&self) -> &Journal {
+        &self.services.journal
+    }
+}

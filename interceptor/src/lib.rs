@@ -2,11 +2,16 @@
 //!
 //! What can be decided without I/O lives in `interceptor-core`.
 
+pub mod accept;
 pub mod approval;
 pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod console;
+pub mod daemon;
 pub mod journal;
 pub mod kernel;
+pub mod policies;
 pub mod rfc3339;
+pub mod session;
+pub mod upstream;

@@ -1,1 +1,261 @@
-//! The policies in force: read, validated, swapped when their files change.
+//! The policies in force: read, validated, tested, swapped when their files change.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError, mpsc},
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use interceptor_core::{
+    operation::{Description, Protocol},
+    policy::{Outcome, Policy, PolicyError, Problem},
+    protocol::postgres::describe::{Describer, Lexing},
+    record::Timestamp,
+};
+use notify::Watcher as _;
+
+/// How long files may keep changing before they are read: editors write in several steps.
+const SETTLE: Duration = Duration::from_millis(200);
+
+/// The pack that is used where nothing else is configured.
+pub const STARTER: &str = include_str!("../../policies/starter.yaml");
+
+/// The policy in force and where it comes from.
+#[derive(Debug)]
+pub struct Policies {
+    path: PathBuf,
+    current: ArcSwap<Policy>,
+    state: Mutex<State>,
+}
+
+/// When the policy was loaded, and what is wrong with its files since.
+#[derive(Debug, Clone)]
+pub struct State {
+    /// When the policy in force was loaded.
+    pub loaded: Timestamp,
+    /// Why the files as they are now can't be loaded.
+    pub broken: Option<String>,
+}
+
+/// What a reload came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// A policy of this hash is in force now.
+    Loaded {
+        /// Its hash.
+        hash: String,
+    },
+    /// The files are broken; the policy before stays.
+    Broken {
+        /// What is wrong.
+        error: String,
+    },
+}
+
+/// The policy in the file or folder `path`. Beside `x.yaml`, `x.test.yaml` holds its cases.
+///
+/// # Errors
+/// Everything that is wrong with it, each with its place.
+pub fn parse(path: &Path) -> Result<Policy, PolicyError> {
+    let files = read(path).map_err(|(path, error)| {
+        let what = match error.kind() {
+            io::ErrorKind::NotFound => {
+                "there is no policy here; give --policies a file or a folder with *.yaml files"
+                    .to_owned()
+            }
+            _ => format!("it can't be read: {error}"),
+        };
+        PolicyError(vec![Problem {
+            file: path.display().to_string(),
+            line: 0,
+            column: 0,
+            what,
+        }])
+    })?;
+    Policy::parse(&files)
+}
+
+/// The policy in the file or folder `path`, its own cases run.
+///
+/// # Errors
+/// Everything that is wrong with it, failed cases included, each with its place.
+pub fn load(path: &Path) -> Result<Arc<Policy>, PolicyError> {
+    let policy = Arc::new(parse(path)?);
+    let failed: Vec<Problem> = test(&policy)
+        .into_iter()
+        .filter_map(|(_, outcome)| match outcome {
+            Outcome::Passed => None,
+            Outcome::Failed(problem) => Some(problem),
+        })
+        .collect();
+    if failed.is_empty() {
+        Ok(policy)
+    } else {
+        Err(PolicyError(failed))
+    }
+}
+
+/// Runs the policy's own cases: the name of each, and how it went.
+#[must_use]
+pub fn test(policy: &Arc<Policy>) -> Vec<(String, Outcome)> {
+    let describer = Describer::default();
+    let describe = |protocol, statement: &str| -> Option<Arc<Description>> {
+        (protocol == Protocol::Postgres).then(|| {
+            describer
+                .describe(statement.as_bytes(), Lexing::default())
+                .description
+                .clone()
+        })
+    };
+    policy
+        .cases()
+        .iter()
+        .map(|case| (case.name.clone(), case.run(policy, &describe)))
+        .collect()
+}
+
+/// Name and text of the files that make up the policy at `path`, in the order of their names.
+fn read(path: &Path) -> Result<Vec<(String, String)>, (PathBuf, io::Error)> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |error| (path, error)
+    };
+    let mut paths = Vec::new();
+    if fs::metadata(path).map_err(failed(path))?.is_dir() {
+        for entry in fs::read_dir(path).map_err(failed(path))? {
+            let entry = entry.map_err(failed(path))?.path();
+            if entry
+                .extension()
+                .is_some_and(|extension| extension == "yaml" || extension == "yml")
+            {
+                paths.push(entry);
+            }
+        }
+        paths.sort();
+    } else {
+        paths.push(path.to_owned());
+        let cases = path.with_extension("test.yaml");
+        if cases.is_file() && cases != path {
+            paths.push(cases);
+        }
+    }
+    if paths.is_empty() {
+        return Err((path.to_owned(), io::ErrorKind::NotFound.into()));
+    }
+    let text = |path: PathBuf| {
+        Ok((
+            path.display().to_string(),
+            fs::read_to_string(&path).map_err(failed(&path))?,
+        ))
+    };
+    paths.into_iter().map(text).collect()
+}
+
+impl Policies {
+    /// Loads the policy at `path`.
+    ///
+    /// # Errors
+    /// Where it is missing, broken, or fails its own cases.
+    pub fn open(path: &Path) -> Result<Self, PolicyError> {
+        let policy = load(path)?;
+        Ok(Self {
+            path: path.to_owned(),
+            current: ArcSwap::new(policy),
+            state: Mutex::new(State {
+                loaded: crate::clock::now(),
+                broken: None,
+            }),
+        })
+    }
+
+    /// The policy in force.
+    #[must_use]
+    pub fn current(&self) -> Arc<Policy> {
+        self.current.load_full()
+    }
+
+    /// Whether `policy` is the one in force.
+    #[must_use]
+    pub fn is_current(&self, policy: &Arc<Policy>) -> bool {
+        Arc::ptr_eq(&self.current.load(), policy)
+    }
+
+    /// Where it is read from.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// When it was loaded, and what is wrong since.
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Reads the files again. A broken policy is never half in force: the one before stays.
+    pub fn reload(&self) -> Change {
+        match load(&self.path) {
+            Ok(policy) => {
+                let hash = policy.hash().to_string();
+                self.current.store(policy);
+                let state = State {
+                    loaded: crate::clock::now(),
+                    broken: None,
+                };
+                *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
+                Change::Loaded { hash }
+            }
+            Err(error) => {
+                let error = error.to_string();
+                self.state
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .broken = Some(error.clone());
+                Change::Broken { error }
+            }
+        }
+    }
+
+    /// Reloads whenever the files change, and tells `changed` what came of it. The watch lasts as long
+    /// as what is returned.
+    ///
+    /// # Errors
+    /// Where the folder can't be watched.
+    pub fn watch(
+        self: &Arc<Self>,
+        changed: impl Fn(Change) + Send + 'static,
+    ) -> notify::Result<notify::RecommendedWatcher> {
+        let (sender, receiver) = mpsc::channel();
+        let mut watcher =
+            notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+                // Reading a file is an event as well, and would have us read it for ever.
+                if event.is_ok_and(|event| !event.kind.is_access()) {
+                    let _ = sender.send(());
+                }
+            })?;
+        // The folder, not the file: editors and configuration managers replace files by renaming.
+        let folder = match self.path.parent() {
+            Some(parent) if self.path.is_file() => parent,
+            _ => &self.path,
+        };
+        watcher.watch(folder, notify::RecursiveMode::NonRecursive)?;
+        let policies = Arc::downgrade(self);
+        std::thread::Builder::new()
+            .name("policies".to_owned())
+            .spawn(move || {
+                while receiver.recv().is_ok() {
+                    while receiver.recv_timeout(SETTLE).is_ok() {}
+                    match policies.upgrade() {
+                        Some(policies) => changed(policies.reload()),
+                        None => return,
+                    }
+                }
+            })?;
+        Ok(watcher)
+    }
+}

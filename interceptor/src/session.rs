@@ -1,1 +1,489 @@
-//! The one byte loop: the only place that touches both sockets.
+//! The one byte loop: the only place that touches both sockets and executes a decoder's steps.
+
+use std::{collections::VecDeque, io, sync::Arc, time::Duration};
+
+use bytes::{Buf, Bytes, BytesMut};
+use interceptor_core::{
+    decoder::{Closing, Decoder, Peer, Step},
+    limits,
+    operation::{Operation, Protocol},
+    origin::Origin,
+    protocol::{
+        opaque::Opaque,
+        postgres::{self, Postgres},
+    },
+    record::{
+        DecisionRecord, Event, OperationRecord, SessionEnd, SessionId, SessionStart, Timestamp,
+    },
+    ruling::{Cause, Hold, Judge, Judgement, Refusal, Ruling, Verdict},
+    sniff::{self, Sniffed},
+};
+use tokio::{
+    io::AsyncReadExt,
+    net::{
+        TcpStream,
+        tcp::{ReadHalf, WriteHalf},
+    },
+};
+
+use crate::{
+    approval::{Approvals, Outcome, Pending, Request},
+    clock::now,
+    journal::Journal,
+    policies::Policies,
+    upstream,
+};
+
+/// How long a client may take to say enough for its protocol to be known; after that it is opaque.
+const SNIFF_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What sessions ask of the rest of the daemon.
+pub struct Services {
+    /// Where everything is recorded.
+    pub journal: Journal,
+    /// The policy in force.
+    pub policies: Arc<Policies>,
+    /// Where people are asked.
+    pub approvals: Approvals,
+    /// What PostgreSQL sessions share.
+    pub postgres: Arc<postgres::Shared>,
+    /// How long to wait for an upstream to answer a connect.
+    pub dial_patience: Duration,
+}
+
+/// One intercepted connection.
+pub struct Session {
+    services: Arc<Services>,
+    id: SessionId,
+    origin: Arc<Origin>,
+    agent: Arc<str>,
+    judge: Judge,
+    operations: u64,
+    received: [u64; 2],
+    /// The journal can't take records any more: nothing may go on.
+    stopped: bool,
+}
+
+/// A held operation and the question that people were asked about it.
+struct Held {
+    hold: Hold,
+    pending: Pending,
+}
+
+/// What waits to be written to one peer.
+#[derive(Debug, Default)]
+struct Queue {
+    chunks: VecDeque<Bytes>,
+    bytes: usize,
+}
+
+/// Why the loop ends.
+struct Ended(String);
+
+impl Session {
+    /// A session for a connection of `origin`.
+    #[must_use]
+    pub fn new(services: Arc<Services>, id: SessionId, origin: Arc<Origin>) -> Self {
+        let agent = Arc::from(&*origin.agent.name);
+        let judge = Judge::new(&services.policies.current(), origin.clone());
+        Self {
+            services,
+            id,
+            origin,
+            agent,
+            judge,
+            operations: 0,
+            received: [0; 2],
+            stopped: false,
+        }
+    }
+
+    /// Serves `client` until either side is done.
+    pub async fn run(mut self, client: TcpStream) {
+        let _ = client.set_nodelay(true);
+        let address = client.peer_addr().unwrap_or(self.origin.destination.0);
+        let start = SessionStart {
+            origin: self.origin.clone(),
+            client: address,
+        };
+        self.record(Event::SessionStart(start));
+        let Ended(reason) = if self.stopped {
+            Ended("the journal takes no records".to_owned())
+        } else {
+            self.serve(client).await
+        };
+        let [bytes_from_client, bytes_from_upstream] = self.received;
+        let end = SessionEnd {
+            reason: reason.into(),
+            operations: self.operations,
+            bytes_from_client,
+            bytes_from_upstream,
+        };
+        self.record(Event::SessionEnd(end));
+    }
+
+    async fn serve(&mut self, mut client: TcpStream) -> Ended {
+        let dialled = upstream::dial(self.origin.destination, self.services.dial_patience).await;
+        let mut first = BytesMut::with_capacity(limits::READ_BYTES / 8);
+        let mut decoder = match self.identify(&mut client, &mut first).await {
+            Ok(decoder) => decoder,
+            Err(ended) => return ended,
+        };
+        decoder.receive(Peer::Client, &mut first, now());
+        match dialled {
+            Ok(upstream) => {
+                let (mut client, mut upstream) = (client, upstream);
+                let ended = self
+                    .exchange(&mut *decoder, &mut client, &mut upstream)
+                    .await;
+                if self.stopped {
+                    reset(&client);
+                }
+                ended
+            }
+            Err(error) => {
+                decoder.unreachable(&error.to_string());
+                let mut farewell = Queue::default();
+                let reason = loop {
+                    match decoder.poll() {
+                        Step::Send(Peer::Client, bytes) => farewell.push(bytes),
+                        Step::Record(event) => self.record(event),
+                        Step::Close(closing) => break describe(&closing),
+                        Step::Wait | Step::Propose(_) => break format!("unreachable: {error}"),
+                        Step::Send(Peer::Upstream, _) => {}
+                    }
+                };
+                if farewell.chunks.is_empty() {
+                    reset(&client);
+                } else {
+                    let (_, mut write) = client.split();
+                    farewell.drain(&mut write).await;
+                }
+                Ended(reason)
+            }
+        }
+    }
+
+    /// Reads until the protocol is known.
+    async fn identify(
+        &mut self,
+        client: &mut TcpStream,
+        first: &mut BytesMut,
+    ) -> Result<Box<dyn Decoder>, Ended> {
+        let patience = tokio::time::sleep(SNIFF_PATIENCE);
+        tokio::pin!(patience);
+        let protocol = loop {
+            match sniff::from_client(first) {
+                Sniffed::Protocol(protocol) => break protocol,
+                Sniffed::Unsure => {}
+            }
+            tokio::select! {
+                read = client.read_buf(first) => match read {
+                    Ok(0) if first.is_empty() => return Err(Ended("the client said nothing".to_owned())),
+                    Ok(0) => break Protocol::Opaque,
+                    Ok(count) => self.count(Peer::Client, count),
+                    Err(error) => return Err(Ended(format!("client: {error}"))),
+                },
+                // A server that speaks first, or a client that never says enough.
+                () = &mut patience => break Protocol::Opaque,
+            }
+        };
+        Ok(match protocol {
+            Protocol::Postgres => Box::new(Postgres::new(self.services.postgres.clone())),
+            Protocol::Opaque => Box::new(Opaque::default()),
+        })
+    }
+
+    /// Carries bytes and rulings until the decoder or a peer ends it.
+    async fn exchange(
+        &mut self,
+        decoder: &mut dyn Decoder,
+        client: &mut TcpStream,
+        upstream: &mut TcpStream,
+    ) -> Ended {
+        let (mut from_client, mut to_client) = client.split();
+        let (mut from_upstream, mut to_upstream) = upstream.split();
+        let (mut client_buffer, mut upstream_buffer) = (BytesMut::new(), BytesMut::new());
+        let (mut client_queue, mut upstream_queue) = (Queue::default(), Queue::default());
+        let mut held: Option<Held> = None;
+        loop {
+            let closing = loop {
+                match decoder.poll() {
+                    Step::Wait => break None,
+                    Step::Send(Peer::Client, bytes) => client_queue.push(bytes),
+                    Step::Send(Peer::Upstream, bytes) => upstream_queue.push(bytes),
+                    Step::Record(event) => self.record(event),
+                    Step::Close(closing) => break Some(closing),
+                    Step::Propose(operation) => match self.decide(operation).await {
+                        Decided::Now(ruling) => decoder.rule(ruling, now()),
+                        Decided::Later(question) => held = Some(*question),
+                    },
+                }
+                if self.stopped {
+                    return Ended("the journal takes no records".to_owned());
+                }
+            };
+            if let Some(closing) = closing {
+                // Withdraws the question that is still open.
+                drop(held);
+                upstream_queue.drain(&mut to_upstream).await;
+                client_queue.drain(&mut to_client).await;
+                return Ended(describe(&closing));
+            }
+            if let Err(error) = upstream_queue.write(&to_upstream) {
+                return Ended(format!("upstream: {error}"));
+            }
+            if let Err(error) = client_queue.write(&to_client) {
+                return Ended(format!("client: {error}"));
+            }
+            let wants_client = decoder.wants(Peer::Client) && !upstream_queue.is_full();
+            let wants_upstream = decoder.wants(Peer::Upstream) && !client_queue.is_full();
+            tokio::select! {
+                read = read(&mut from_upstream, &mut upstream_buffer), if wants_upstream => {
+                    match read {
+                        Ok(0) | Err(_) => decoder.finish(Peer::Upstream),
+                        Ok(count) => {
+                            self.count(Peer::Upstream, count);
+                            decoder.receive(Peer::Upstream, &mut upstream_buffer, now());
+                        }
+                    }
+                }
+                read = read(&mut from_client, &mut client_buffer), if wants_client => {
+                    match read {
+                        Ok(0) | Err(_) => decoder.finish(Peer::Client),
+                        Ok(count) => {
+                            self.count(Peer::Client, count);
+                            decoder.receive(Peer::Client, &mut client_buffer, now());
+                        }
+                    }
+                }
+                ready = to_client.writable(), if !client_queue.chunks.is_empty() => {
+                    if let Err(error) = ready {
+                        return Ended(format!("client: {error}"));
+                    }
+                }
+                ready = to_upstream.writable(), if !upstream_queue.chunks.is_empty() => {
+                    if let Err(error) = ready {
+                        return Ended(format!("upstream: {error}"));
+                    }
+                }
+                outcome = answer(&mut held), if held.is_some() => {
+                    if let Some(Held { hold, pending }) = held.take() {
+                        let ruling = match outcome {
+                            Outcome::Approved => Ruling::Permit(hold.approve()),
+                            Outcome::Refused { cause, reason } => {
+                                Ruling::Refuse(hold.refuse(cause, reason, pending.id()))
+                            }
+                        };
+                        drop(pending);
+                        decoder.rule(ruling, now());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Has `operation` judged, and the ruling recorded before it takes effect.
+    async fn decide(&mut self, operation: Operation) -> Decided {
+        self.operations += 1;
+        let number = self.operations;
+        if !self.services.policies.is_current(self.judge.policy()) {
+            let policy = self.services.policies.current();
+            self.judge = Judge::new(&policy, self.origin.clone());
+        }
+        let now = now();
+        let judgement = self.judge.judge(&operation, now);
+        let decision = match &judgement {
+            Judgement::Permit(permit) => permit.decision().clone(),
+            Judgement::Hold(hold) => hold.decision().clone(),
+            Judgement::Refuse(decision, _) => decision.clone(),
+        };
+        let asked = matches!(judgement, Judgement::Hold(_)).then(|| operation.clone());
+        self.append(now, Event::Operation(OperationRecord { number, operation }));
+        let strict = decision.strict;
+        let seq = self.append(
+            now,
+            Event::Decision(DecisionRecord {
+                number,
+                decision: decision.clone(),
+            }),
+        );
+        match (strict, seq) {
+            (_, None) => return Decided::Now(Ruling::Refuse(unavailable(&decision.rule))),
+            (true, Some(seq)) if self.services.journal.durable(seq).await.is_err() => {
+                self.stopped = true;
+                return Decided::Now(Ruling::Refuse(unavailable(&decision.rule)));
+            }
+            _ => {}
+        }
+        match (judgement, asked) {
+            (Judgement::Permit(permit), _) => Decided::Now(Ruling::Permit(permit)),
+            (Judgement::Refuse(_, refusal), _) => Decided::Now(Ruling::Refuse(refusal)),
+            (Judgement::Hold(hold), operation) => {
+                let Some(operation) = operation else {
+                    return Decided::Now(Ruling::Refuse(unavailable(&decision.rule)));
+                };
+                let digest = operation.digest(&self.origin);
+                let Verdict::Hold(terms) = &decision.verdict else {
+                    return Decided::Now(Ruling::Refuse(unavailable(&decision.rule)));
+                };
+                let request = Request {
+                    session: self.id,
+                    number,
+                    origin: self.origin.clone(),
+                    operation,
+                    digest,
+                    terms: terms.clone(),
+                    decision,
+                };
+                let pending = self.services.approvals.request(request, now);
+                Decided::Later(Box::new(Held { hold, pending }))
+            }
+        }
+    }
+
+    fn record(&mut self, event: Event) {
+        self.append(now(), event);
+    }
+
+    /// Puts `event` into the journal. Without a journal nothing goes on.
+    fn append(&mut self, time: Timestamp, event: Event) -> Option<u64> {
+        match self
+            .services
+            .journal
+            .append(Some(self.id), &self.agent, time, event)
+        {
+            Ok(seq) => Some(seq),
+            Err(error) => {
+                if !self.stopped {
+                    tracing::error!(session = %self.id, %error, "the session ends: it can't be recorded");
+                }
+                self.stopped = true;
+                None
+            }
+        }
+    }
+
+    fn count(&mut self, from: Peer, bytes: usize) {
+        let [client, upstream] = &mut self.received;
+        *match from {
+            Peer::Client => client,
+            Peer::Upstream => upstream,
+        } += bytes as u64;
+    }
+}
+
+/// How an operation was decided.
+enum Decided {
+    Now(Ruling),
+    Later(Box<Held>),
+}
+
+fn unavailable(rule: &Arc<str>) -> Refusal {
+    Refusal {
+        cause: Cause::Unavailable,
+        rule: rule.clone(),
+        reason: "the journal takes no records".into(),
+        approval: None,
+    }
+}
+
+async fn answer(held: &mut Option<Held>) -> Outcome {
+    match held {
+        Some(held) => held.pending.outcome().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Reads what is there into `buffer`, which is empty and keeps its room between calls.
+async fn read(from: &mut ReadHalf<'_>, buffer: &mut BytesMut) -> io::Result<usize> {
+    /// Room for the first read of a connection, in bytes: most statements and results are smaller.
+    const FIRST: usize = 8 << 10;
+    if buffer.capacity() < FIRST {
+        buffer.reserve(FIRST);
+    }
+    let count = from.read_buf(buffer).await?;
+    if count == buffer.capacity() {
+        // It was full: the next one may be as well.
+        buffer.reserve(limits::READ_BYTES);
+    }
+    Ok(count)
+}
+
+fn describe(closing: &Closing) -> String {
+    match closing {
+        Closing::Finished => "finished".to_owned(),
+        Closing::Malformed(reason) => format!("malformed: {reason}"),
+        Closing::Refused(reason) => format!("refused: {reason}"),
+    }
+}
+
+/// Has the client see a reset rather than an orderly end.
+fn reset(client: &TcpStream) {
+    let _ = client.set_zero_linger();
+}
+
+// === impl Queue ===
+
+impl Queue {
+    fn push(&mut self, bytes: Bytes) {
+        self.bytes += bytes.len();
+        self.chunks.push_back(bytes);
+    }
+
+    const fn is_full(&self) -> bool {
+        self.bytes >= limits::QUEUED_BYTES_MAX
+    }
+
+    /// Writes as much as the socket takes now.
+    fn write(&mut self, to: &WriteHalf<'_>) -> io::Result<()> {
+        /// Chunks handed to one system call; more rarely wait.
+        const BATCH: usize = 16;
+        while !self.chunks.is_empty() {
+            let written = if let [one] = self.chunks.make_contiguous() {
+                to.try_write(one)
+            } else {
+                let mut slices = [io::IoSlice::new(&[]); BATCH];
+                for (slice, chunk) in slices.iter_mut().zip(&self.chunks) {
+                    *slice = io::IoSlice::new(chunk);
+                }
+                to.try_write_vectored(
+                    slices
+                        .get(..self.chunks.len().min(BATCH))
+                        .unwrap_or_default(),
+                )
+            };
+            match written {
+                Ok(count) => self.advance(count),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn advance(&mut self, mut count: usize) {
+        self.bytes -= count.min(self.bytes);
+        while let Some(chunk) = self.chunks.front_mut() {
+            if count < chunk.len() {
+                chunk.advance(count);
+                return;
+            }
+            count -= chunk.len();
+            self.chunks.pop_front();
+        }
+    }
+
+    /// Writes all of it, for a farewell that may not wait for ever.
+    async fn drain(&mut self, to: &mut WriteHalf<'_>) {
+        const PATIENCE: Duration = Duration::from_secs(5);
+        let all = async {
+            while !self.chunks.is_empty() {
+                to.writable().await?;
+                self.write(to)?;
+            }
+            Ok::<_, io::Error>(())
+        };
+        let _ = tokio::time::timeout(PATIENCE, all).await;
+    }
+}

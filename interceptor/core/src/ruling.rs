@@ -92,10 +92,10 @@ impl Judge {
         }
     }
 
-    /// Whether this judge still decides by `policy`.
+    /// The policy that this judge decides by.
     #[must_use]
-    pub fn is_under(&self, policy: &Arc<Policy>) -> bool {
-        Arc::ptr_eq(self.scope.policy(), policy)
+    pub const fn policy(&self) -> &Arc<Policy> {
+        self.scope.policy()
     }
 
     /// Decides `operation` at `now`.

@@ -8,6 +8,7 @@ use crate::config::ConfigError;
 pub(super) mod code {
     pub(in super::super) const FAILED: u8 = 1;
     pub(in super::super) const DEGRADED: u8 = 3;
+    pub(in super::super) const POLICY: u8 = 4;
     pub(in super::super) const INTEGRITY: u8 = 5;
     pub(in super::super) const TOO_LONG: u8 = 124;
 }

@@ -12,7 +12,9 @@ mod export;
 mod failed;
 mod launch;
 mod offline;
+mod policy;
 mod run;
+mod serve;
 mod sessions;
 mod status;
 mod tag;
@@ -77,12 +79,15 @@ enum Output {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Serve(serve::Arguments),
     Run(run::Arguments),
     #[command(subcommand)]
     Tag(tag::Command),
     Agents(agents::Arguments),
     Sessions(sessions::Arguments),
     Approvals(approvals::Arguments),
+    #[command(subcommand)]
+    Policy(policy::Command),
     Export(export::Arguments),
     Verify(verify::Arguments),
     Status(status::Arguments),
@@ -136,11 +141,13 @@ fn dispatch(cli: Cli) -> Outcome {
     }
     let context = Context::new(cli.global)?;
     match cli.command {
+        Command::Serve(arguments) => serve::run(&context, arguments),
         Command::Run(arguments) => run::run(&context, arguments),
         Command::Tag(command) => tag::run(&context, command),
         Command::Agents(arguments) => agents::run(&context, &arguments),
         Command::Sessions(arguments) => sessions::run(&context, arguments),
         Command::Approvals(arguments) => approvals::run(&context, arguments),
+        Command::Policy(command) => policy::run(&context, command),
         Command::Export(arguments) => export::run(&context, &arguments),
         Command::Verify(arguments) => verify::run(&context, &arguments),
         Command::Status(arguments) => status::run(&context, &arguments),

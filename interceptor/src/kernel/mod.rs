@@ -138,7 +138,9 @@ pub struct Kernel {
 
 impl std::fmt::Debug for Kernel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Kernel").field("instance", &self.instance).finish_non_exhaustive()
+        f.debug_struct("Kernel")
+            .field("instance", &self.instance)
+            .finish_non_exhaustive()
     }
 }
 
@@ -438,7 +440,24 @@ impl AsRawFd for Events {
     }
 }
 
+impl AsFd for Events {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the ring owns the descriptor and outlives the borrow.
+        unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) }
+    }
+}
+
 impl Events {
+    /// The stream, watched by the runtime that this is called in.
+    ///
+    /// # Errors
+    /// Where the runtime can't watch it.
+    pub fn watched(self) -> io::Result<tokio::io::unix::AsyncFd<Self>> {
+        // SAFETY: the descriptor belongs to the ring that `self` owns: it stays open, and the same,
+        // for as long as the AsyncFd that takes `self`.
+        unsafe { tokio::io::unix::AsyncFd::register(self) }.map_err(Into::into)
+    }
+
     /// The next refusal, if there is one now.
     pub fn next_refusal(&mut self) -> Option<Refusal> {
         let item = self.0.next()?;

@@ -72,7 +72,7 @@ impl Case {
                 ))
             })?;
         }
-        if spec.statement.is_some() == !(spec.actions.is_empty() && spec.effects.is_empty()) {
+        if spec.statement.is_some() != (spec.actions.is_empty() && spec.effects.is_empty()) {
             return Err(problem(
                 "a case has a `statement`, or else `actions` and `effects`".to_owned(),
             ));
