@@ -89,6 +89,14 @@ struct Daemon {
 /// Where it can't start. What is wrong later is logged, recorded and shown by `status`.
 pub fn serve(config: Config, remove_hooks: bool) -> Result<(), ServeError> {
     raise_descriptor_limit();
+    // Answers people and accepts; the data plane has threads of its own.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .map_err(io("starting the runtime"))?;
+    let _guard = runtime.enter();
     // The policy first: it is what people get wrong, and nothing has been touched yet.
     let policies = Arc::new(Policies::open(&config.policies)?);
     let journal = Journal::open(&config.state)?;
@@ -109,7 +117,6 @@ pub fn serve(config: Config, remove_hooks: bool) -> Result<(), ServeError> {
         postgres: Arc::new(postgres::Shared::new(config.limits.message_bytes)),
         dial_patience: DIAL_PATIENCE,
     });
-    // The data plane's threads serve sessions; this one accepts, and answers people.
     let threads = std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1));
     let acceptor = Acceptor::start(kernel.clone(), services.clone(), threads, CONNECTIONS_MAX)
         .map_err(io("starting threads"))?;
@@ -120,12 +127,6 @@ pub fn serve(config: Config, remove_hooks: bool) -> Result<(), ServeError> {
         services,
         acceptor: Arc::new(acceptor),
     });
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .thread_name("control")
-        .enable_all()
-        .build()
-        .map_err(io("starting the runtime"))?;
     let result = runtime.block_on(daemon.clone().run(control));
     daemon.services.approvals.stop();
     if remove_hooks {

@@ -120,6 +120,7 @@ impl Index {
     /// Opens the index, or rebuilds it where it is missing, damaged, or not at the segments' state.
     pub(super) fn open(directory: &Path, recovered: &Recovered) -> Result<Self, JournalError> {
         let path = directory.join("index");
+        let existed = path.exists();
         let opened = contained(|| Trees::open(&path));
         if let Some(trees) = opened
             && contained(|| trees.next()) == Some(recovered.next_seq)
@@ -129,7 +130,7 @@ impl Index {
             });
         }
         let aside = set_aside(&path);
-        if let Some(aside) = &aside {
+        if let (Some(aside), true) = (&aside, existed) {
             tracing::warn!(aside = %aside.display(), "the index doesn't fit the segments and is rebuilt");
         }
         let index = Self {
