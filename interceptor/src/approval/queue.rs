@@ -438,11 +438,12 @@ pub(super) fn unavailable(reason: &str) -> Outcome {
     }
 }
 
+/// What the agent is told; "rejected: " stands before it.
 fn rejection(vote: &Vote) -> Arc<str> {
     if vote.reason.is_empty() {
-        format!("rejected by {}", vote.by).into()
+        format!("by {}", vote.by).into()
     } else {
-        format!("rejected by {}: {}", vote.by, vote.reason).into()
+        format!("{} (by {})", vote.reason, vote.by).into()
     }
 }
 

@@ -203,10 +203,7 @@ async fn a_no_ends_it_with_the_reviewers_words() {
         .unwrap();
     assert_eq!(
         refusal(pending.outcome().await),
-        (
-            Cause::Rejected,
-            "rejected by bob: not on a Friday".to_owned()
-        )
+        (Cause::Rejected, "not on a Friday (by bob)".to_owned())
     );
     assert_eq!(
         bench

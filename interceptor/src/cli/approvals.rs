@@ -11,7 +11,10 @@ use interceptor_core::{
 use super::{
     Context, Outcome,
     client::Reading,
-    display::{Style, between, block, inert, labels, message, paint, print, span, table, time},
+    display::{
+        Style, between, block, command_line, inert, labels, message, paint, print, span, table,
+        time,
+    },
     failed::Failed,
 };
 use crate::{
@@ -226,9 +229,11 @@ fn text(detail: &Detail, now: Timestamp, color: bool) -> String {
             process.cgroup
         ),
     );
-    let arguments: Vec<String> = process.arguments.iter().map(|word| quoted(word)).collect();
-    if !arguments.is_empty() {
-        field("command", &arguments.join(" "));
+    if !process.arguments.is_empty() {
+        field(
+            "command",
+            &command_line(process.arguments.iter().map(AsRef::as_ref)),
+        );
     }
     field(
         "destination",
@@ -391,19 +396,6 @@ fn with_labels(agent: &str, of_agent: &std::collections::BTreeMap<Box<str>, Box<
         agent.to_owned()
     } else {
         format!("{agent} ({})", labels(of_agent))
-    }
-}
-
-/// A word of a command line, quoted where its bounds would be unclear.
-fn quoted(word: &str) -> String {
-    let plain = !word.is_empty()
-        && word
-            .chars()
-            .all(|c| c.is_alphanumeric() || "-_./:=@%+,".contains(c));
-    if plain {
-        word.to_owned()
-    } else {
-        format!("'{}'", word.replace('\'', "'\\''"))
     }
 }
 

@@ -220,6 +220,24 @@ pub(super) fn labels(labels: &std::collections::BTreeMap<Box<str>, Box<str>>) ->
     labels.join(",")
 }
 
+/// A command line, its words quoted where their bounds would be unclear.
+pub(super) fn command_line<'a>(words: impl Iterator<Item = &'a str>) -> String {
+    let words: Vec<String> = words.map(quoted).collect();
+    words.join(" ")
+}
+
+fn quoted(word: &str) -> String {
+    let plain = !word.is_empty()
+        && word
+            .chars()
+            .all(|c| c.is_alphanumeric() || "-_./:=@%+,".contains(c));
+    if plain {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -103,8 +103,13 @@ enum Command {
 struct Context {
     config: Config,
     client: Client,
+    /// Whether the control socket was named on the command line.
+    control_given: bool,
     output: Output,
+    /// Whether stdout shows colours.
     color: bool,
+    /// Whether colours are wanted where there is a terminal.
+    may_color: bool,
 }
 
 /// What a subcommand ends with: the exit status, or what is said on stderr.
@@ -147,7 +152,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Agents(arguments) => agents::run(&context, &arguments),
         Command::Sessions(arguments) => sessions::run(&context, arguments),
         Command::Approvals(arguments) => approvals::run(&context, arguments),
-        Command::Policy(command) => policy::run(&context, command),
+        Command::Policy(command) => policy::run(&context, &command),
         Command::Export(arguments) => export::run(&context, &arguments),
         Command::Verify(arguments) => verify::run(&context, &arguments),
         Command::Status(arguments) => status::run(&context, &arguments),
@@ -158,18 +163,20 @@ fn dispatch(cli: Cli) -> Outcome {
 impl Context {
     fn new(global: Global) -> Result<Self, Failed> {
         let mut config = Config::load(global.config.as_deref())?;
+        let control_given = global.control.is_some();
         if let Some(control) = global.control {
             config.control = control;
         }
         let client = Client::new(config.control.clone())?;
-        let color = !global.no_color
-            && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
-            && io::stdout().is_terminal();
+        let may_color =
+            !global.no_color && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         Ok(Self {
             config,
             client,
+            control_given,
             output: global.output,
-            color,
+            color: may_color && io::stdout().is_terminal(),
+            may_color,
         })
     }
 

@@ -1,6 +1,10 @@
 //! `interceptor serve`: the daemon.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    io::{self, IsTerminal as _},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use clap::Args;
 
@@ -51,7 +55,9 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> Outcome {
         tracing_subscriber::EnvFilter::try_new(config.log.as_str()).map_err(Failed::because)?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(io::stderr)
+        // Left to itself it writes escapes into files, too.
+        .with_ansi(context.may_color && io::stderr().is_terminal())
         .init();
     match daemon::serve(config, arguments.remove_hooks) {
         Ok(()) => Ok(ExitCode::SUCCESS),

@@ -80,22 +80,6 @@ fn text(status: &Status, now: interceptor_core::record::Timestamp, color: bool) 
     if !counters.is_empty() {
         _ = writeln!(out, "kernel    {}", counters.join(", "));
     }
-    if let Some(broken) = &policy.broken {
-        trouble(
-            &mut out,
-            &format!("the policy files can't be loaded, the policy above stays in force: {broken}"),
-            "correct them; they are loaded again by themselves",
-            color,
-        );
-    }
-    if let Some(stopped) = &journal.stopped {
-        trouble(
-            &mut out,
-            &format!("the journal takes no records, so nothing passes: {stopped}"),
-            "make room on its disk, then restart the daemon",
-            color,
-        );
-    }
     for found in &status.troubles {
         trouble(&mut out, &found.what, &found.remedy, color);
     }

@@ -16,6 +16,11 @@ fn the_command_line_is_well_formed() {
 #[test]
 fn what_the_documentation_shows_parses() {
     for line in [
+        "interceptor serve",
+        "interceptor serve --policies policies --state /tmp/s --instance it-1_x --remove-hooks --control /c.sock",
+        "interceptor policy check policies/starter.yaml",
+        "interceptor policy test policies",
+        "interceptor policy reload",
         "interceptor run --agent reporter --label team=data --label tier=1 --user nobody -- python -c x --help",
         "interceptor tag add /sys/fs/cgroup/my.slice --agent batch",
         "interceptor tag add --pid 4242 --agent reporter --label team=data",
@@ -69,6 +74,7 @@ fn usage_errors_end_with_2_and_say_what_is_right() {
         ),
         ("interceptor export --since tomorrow", "7d"),
         ("interceptor agnets", "similar"),
+        ("interceptor serve --instance a/b", "can't name an instance"),
     ] {
         let error = parse(line).unwrap_err();
         assert_eq!(error.exit_code(), 2, "{line}");

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-use super::display::{Style, block, count, inert, paint, size};
+use super::display::{Style, block, command_line, count, inert, paint, size};
 
 /// Turns exported lines into text, one after the other.
 #[derive(Debug)]
@@ -69,7 +69,7 @@ impl Timeline {
             inert(text(process, "cgroup")),
         );
         if !arguments.is_empty() {
-            _ = write!(out, "\n  {}", inert(&arguments.join(" ")));
+            _ = write!(out, "\n  {}", inert(&command_line(arguments.into_iter())));
         }
         out
     }

@@ -42,11 +42,13 @@ const PAUSE: Duration = Duration::from_millis(300);
 pub(super) fn run(context: &Context, arguments: &Arguments) -> Outcome {
     let folder = match &arguments.path {
         Some(path) => path.clone(),
-        // The daemon knows best where its journal is; without one the configuration does.
-        None => context.client.get::<Status>("/v1/status").map_or_else(
-            |_| context.config.state.clone(),
-            |status| status.journal.path,
-        ),
+        // The daemon knows best where its journal is; without one the configuration does, unless a
+        // certain daemon was meant.
+        None => match context.client.get::<Status>("/v1/status") {
+            Ok(status) => status.journal.path,
+            Err(failed) if context.control_given => return Err(failed),
+            Err(_) => context.config.state.clone(),
+        },
     };
     offline::is_state(&folder)?;
     let key = arguments

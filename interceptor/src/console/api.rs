@@ -31,7 +31,8 @@ pub struct Status {
     pub journal: JournalStatus,
     /// The kernel's counters, by name.
     pub kernel: BTreeMap<String, u64>,
-    /// What is not as it should be; with any of them the daemon is degraded.
+    /// What is not as it should be, a broken policy and a stopped journal included; with any of them
+    /// the daemon is degraded.
     pub troubles: Vec<Trouble>,
 }
 

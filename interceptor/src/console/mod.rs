@@ -40,7 +40,7 @@ pub async fn serve(
 ) -> io::Result<()> {
     let (stopping, stopped) = watch::channel(false);
     let router = routes::router(host.clone(), stopped.clone());
-    let listener = socket.listen(host);
+    let listener = socket.listen(host)?;
     let mut ended = stopped.clone();
     let serving = axum::serve(
         listener,

@@ -27,7 +27,8 @@ const GROUP: &str = "interceptor";
 #[derive(Debug)]
 pub struct ControlSocket {
     path: PathBuf,
-    listener: UnixListener,
+    // The standard library's: it can be bound before there is a runtime.
+    listener: Option<unix::UnixListener>,
 }
 
 /// Why there is no control socket.
@@ -81,7 +82,7 @@ impl ControlSocket {
         }
         // Nobody else may connect between binding and the change of mode.
         let before = umask(Mode::from_bits_truncate(0o177));
-        let bound = UnixListener::bind(path);
+        let bound = unix::UnixListener::bind(path);
         umask(before);
         let listener = bound.map_err(io("binding"))?;
         let group = Group::from_name(GROUP).ok().flatten();
@@ -92,12 +93,19 @@ impl ControlSocket {
         }
         Ok(Self {
             path: path.to_owned(),
-            listener,
+            listener: Some(listener),
         })
     }
 
-    pub(super) fn listen(self, host: Arc<dyn Host>) -> Gate {
-        Gate { socket: self, host }
+    /// Starts to accept, inside a runtime.
+    pub(super) fn listen(mut self, host: Arc<dyn Host>) -> io::Result<Gate> {
+        let listener = self.listener.take().ok_or(io::ErrorKind::NotConnected)?;
+        listener.set_nonblocking(true)?;
+        Ok(Gate {
+            listener: UnixListener::from_std(listener)?,
+            host,
+            _socket: self,
+        })
     }
 }
 
@@ -110,8 +118,10 @@ impl Drop for ControlSocket {
 
 /// Accepts connections and notes at once who is at the other end.
 pub(super) struct Gate {
-    socket: ControlSocket,
+    listener: UnixListener,
     host: Arc<dyn Host>,
+    /// Removes the socket in the end.
+    _socket: ControlSocket,
 }
 
 impl Listener for Gate {
@@ -120,7 +130,7 @@ impl Listener for Gate {
 
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
         loop {
-            match self.socket.listener.accept().await {
+            match self.listener.accept().await {
                 Ok((stream, _)) => match stream.peer_cred() {
                     Ok(peer) => {
                         let peer = Peer::new(&*self.host, peer.uid(), peer.pid());

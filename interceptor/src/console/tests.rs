@@ -420,8 +420,8 @@ async fn streams_follow_and_end_with_the_daemon() {
     assert!(!bench.path().exists(), "the socket is gone");
 }
 
-#[tokio::test]
-async fn the_socket_is_private_and_alone() {
+#[test]
+fn the_socket_is_private_and_alone() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("control.sock");
     let socket = ControlSocket::bind(&path).unwrap();
