@@ -15,6 +15,7 @@ mod fuzz_seeds;
 mod hostile;
 mod journal;
 mod masks;
+mod policies;
 mod postgres_clients;
 mod redirect;
 mod refusals;

@@ -87,6 +87,25 @@ fn by_column_wherever_it_comes_out() {
 }
 
 #[test]
+fn strictly_nothing_is_computed_from_it() {
+    let strict = MASKED.replace("with: email}", "with: email, strict: true}");
+    let daemon = Daemon::start(&strict).unwrap();
+    let database = cluster().database().unwrap();
+    for sql in [
+        "SELECT lower(email) FROM shop.customers",
+        "SELECT c FROM shop.customers AS c",
+        "SELECT to_json(email) FROM shop.customers",
+    ] {
+        let outcome = psql(&daemon, &database, sql);
+        assert!(!outcome.status.success(), "{sql}: {outcome}");
+        assert!(outcome.stderr.contains("customers-are-masked"), "{outcome}");
+        assert_hidden(&format!("{}{}", outcome.stdout, outcome.stderr), sql);
+    }
+    let outcome = psql(&daemon, &database, "SELECT name, email FROM shop.customers");
+    assert_hidden(&outcome.success().unwrap(), "by column");
+}
+
+#[test]
 fn what_is_not_masked_is_untouched() {
     let daemon = Daemon::start(MASKED).unwrap();
     let database = cluster().database().unwrap();

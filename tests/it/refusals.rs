@@ -125,3 +125,35 @@ fn observing_records_and_stops_nothing() {
         journal.of_kind("decision").collect::<Vec<_>>()
     );
 }
+
+#[test]
+fn replication_is_an_operation_of_its_own() {
+    let policy = "
+default: {action: allow}
+rules:
+  - id: no-replication
+    match: {protocol: postgres, action: REPLICATION}
+    action: deny
+    reason: \"it carries every table\"
+";
+    let daemon = Daemon::start(policy).unwrap();
+    let database = cluster().database().unwrap();
+    let mut psql = Way::Guarded(&daemon, "replica").command("psql");
+    let target = format!("dbname={} replication=database", database.name());
+    psql.args(["--no-psqlrc", "--command=IDENTIFY_SYSTEM"]);
+    database.enter(&mut psql).env_remove("PGDATABASE");
+    let outcome = run::outcome(psql.args(["--dbname", &target])).unwrap();
+    assert!(!outcome.status.success(), "{outcome}");
+    assert!(outcome.stderr.contains("no-replication"), "{outcome}");
+}
+
+#[test]
+fn encryption_is_declined_and_insisting_on_it_fails() {
+    let daemon = Daemon::start(NO_DROPS).unwrap();
+    let database = cluster().database().unwrap();
+    for (mode, works) in [("disable", true), ("prefer", true), ("require", false)] {
+        let mut psql = Way::Guarded(&daemon, "tls").psql(&database, &["--command=SELECT 1"]);
+        let outcome = run::outcome(psql.env("PGSSLMODE", mode)).unwrap();
+        assert_eq!(outcome.status.success(), works, "{mode}: {outcome}");
+    }
+}
