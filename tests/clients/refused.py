@@ -7,6 +7,7 @@ by the server itself for a role that doesn't own it, or by whatever else guards 
 import sys
 
 import psycopg
+from psycopg import pq
 
 REFUSED = "DROP TABLE plain"
 
@@ -80,29 +81,32 @@ def extended(connection):
 
 def pipelined(connection):
     """In the middle of a pipeline: what stands before it up to the last Sync is undone, what
-    follows up to the next Sync is skipped, what comes after runs."""
-    results = []
-    with connection.pipeline() as pipeline:
-        cursors = []
-        for sql in (
-            "INSERT INTO shop.orders VALUES (89, 1, 1)",
-            None,
-            "INSERT INTO shop.orders VALUES (90, 1, 1)",
-            REFUSED,
-            "INSERT INTO shop.orders VALUES (91, 1, 1)",
-            None,
-            "INSERT INTO shop.orders VALUES (92, 1, 1)",
-            None,
-        ):
-            try:
-                if sql is None:
-                    pipeline.sync()
-                else:
-                    cursors.append(connection.execute(sql))
-            except psycopg.Error as error:
-                results.append(error.sqlstate)
-    say(results)
-    say([cursor.statusmessage for cursor in cursors])
+    follows up to the next Sync is skipped, what comes after runs. Sent whole before any answer is
+    read, so that nothing depends on time."""
+    raw = connection.pgconn
+    raw.enter_pipeline_mode()
+    script = (
+        "INSERT INTO shop.orders VALUES (89, 1, 1)",
+        None,
+        "INSERT INTO shop.orders VALUES (90, 1, 1)",
+        REFUSED,
+        "INSERT INTO shop.orders VALUES (91, 1, 1)",
+        None,
+        "INSERT INTO shop.orders VALUES (92, 1, 1)",
+        None,
+    )
+    for sql in script:
+        if sql is None:
+            raw.pipeline_sync()
+        else:
+            raw.send_query_params(sql.encode(), None)
+    for sql in script:
+        result = raw.get_result()
+        code = result.error_field(pq.DiagnosticField.SQLSTATE)
+        say(sql, pq.ExecStatus(result.status).name, result.command_status, code)
+        if sql is not None:
+            say(raw.get_result())
+    raw.exit_pipeline_mode()
     say(connection.info.transaction_status.name)
     say(connection.execute("SELECT array_agg(id ORDER BY id) FROM shop.orders WHERE id > 80").fetchone())
 
