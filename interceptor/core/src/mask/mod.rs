@@ -101,6 +101,18 @@ impl ColumnMask {
                 .any(|(schemas, tables)| schemas.matches(schema) && tables.matches(table))
     }
 
+    /// The tables it is for, as patterns for schema and name; none means all.
+    #[must_use]
+    pub fn tables(&self) -> &[(Glob, Glob)] {
+        &self.tables
+    }
+
+    /// The pattern for the columns it is for.
+    #[must_use]
+    pub const fn column_glob(&self) -> &Glob {
+        &self.column
+    }
+
     /// Whether it is for columns named `column`.
     #[must_use]
     pub fn is_for_column(&self, column: &str) -> bool {
