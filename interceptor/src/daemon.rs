@@ -290,6 +290,7 @@ impl Daemon {
 
     fn policy_changed(&self, change: &Change) {
         match change {
+            Change::Unchanged => {}
             Change::Loaded { hash } => {
                 tracing::info!(hash, "a new policy is in force");
                 self.record("policy_loaded", [("policy", hash.clone())]);
@@ -449,7 +450,7 @@ impl Host for Daemon {
         let change = self.services.policies.reload();
         self.policy_changed(&change);
         match change {
-            Change::Loaded { .. } => Ok(self.status()?.policy),
+            Change::Loaded { .. } | Change::Unchanged => Ok(self.status()?.policy),
             Change::Broken { error } => Err(Failure::new(FailureKind::Invalid, error)
                 .with_remedy("mend the files; the policy before stays in force")),
         }

@@ -47,6 +47,8 @@ pub enum Change {
         /// Its hash.
         hash: String,
     },
+    /// The files say what they said before.
+    Unchanged,
     /// The files are broken; the policy before stays.
     Broken {
         /// What is wrong.
@@ -200,6 +202,13 @@ impl Policies {
     /// Reads the files again. A broken policy is never half in force: the one before stays.
     pub fn reload(&self) -> Change {
         match load(&self.path) {
+            Ok(policy) if policy.hash() == self.current.load().hash() => {
+                self.state
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .broken = None;
+                Change::Unchanged
+            }
             Ok(policy) => {
                 let hash = policy.hash().to_string();
                 self.current.store(policy);

@@ -98,8 +98,9 @@ impl Writer {
                     Err(error) => self.stop(&error),
                 }
             }
+            // The first block is signed at once: without any checkpoint nothing vouches for a journal.
             if self.signed != self.tree.size()
-                && (closing || self.signed_at.elapsed() >= CHECKPOINT)
+                && (closing || self.signed == 0 || self.signed_at.elapsed() >= CHECKPOINT)
             {
                 self.checkpoint();
             }

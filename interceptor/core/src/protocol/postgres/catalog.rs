@@ -442,7 +442,7 @@ impl Names {
                 continue;
             };
             for leaf in &leaves {
-                let columns = targets(leaf).get(index).map(|target| mentioned(target));
+                let columns = targets(leaf).get(index).map(mentioned);
                 let merged = self
                     .renamed
                     .entry(name.into())
