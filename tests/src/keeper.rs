@@ -29,6 +29,14 @@ const END_PROCESS: &str = concat!(
     "kill -s KILL \"$2\" 2>/dev/null;",
 );
 
+/// Removes what bears the name of the instance `$3` and its cgroup `$4`, with all that runs in it.
+const REMOVE_INSTANCE: &str = concat!(
+    "rm -rf -- \"/sys/fs/bpf/$3\" \"/run/$3\"; ",
+    "if [ -d \"$4\" ]; then echo 1 >\"$4/cgroup.kill\"; fi; n=0; ",
+    "while [ -d \"$4\" ] && [ $n -lt 100 ]; do ",
+    "find \"$4\" -depth -type d -exec rmdir {} ';'; sleep 0.02; n=$((n+1)); done",
+);
+
 /// What a keeper sends to a process that it ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Farewell {
@@ -63,19 +71,27 @@ impl Keeper {
     pub fn of_daemon(pid: u32, instance: &str, folder: &Path) -> Result<Self> {
         let cgroup = cgroup2()?.join(instance);
         Self::spawn(
-            &format!(
-                "{END_PROCESS} rm -rf -- \"$3\" \"/sys/fs/bpf/$5\" \"/run/$5\"; \
-                 echo 1 >\"$4/cgroup.kill\"; n=0; \
-                 while [ -d \"$4\" ] && [ $n -lt 100 ]; do \
-                 find \"$4\" -depth -type d -exec rmdir {{}} ';'; sleep 0.02; n=$((n+1)); done"
-            ),
+            &format!("{END_PROCESS} rm -rf -- \"$5\"; {REMOVE_INSTANCE}"),
             [
                 OsStr::new(Farewell::Terminate.signal()),
                 OsStr::new(&pid.to_string()),
-                folder.as_os_str(),
-                cgroup.as_os_str(),
                 OsStr::new(instance),
+                cgroup.as_os_str(),
+                folder.as_os_str(),
             ],
+        )
+    }
+
+    /// Keeps what a daemon of `instance` that never came up may leave.
+    ///
+    /// # Errors
+    /// Where no shell can be started.
+    pub fn of_leftovers(instance: &str) -> Result<Self> {
+        let cgroup = cgroup2()?.join(instance);
+        let unused = OsStr::new("");
+        Self::of_command(
+            REMOVE_INSTANCE,
+            [unused, unused, OsStr::new(instance), cgroup.as_os_str()],
         )
     }
 

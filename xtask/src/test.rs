@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use anyhow::Result;
 
 use crate::{
-    build, check,
+    check,
     progress::{heading, step},
     setup,
     shell::{self, cargo},
@@ -21,10 +21,10 @@ pub(crate) fn test(filters: &[OsString]) -> Result<()> {
     heading("Source");
     check::source()?;
     heading("Build");
-    // The integration tests start the program itself, so it is built before them.
-    build::build(false)?;
-    step("build the tests", |step| {
-        step.run(cargo().args(["test", "--locked", "--workspace", "--no-run"]))
+    // All targets at once, so that the program that the integration tests start and the tests share
+    // their dependencies, built with one set of features.
+    step("build interceptor and the tests", |step| {
+        step.run(cargo().args(["build", "--locked", "--workspace", "--all-targets"]))
     })?;
     heading("Tests: unit tests, then real kernel, real servers, unmodified clients");
     shell::run(
