@@ -199,10 +199,8 @@ impl RowMask {
                     .map_or(patterns, |mask| Action::Mask(mask.with)),
             };
         }
-        if catalog.is_some_and(|catalog| catalog.is_masked_row_type(type_oid, plan)) {
-            return Action::Null;
-        }
-        if !concerned {
+        let whole_row = catalog.is_some_and(|catalog| catalog.is_masked_row_type(type_oid, plan));
+        if !concerned && !whole_row {
             return patterns;
         }
         if let Some(strict) = plan.columns.iter().find(|mask| mask.strict) {
@@ -213,6 +211,9 @@ impl RowMask {
                     strict.rule
                 )
             });
+        }
+        if whole_row {
+            return Action::Null;
         }
         match plan.columns.iter().find(|mask| mask.is_for_column(name)) {
             Some(mask) => Action::Mask(mask.with),
