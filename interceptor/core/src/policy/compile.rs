@@ -93,7 +93,7 @@ impl Compiler {
         let resources = matches
             .resources
             .as_ref()
-            .map(|resources| resources.value.texts())
+            .map(|resources| tables(&resources.value))
             .unwrap_or_default();
         let (mut columns, mut patterns) = (Vec::new(), Vec::new());
         for mask in &spec.mask {
@@ -224,21 +224,20 @@ impl Compiler {
         patterns: &mut Vec<PatternMask>,
     ) {
         let place = spec.referenced;
-        let with = match spec
-            .value
-            .with
-            .as_deref()
-            .map(|name| (name, MaskKind::named(name)))
-        {
-            Some((name, None)) => {
-                return self.problem(
-                    file,
-                    place,
-                    unknown("mask", name, MaskKind::NAMES.iter().map(|(name, _)| *name)),
-                );
-            }
-            Some((_, kind)) => kind,
+        let with = match &spec.value.with {
             None => None,
+            // YAML reads `with: null` as no value; here it is the name of a mask.
+            Some(None) => Some(MaskKind::Null),
+            Some(Some(name)) => match MaskKind::named(name) {
+                Some(kind) => Some(kind),
+                None => {
+                    return self.problem(
+                        file,
+                        place,
+                        unknown("mask", name, MaskKind::NAMES.iter().map(|(name, _)| *name)),
+                    );
+                }
+            },
         };
         match (&spec.value.column, &spec.value.pattern) {
             (Some(column), None) => {
@@ -494,6 +493,16 @@ impl Compiler {
             minutes: minutes?,
         })
     }
+}
+
+/// The tables among the resources that a rule names, for its masks.
+fn tables(resources: &OneOrMany) -> Vec<String> {
+    let table = |text: String| match text.split_once(':') {
+        None => Some(text),
+        Some(("table", pattern)) => Some(pattern.to_owned()),
+        Some(_) => None,
+    };
+    resources.texts().into_iter().filter_map(table).collect()
 }
 
 fn is_blanket(rule: &Rule) -> bool {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_saphyr::Spanned;
 
 use super::error::Problem;
@@ -11,15 +11,15 @@ use super::error::Problem;
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct File {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "given")]
     pub(super) version: Option<Spanned<u32>>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "given")]
     pub(super) default: Option<Spanned<DefaultSpec>>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "given")]
     pub(super) enforce: Option<bool>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "listed")]
     pub(super) rules: Vec<Spanned<RuleSpec>>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "listed")]
     pub(super) tests: Vec<Spanned<CaseSpec>>,
 }
 
@@ -49,13 +49,13 @@ pub(super) struct RuleSpec {
     pub(super) action: ActionSpec,
     #[serde(default)]
     pub(super) reason: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "given")]
     pub(super) reviewers: Option<Spanned<ReviewersSpec>>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "listed")]
     pub(super) mask: Vec<Spanned<MaskSpec>>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "given")]
     pub(super) enforce: Option<bool>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "given")]
     pub(super) durability: Option<DurabilitySpec>,
 }
 
@@ -69,38 +69,38 @@ pub(super) enum DurabilitySpec {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct MatchSpec {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "given")]
     pub(super) agent: Option<Spanned<OneOrMany>>,
     #[serde(default)]
     pub(super) labels: BTreeMap<String, String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "given")]
     pub(super) destination: Option<DestinationSpec>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "given")]
     pub(super) protocol: Option<Spanned<String>>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "given")]
     pub(super) action: Option<Spanned<OneOrMany>>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "given")]
     pub(super) class: Option<Spanned<OneOrMany>>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "given")]
     pub(super) resources: Option<Spanned<OneOrMany>>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "given")]
     pub(super) touch: Option<Spanned<String>>,
     #[serde(default)]
     pub(super) attributes: BTreeMap<String, String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "given")]
     pub(super) content: Option<Spanned<String>>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "given")]
     pub(super) time: Option<Spanned<TimeSpec>>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "given")]
     pub(super) rate: Option<Spanned<RateSpec>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct DestinationSpec {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "given")]
     pub(super) address: Option<Spanned<OneOrMany>>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "given")]
     pub(super) port: Option<Spanned<Ports>>,
 }
 
@@ -124,23 +124,23 @@ pub(super) enum Ports {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ReviewersSpec {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "listed")]
     pub(super) groups: Vec<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "given")]
     pub(super) quorum: Option<u32>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "given")]
     pub(super) within: Option<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct MaskSpec {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "given")]
     pub(super) column: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "given")]
     pub(super) pattern: Option<String>,
-    #[serde(default)]
-    pub(super) with: Option<String>,
+    #[serde(default, deserialize_with = "given")]
+    pub(super) with: Option<Option<String>>,
     #[serde(default)]
     pub(super) strict: bool,
 }
@@ -149,10 +149,10 @@ pub(super) struct MaskSpec {
 #[serde(deny_unknown_fields)]
 pub(super) struct TimeSpec {
     /// `[mon, tue]`; none means every day.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "listed")]
     pub(super) days: Vec<String>,
     /// `09:00-17:30`, UTC; it may go past midnight.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "given")]
     pub(super) hours: Option<String>,
 }
 
@@ -170,19 +170,19 @@ pub(super) struct RateSpec {
 #[serde(deny_unknown_fields)]
 pub(super) struct CaseSpec {
     pub(super) name: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "given")]
     pub(super) agent: Option<String>,
     #[serde(default)]
     pub(super) labels: BTreeMap<String, String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "given")]
     pub(super) destination: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "given")]
     pub(super) protocol: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "given")]
     pub(super) statement: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "listed")]
     pub(super) actions: Vec<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "listed")]
     pub(super) effects: Vec<String>,
     pub(super) expect: ExpectSpec,
 }
@@ -191,7 +191,7 @@ pub(super) struct CaseSpec {
 #[serde(deny_unknown_fields)]
 pub(super) struct ExpectSpec {
     pub(super) verdict: ActionSpec,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "given")]
     pub(super) rule: Option<String>,
 }
 
@@ -202,6 +202,23 @@ impl OneOrMany {
             Self::Many(texts) => texts.clone(),
         }
     }
+}
+
+/// A value that may be left out, but not left empty: `class:` with nothing behind it would otherwise
+/// match everything, which is hardly what its writer meant.
+fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
+
+/// A list that may be left out, but not left empty.
+fn listed<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
+    Option::<Vec<T>>::deserialize(deserializer)?.ok_or_else(|| {
+        serde::de::Error::custom("a list belongs here (`[a, b]`); leave the line out for none")
+    })
 }
 
 /// Reads the file `name` from its `text`.

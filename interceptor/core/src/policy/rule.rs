@@ -231,6 +231,9 @@ impl Rule {
                 return false;
             }
         }
+        if permissive && !self.means_beyond_data(&description.actions, description.effects) {
+            return false;
+        }
         if !self.resources_match(&description.resources, permissive) {
             return false;
         }
@@ -250,6 +253,35 @@ impl Rule {
                 .rate
                 .as_ref()
                 .is_none_or(|rate| rate.exceeded(&origin.agent.name, now))
+    }
+
+    /// A rule that allows by action, resource or touch alone means data and definitions: what runs
+    /// unknown code, or acts on the server, it allows only where it says so by class, or by an action
+    /// that is nothing else (`DO`, `ALTER SYSTEM`).
+    fn means_beyond_data(&self, actions: &[Box<str>], effects: Effects) -> bool {
+        const BEYOND: Effects = Effects::EXECUTE
+            .union(Effects::ADMIN)
+            .union(Effects::TRANSFER)
+            .union(Effects::UNCLASSIFIED);
+        const DATA: [&str; 8] = [
+            "SELECT",
+            "INSERT",
+            "UPDATE",
+            "DELETE",
+            "MERGE",
+            "SELECT INTO",
+            "CREATE TABLE AS",
+            "COPY TO",
+        ];
+        if !effects.intersects(BEYOND) || self.classes.is_some() {
+            return true;
+        }
+        match &self.actions {
+            Some(globs) if !globs.iter().any(Glob::is_any) => {
+                !actions.iter().any(|action| DATA.contains(&&**action))
+            }
+            _ => self.resources.is_none() && self.touch.is_none(),
+        }
     }
 
     fn resources_match(&self, resources: &[Resource], permissive: bool) -> bool {
