@@ -142,26 +142,59 @@ impl Session {
                 ended
             }
             Err(error) => {
-                decoder.unreachable(&error.to_string());
-                let mut farewell = Queue::default();
-                let reason = loop {
-                    match decoder.poll() {
-                        Step::Send(Peer::Client, bytes) => farewell.push(bytes),
-                        Step::Record(event) => self.record(event),
-                        Step::Close(closing) => break describe(&closing),
-                        Step::Wait | Step::Propose(_) => break format!("unreachable: {error}"),
-                        Step::Send(Peer::Upstream, _) => {}
-                    }
-                };
-                if farewell.chunks.is_empty() {
-                    reset(&client);
-                } else {
-                    let (_, mut write) = client.split();
-                    farewell.drain(&mut write).await;
-                }
-                Ended(reason)
+                self.without_upstream(&mut *decoder, &mut client, &error.to_string())
+                    .await
             }
         }
+    }
+
+    /// Answers the client until it asks for something of the server, then says that there is none.
+    ///
+    /// Not at once: an error in the place of the answer to an SSLRequest is one that libpq doesn't show.
+    async fn without_upstream(
+        &mut self,
+        decoder: &mut dyn Decoder,
+        client: &mut TcpStream,
+        reason: &str,
+    ) -> Ended {
+        let (mut from_client, mut to_client) = client.split();
+        let (mut buffer, mut answers) = (BytesMut::new(), Queue::default());
+        let patience = tokio::time::sleep(SNIFF_PATIENCE);
+        tokio::pin!(patience);
+        let mut told = false;
+        let end = loop {
+            match decoder.poll() {
+                Step::Send(Peer::Client, bytes) => answers.push(bytes),
+                Step::Record(event) => self.record(event),
+                Step::Close(closing) => break describe(&closing),
+                _ if told => break format!("unreachable: {reason}"),
+                Step::Wait => {
+                    answers.drain(&mut to_client).await;
+                    tokio::select! {
+                        read = from_client.read_buf(&mut buffer) => {
+                            if let Ok(count @ 1..) = read {
+                                self.count(Peer::Client, count);
+                                decoder.receive(Peer::Client, &mut buffer, now());
+                                continue;
+                            }
+                        }
+                        () = &mut patience => {}
+                    }
+                    told = true;
+                    decoder.unreachable(reason);
+                }
+                Step::Propose(_) | Step::Send(Peer::Upstream, _) => {
+                    told = true;
+                    decoder.unreachable(reason);
+                }
+            }
+        };
+        if answers.chunks.is_empty() {
+            reset(client);
+        } else {
+            answers.drain(&mut to_client).await;
+        }
+        Ended(end)
     }
 
     /// Reads until the protocol is known.
