@@ -64,21 +64,20 @@ impl Postgres {
     }
 
     pub(super) fn bind(&mut self, frame: Frame) -> Result<Next, Malformed> {
-        let bind = Bind::read(self.payload(frame))?;
+        // One copy that all values share; the read buffer may be large and is needed again.
+        let values = Bytes::copy_from_slice(self.payload(frame));
+        let bind = Bind::read(&values)?;
         if self.statement_certainty(bind.statement) == Certainty::Wait
             || (!bind.portal.is_empty() && self.portal_certainty(bind.portal) == Certainty::Wait)
         {
             return Ok(Next::Wait);
         }
         let statement = self.statement(bind.statement);
-        // One copy that all values share; the read buffer may be large and is needed again.
-        let values = Bytes::copy_from_slice(self.payload(frame));
-        let bind = Bind::read(&values)?;
         let name = Bytes::copy_from_slice(bind.portal);
         let portal = Arc::new(Portal {
             name: name.clone(),
             parameters: bind.parameters(&values, &statement.parameter_types),
-            result_formats: bind.result_formats.clone(),
+            result_formats: bind.result_formats,
             layout: Mutex::default(),
             leave: Mutex::default(),
             statement,

@@ -129,10 +129,9 @@ impl<T> Space<T> {
         self.slots.get(name)?.value.as_ref()
     }
 
-    /// Makes `name` mean `value` (`None`: nothing) as of `segment`.
+    /// Makes `name` mean `value` (`None`: nothing) as of `segment`. The name is kept: it should be a copy
+    /// of its own, not a part of a read buffer.
     pub(super) fn set(&mut self, name: Bytes, value: Option<Arc<T>>, segment: u64) -> Undo<T> {
-        // An owned copy of the name, so that a long-lived slot doesn't pin a whole read buffer.
-        let name = Bytes::copy_from_slice(&name);
         let slot = Slot {
             value: value.clone(),
             segment,
