@@ -19,9 +19,9 @@ pub(crate) static NOTES: SkStorage<Note> = SkStorage::new();
 #[map]
 pub(crate) static FLOWS: HashMap<Flow, Note> = HashMap::with_max_entries(16_384, 1);
 
-/// The proxy's listeners by network namespace.
+/// The proxy's listeners by network namespace. BPF_F_NO_PREALLOC is 1.
 #[map]
-pub(crate) static LISTENERS: HashMap<u64, Listener> = HashMap::with_max_entries(1_024, 0);
+pub(crate) static LISTENERS: HashMap<u64, Listener> = HashMap::with_max_entries(1_024, 1);
 
 /// Counters, see [`counter`].
 #[map]

@@ -80,6 +80,9 @@ fn connect(ctx: &SockAddrContext, v6: bool) -> i32 {
     {
         return refuse(counter::REFUSED_LISTENER, address, &destination);
     }
+    if destination.link_local || !reaches_loopback(address) {
+        return refuse(counter::REFUSED_DEVICE, address, &destination);
+    }
     let mut note = Note {
         agent: agent(),
         connected_ns: now,
@@ -93,7 +96,7 @@ fn connect(ctx: &SockAddrContext, v6: bool) -> i32 {
         },
         pid: (bpf_get_current_pid_tgid() >> 32) as u32,
         uid: bpf_get_current_uid_gid() as u32,
-        reserved: 0,
+        client_port: 0,
     };
     // SAFETY: the kernel checks the socket pointer; the storage is this socket's own.
     let stored = unsafe { NOTES.get_or_insert_ptr_mut(ctx, Some(&mut note)) };
@@ -113,6 +116,22 @@ fn connect(ctx: &SockAddrContext, v6: bool) -> i32 {
     address.user_port = u32::from(port.to_be());
     count(counter::REDIRECTED);
     PASS
+}
+
+/// A socket that is bound to another device than loopback would send its SYN out of there.
+#[inline(always)]
+fn reaches_loopback(address: &bpf_sock_addr) -> bool {
+    /// Its number in every network namespace.
+    const LOOPBACK_DEVICE: u32 = 1;
+    // SAFETY: the context's socket pointer is checked, and the field is open to programs.
+    let device = unsafe {
+        let socket = address.__bindgen_anon_1.sk;
+        if socket.is_null() {
+            return false;
+        }
+        core::ptr::read_volatile(&raw const (*socket).bound_dev_if)
+    };
+    device == 0 || device == LOOPBACK_DEVICE
 }
 
 #[cgroup_sock_addr(getpeername4)]
@@ -188,24 +207,70 @@ pub fn agent_sock_create(ctx: SockContext) -> i32 {
     }
 }
 
+#[cgroup_sock(post_bind4)]
+pub fn agent_post_bind4(ctx: SockContext) -> i32 {
+    bound(&ctx)
+}
+
+#[cgroup_sock(post_bind6)]
+pub fn agent_post_bind6(ctx: SockContext) -> i32 {
+    bound(&ctx)
+}
+
+/// An agent that took the port of a daemon that died would be sent the others' connections until the
+/// daemon counts as dead, and keep the next one from starting.
+#[inline(always)]
+fn bound(ctx: &SockContext) -> i32 {
+    // SAFETY: plain fields of the context that this program was called with, each read once.
+    let (family, kind, protocol, port) = unsafe {
+        (
+            core::ptr::read_volatile(&raw const (*ctx.sock).family),
+            core::ptr::read_volatile(&raw const (*ctx.sock).type_),
+            core::ptr::read_volatile(&raw const (*ctx.sock).protocol),
+            core::ptr::read_volatile(&raw const (*ctx.sock).src_port),
+        )
+    };
+    if protocol != IPPROTO_TCP || port == 0 {
+        return PASS;
+    }
+    // SAFETY: the context is the one that this program was called with.
+    let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    // SAFETY: the value is copied before anything else happens.
+    let Some(listener) = (unsafe { LISTENERS.get(&netns_cookie) }) else {
+        return PASS;
+    };
+    let listener: Listener = *listener;
+    if port != u32::from(listener.port_v4) && port != u32::from(listener.port_v6) {
+        return PASS;
+    }
+    let reason = counter::REFUSED_LISTENER;
+    count(reason);
+    report(reason, family, kind, protocol, &Destination::NONE);
+    REFUSE
+}
+
 // === The hand-over from the agent's socket to the proxy's ===
 
 #[sock_ops]
 pub fn agent_sockops(ctx: SockOpsContext) -> u32 {
     match ctx.op() {
         OP_TCP_CONNECT => {
-            let note = storage(&ctx, 0);
-            if note.is_null() {
+            let stored = storage(&ctx, 0);
+            if stored.is_null() {
                 // Not redirected by our hook; the proxy refuses what carries no note.
                 return 0;
             }
             let flow = flow(&ctx, ctx.local_port(), port(ctx.remote_port()), true);
             // SAFETY: not null, and as large as a Note by the map's definition.
-            if FLOWS.insert(&flow, unsafe { &*note }, 0).is_err() {
+            let mut note: Note = unsafe { *stored };
+            note.client_port = flow.client_port;
+            if FLOWS.insert(&flow, &note, 0).is_err() {
                 count(counter::FLOWS_LOST);
             }
-            // So that a connection that is never accepted takes its entry with it.
-            let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
+            // So that a connection that is never accepted takes its entry with it; what other programs
+            // asked for stays.
+            let flags = ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG;
+            let _ = ctx.set_cb_flags(flags as i32);
         }
         OP_STATE if ctx.arg(1) == TCP_CLOSE => {
             let flow = flow(&ctx, ctx.local_port(), port(ctx.remote_port()), true);
@@ -222,11 +287,16 @@ pub fn daemon_sockops(ctx: SockOpsContext) -> u32 {
         return 0;
     }
     let flow = flow(&ctx, port(ctx.remote_port()), ctx.local_port(), false);
-    // SAFETY: the entry is copied before it is removed.
+    // SAFETY: the entry is copied, and the copy checked, before it is used.
     let Some(note) = (unsafe { FLOWS.get(&flow) }) else {
         return 0;
     };
     let note: Note = *note;
+    // The memory of an entry that its owner removes meanwhile may hold another connection's by now.
+    if note.client_port != flow.client_port || note.netns_cookie != flow.netns_cookie {
+        count(counter::FLOWS_LOST);
+        return 0;
+    }
     let stored = storage(&ctx, BPF_SK_STORAGE_GET_F_CREATE as u64);
     if stored.is_null() {
         count(counter::REFUSED_STORAGE);
@@ -315,6 +385,8 @@ struct Destination {
     port_be: u16,
     mapped: bool,
     loopback: bool,
+    /// fe80::/10.
+    link_local: bool,
 }
 
 impl Destination {
@@ -323,6 +395,7 @@ impl Destination {
         port_be: 0,
         mapped: false,
         loopback: false,
+        link_local: false,
     };
 
     #[inline(always)]
@@ -350,6 +423,7 @@ impl Destination {
             port_be: address.user_port as u16,
             mapped,
             loopback,
+            link_local: u32::from_be(words[0]) >> 22 == 0xFE80 >> 6,
         }
     }
 

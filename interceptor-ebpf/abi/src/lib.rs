@@ -6,7 +6,7 @@
 #![no_std]
 
 /// Version of everything in here; part of the pin folder's name.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Address families as the kernel numbers them.
 pub mod family {
@@ -36,8 +36,8 @@ pub struct Note {
     pub pid: u32,
     /// Its user.
     pub uid: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// The agent's own port, host byte order; known from TCP_CONNECT_CB on, zero before.
+    pub client_port: u32,
 }
 
 /// A connection between the agent's socket and the proxy's, from SYN to accept.
@@ -100,7 +100,7 @@ pub mod counter {
     pub const REFUSED_UNARMED: u32 = 1;
     /// Connects refused because nothing could be noted at the socket.
     pub const REFUSED_STORAGE: u32 = 2;
-    /// Connects refused because they went for the proxy's own listener.
+    /// Connects to the proxy's own listener, and binds to its port, refused.
     pub const REFUSED_LISTENER: u32 = 3;
     /// UDP that is not DNS.
     pub const REFUSED_UDP: u32 = 4;
@@ -110,8 +110,11 @@ pub mod counter {
     pub const EVENTS_LOST: u32 = 6;
     /// Connections whose note could not be handed to the proxy.
     pub const FLOWS_LOST: u32 = 7;
+    /// Connects refused because they are tied to a network device: a socket that is bound to one can't
+    /// reach the proxy, and a link-local address means nothing without its device.
+    pub const REFUSED_DEVICE: u32 = 8;
     /// How many counters there are.
-    pub const COUNT: u32 = 8;
+    pub const COUNT: u32 = 9;
 }
 
 const _: () = assert!(size_of::<Note>() == 56);

@@ -66,6 +66,12 @@ pub(super) fn of_process(pid: u32, cgroup2: &Path) -> Option<PathBuf> {
     Some(cgroup2.join(path.trim_start_matches('/')))
 }
 
+/// The id of a cgroup: the number of its folder, which the kernel never uses again.
+pub(super) fn id(cgroup: &Path) -> std::io::Result<u64> {
+    use std::os::unix::fs::MetadataExt as _;
+    fs::metadata(cgroup).map(|folder| folder.ino())
+}
+
 /// Kills what runs in `cgroup` and below, and removes it.
 pub(super) fn kill_and_remove(cgroup: &Path) -> Result<(), KernelError> {
     const PATIENCE: Duration = Duration::from_secs(5);

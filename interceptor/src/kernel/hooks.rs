@@ -17,11 +17,13 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/in
 
 /// Programs on an agent's cgroup by the types that attach them, in the order in which they are
 /// attached: those that answer come before those that redirect.
-pub(super) const AGENT_PROGRAMS: [(&str, Kind); 8] = [
+pub(super) const AGENT_PROGRAMS: [(&str, Kind); 10] = [
     ("agent_getpeername4", Kind::SockAddr),
     ("agent_getpeername6", Kind::SockAddr),
     ("agent_sockops", Kind::SockOps),
     ("agent_sock_create", Kind::Sock),
+    ("agent_post_bind4", Kind::Sock),
+    ("agent_post_bind6", Kind::Sock),
     ("agent_sendmsg4", Kind::SockAddr),
     ("agent_sendmsg6", Kind::SockAddr),
     ("agent_connect4", Kind::SockAddr),

@@ -111,8 +111,10 @@ pub struct Counters {
     pub refused_unarmed: u64,
     /// Connects refused because nothing could be noted.
     pub refused_storage: u64,
-    /// Connects to the proxy's own listener.
+    /// Connects to the proxy's own listener and binds to its port.
     pub refused_listener: u64,
+    /// Connects that are tied to a network device.
+    pub refused_device: u64,
     /// UDP that is not DNS.
     pub refused_udp: u64,
     /// Sockets that are neither TCP nor UDP.
@@ -319,7 +321,7 @@ impl Kernel {
                 cgroup.display()
             )));
         }
-        lock(&self.tags).add(cgroup, agent, kind, &self.pins)
+        lock(&self.tags).add(cgroup, agent, kind, boot_time_ns()?)
     }
 
     /// Makes a cgroup for an agent that is about to be launched, and tags it.
@@ -387,6 +389,7 @@ impl Kernel {
             refused_unarmed: read(abi::counter::REFUSED_UNARMED),
             refused_storage: read(abi::counter::REFUSED_STORAGE),
             refused_listener: read(abi::counter::REFUSED_LISTENER),
+            refused_device: read(abi::counter::REFUSED_DEVICE),
             refused_udp: read(abi::counter::REFUSED_UDP),
             refused_socket: read(abi::counter::REFUSED_SOCKET),
             events_lost: read(abi::counter::EVENTS_LOST),
@@ -474,6 +477,7 @@ impl Events {
             abi::counter::REFUSED_UDP => "udp_refused",
             abi::counter::REFUSED_UNARMED => "connect_refused_unarmed",
             abi::counter::REFUSED_LISTENER => "connect_refused_listener",
+            abi::counter::REFUSED_DEVICE => "connect_refused_device",
             abi::counter::REFUSED_STORAGE => "connect_refused_storage",
             _ => "socket_refused",
         };

@@ -24,8 +24,18 @@ pub struct Tag {
     pub agent: Arc<Agent>,
     /// The cgroup, as a path in the file system.
     pub cgroup: PathBuf,
+    /// The cgroup's id. A cgroup that is removed takes its hooks with it, and one that is made again
+    /// under the same path is another.
+    pub cgroup_id: u64,
     /// Where the cgroup comes from.
     pub kind: TagKind,
+}
+
+impl Tag {
+    /// Whether the tagged cgroup, and with it the hooks, is still there.
+    fn is_alive(&self) -> bool {
+        cgroup::id(&self.cgroup).is_ok_and(|id| id == self.cgroup_id)
+    }
 }
 
 /// Where a tagged cgroup comes from.
@@ -86,7 +96,7 @@ impl Tags {
             let whole = hooks::AGENT_PROGRAMS
                 .iter()
                 .all(|(name, _)| links.join(name).exists());
-            if whole && tag.cgroup.is_dir() {
+            if whole && tag.is_alive() {
                 tags.by_number.insert(tag.number, tag);
             } else {
                 tracing::warn!(agent = %tag.agent.name, "a tag that was half made, or whose cgroup is gone, is removed");
@@ -101,7 +111,7 @@ impl Tags {
         cgroup: PathBuf,
         agent: Agent,
         kind: TagKind,
-        pins: &Path,
+        now_ns: u64,
     ) -> Result<Tag, KernelError> {
         self.forget_gone();
         for tag in self.by_number.values() {
@@ -121,11 +131,16 @@ impl Tags {
                 )));
             }
         }
-        let number = self.by_number.keys().next_back().map_or(1, |last| last + 1);
+        // Never used before: a connection of an agent that was untagged may still be queued, and must
+        // not become another's. Pins and sockets end with the boot whose clock this is.
+        let last = self.by_number.keys().next_back().copied().unwrap_or(0);
+        let number = now_ns.max(last + 1);
+        let cgroup_id = cgroup::id(&cgroup).map_err(io_error("finding the cgroup", &cgroup))?;
         let tag = Tag {
             number,
             agent: Arc::new(agent),
             cgroup,
+            cgroup_id,
             kind,
         };
         let note = self.note(number);
@@ -134,7 +149,7 @@ impl Tags {
         let draft = note.with_extension("draft");
         fs::write(&draft, text).map_err(io_error("writing a tag", &draft))?;
         fs::rename(&draft, &note).map_err(io_error("writing a tag", &note))?;
-        let attached = self.attach(&tag, pins);
+        let attached = self.attach(&tag);
         if let Err(error) = attached {
             let _ = self.take_away(&tag);
             return Err(error);
@@ -183,7 +198,8 @@ impl Tags {
     }
 
     pub(super) fn list(&self) -> Vec<Tag> {
-        let mut tags: Vec<Tag> = self.by_number.values().cloned().collect();
+        let alive = self.by_number.values().filter(|tag| tag.is_alive());
+        let mut tags: Vec<Tag> = alive.cloned().collect();
         tags.sort_by(|a, b| a.agent.name.cmp(&b.agent.name));
         tags
     }
@@ -193,7 +209,7 @@ impl Tags {
         let gone: Vec<Tag> = self
             .by_number
             .values()
-            .filter(|tag| !tag.cgroup.is_dir())
+            .filter(|tag| !tag.is_alive())
             .cloned()
             .collect();
         for tag in gone {
@@ -203,12 +219,12 @@ impl Tags {
         }
     }
 
-    fn attach(&self, tag: &Tag, pins: &Path) -> Result<(), KernelError> {
+    fn attach(&self, tag: &Tag) -> Result<(), KernelError> {
         let links = self.links(tag.number);
         // Links without a note are left by a daemon that was killed while it removed them.
         let _ = fs::remove_dir_all(&links);
         fs::create_dir_all(&links).map_err(io_error("creating the folder of links", &links))?;
-        let mut object = hooks::load(pins, tag.number)?;
+        let mut object = hooks::load(&self.pins, tag.number)?;
         hooks::attach_agent(&mut object, &tag.cgroup, &links)
     }
 

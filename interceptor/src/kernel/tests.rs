@@ -388,3 +388,101 @@ fn ten_thousand_connections_each_carry_their_own_note() {
         assert!(output(child).status.success());
     }
 }
+
+#[test]
+fn a_cgroup_that_was_made_again_is_not_taken_for_the_tagged_one() {
+    let mut fixture = Fixture::new("again");
+    let kernel = fixture.kernel();
+    let cgroup = kernel.cgroup2.join(format!("{}-again", fixture.instance));
+    std::fs::create_dir(&cgroup).unwrap();
+    kernel
+        .tag(&cgroup, agent("before"), TagKind::Existing)
+        .unwrap();
+    // The kernel takes hooks off with the cgroup; one of the same name has none.
+    std::fs::remove_dir(&cgroup).unwrap();
+    std::fs::create_dir(&cgroup).unwrap();
+    let listed = kernel.tags().len();
+    drop(fixture.kernel.take());
+    fixture.kernel = Some(Kernel::open(&fixture.instance).unwrap());
+    let adopted = fixture.kernel().tags().len();
+    std::fs::remove_dir(&cgroup).unwrap();
+    assert_eq!(
+        (listed, adopted),
+        (0, 0),
+        "nothing watches it, so it must not be listed as watched"
+    );
+}
+
+#[test]
+fn numbers_of_agents_are_never_used_again() {
+    let fixture = Fixture::new("numbers");
+    let first = fixture.kernel().tag_new(agent("first")).unwrap().number;
+    fixture.kernel().untag("first").unwrap();
+    let second = fixture.kernel().tag_new(agent("second")).unwrap().number;
+    assert_ne!(
+        first, second,
+        "a connection of the first that is still queued would be the second's"
+    );
+}
+
+#[test]
+fn an_agent_can_not_take_the_port_of_a_daemon_that_died() {
+    let mut fixture = Fixture::new("squat");
+    let cgroup = fixture.tag("squat");
+    let port = fixture.v4.local_addr().unwrap().port();
+    // The daemon's listener goes as with SIGKILL, and the kernel side still counts it as alive.
+    fixture.v4 = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let attempt = format!(
+        "import socket\nfor f, a in ((socket.AF_INET, '127.0.0.1'), (socket.AF_INET6, '::')):\n  s = socket.socket(f)\n  try:\n    s.bind((a, {port}))\n    print('bound')\n  except PermissionError:\n    print('refused')"
+    );
+    assert_eq!(
+        String::from_utf8_lossy(&output(spawn(&cgroup, &attempt)).stdout),
+        "refused\nrefused\n"
+    );
+}
+
+#[test]
+fn a_connect_through_a_device_is_refused() {
+    let fixture = Fixture::new("device");
+    let cgroup = fixture.tag("device");
+    let attempt = "
+import socket
+def attempt(s, address):
+    s.settimeout(3)
+    try:
+        s.connect(address)
+        print('passed')
+    except PermissionError:
+        print('refused')
+    except OSError as e:
+        print(e)
+s = socket.socket()
+device = next(name for index, name in socket.if_nameindex() if index != 1)
+s.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
+attempt(s, ('192.0.2.1', 80))
+attempt(socket.socket(socket.AF_INET6), ('fe80::1', 80, 0, 2))
+";
+    assert_eq!(
+        String::from_utf8_lossy(&output(spawn(&cgroup, attempt)).stdout),
+        "refused\nrefused\n"
+    );
+}
+
+#[test]
+fn data_in_the_first_packet_is_redirected_too() {
+    let fixture = Fixture::new("fastopen");
+    let cgroup = fixture.tag("fastopen");
+    let child = spawn(
+        &cgroup,
+        "import socket\ns = socket.socket()\n\
+         s.sendto(b'early', socket.MSG_FASTOPEN, ('192.0.2.8', 80))\ns.recv(1)",
+    );
+    let mut stream = accept(&fixture.v4);
+    let note = fixture.kernel().note(stream.as_fd()).unwrap().unwrap();
+    assert_eq!(note.destination.to_string(), "192.0.2.8:80");
+    let mut bytes = [0; 5];
+    stream.read_exact(&mut bytes).unwrap();
+    assert_eq!(&bytes, b"early");
+    drop(stream);
+    drop(output(child));
+}
