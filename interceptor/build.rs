@@ -40,7 +40,16 @@ fn main() {
 fn build(source: &Path, out: &Path) -> Result<(), String> {
     let linker =
         find("bpf-linker").ok_or_else(|| format!("bpf-linker is not on PATH: {REMEDY}"))?;
-    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let packaged = packaged_compiler();
+    let mut cargo = match &packaged {
+        Some(_) => Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into())),
+        // The outer build's cargo is a stable one, which refuses -Z.
+        None => {
+            let mut rustup = Command::new("rustup");
+            rustup.args(["run", "nightly", "cargo"]);
+            rustup
+        }
+    };
     cargo
         .current_dir(source)
         .args([
@@ -55,7 +64,11 @@ fn build(source: &Path, out: &Path) -> Result<(), String> {
     // What the outer build was told must not reach the inner one.
     for (name, _) in env::vars_os() {
         let text = name.to_string_lossy();
-        let inherited = text.starts_with("CARGO_") && text != "CARGO_HOME";
+        // Where crates come from, and whether the network may be used, stays as it was told.
+        let fetching = ["HOME", "HTTP_", "NET_", "REGISTR", "SOURCE_"];
+        let inherited = text
+            .strip_prefix("CARGO_")
+            .is_some_and(|rest| !fetching.iter().any(|start| rest.starts_with(start)));
         if inherited
             || matches!(
                 &*text,
@@ -65,12 +78,10 @@ fn build(source: &Path, out: &Path) -> Result<(), String> {
             cargo.env_remove(&name);
         }
     }
-    match packaged_compiler() {
+    match packaged {
         // The packaged compiler is a stable one; aya-ebpf uses features that are not.
         Some(rustc) => cargo.env("RUSTC", rustc).env("RUSTC_BOOTSTRAP", "1"),
-        None if nightly_has_source() => cargo
-            .env("RUSTUP_TOOLCHAIN", "nightly")
-            .args(["-Z", "build-std=core"]),
+        None if nightly_has_source() => cargo.args(["-Z", "build-std=core"]),
         None => return Err(format!("no compiler has `core` for {TARGET}: {REMEDY}")),
     };
     let arch = env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_else(|_| "x86_64".to_owned());

@@ -200,8 +200,20 @@ impl Kernel {
         let cgroup2 = cgroup::mount_point()?;
         let bpffs = cgroup::bpffs()?;
         let root = bpffs.join(instance);
+        let is_new = !root.exists();
+        let opened = Self::open_at(instance, cgroup2.clone(), &root);
+        if opened.is_err() && is_new {
+            // Nothing was there before, so nothing is adopted later: leave nothing. The first error is
+            // the one that tells something.
+            let _ = fs::remove_dir_all(&root);
+            let _ = cgroup::leave_and_remove(&cgroup2, instance);
+        }
+        opened
+    }
+
+    fn open_at(instance: &str, cgroup2: PathBuf, root: &Path) -> Result<Self, KernelError> {
         let pins = root.join(format!("abi-{}", abi::ABI_VERSION));
-        if let Ok(entries) = fs::read_dir(&root) {
+        if let Ok(entries) = fs::read_dir(root) {
             for entry in entries.flatten() {
                 if entry.path() != pins {
                     return Err(KernelError::OtherVersion(entry.path()));

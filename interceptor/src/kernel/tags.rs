@@ -190,7 +190,12 @@ impl Tags {
 
     pub(super) fn remove_folder(&self) -> Result<(), KernelError> {
         fs::remove_dir_all(&self.folder)
-            .map_err(io_error("removing the folder of tags", &self.folder))
+            .map_err(io_error("removing the folder of tags", &self.folder))?;
+        // The instance's own folder too, unless somebody else keeps something there (a control socket).
+        if let Some(parent) = self.folder.parent() {
+            let _ = fs::remove_dir(parent);
+        }
+        Ok(())
     }
 
     pub(super) fn find(&self, number: u64) -> Option<&Tag> {

@@ -341,12 +341,7 @@ fn a_clean_stop_leaves_nothing() {
     let (instance, cgroup2) = (fixture.instance.clone(), fixture.kernel().cgroup2.clone());
     drop(fixture);
     assert!(!std::path::Path::new("/sys/fs/bpf").join(&instance).exists());
-    assert!(
-        !std::path::Path::new("/run")
-            .join(&instance)
-            .join("agents")
-            .exists()
-    );
+    assert!(!std::path::Path::new("/run").join(&instance).exists());
     assert!(!cgroup2.join(&instance).exists());
 }
 
@@ -485,4 +480,42 @@ fn data_in_the_first_packet_is_redirected_too() {
     assert_eq!(&bytes, b"early");
     drop(stream);
     drop(output(child));
+}
+
+/// Takes the capabilities out of this thread's effective set; the rest of the process keeps them.
+fn without_capabilities<T: Send>(then: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            /// _LINUX_CAPABILITY_VERSION_3
+            const VERSION: u32 = 0x2008_0522;
+            const CAP_NET_ADMIN: u32 = 1 << 12;
+            const CAP_SYS_ADMIN: u32 = 1 << 21;
+            const CAP_BPF: u32 = 1 << (39 - 32);
+            let header = [VERSION, 0];
+            // effective, permitted, inheritable; the lower halves, then the upper.
+            let mut sets = [0_u32; 6];
+            // SAFETY: the kernel reads and writes as much as this version of the arrays has.
+            let got = unsafe { libc::syscall(libc::SYS_capget, &raw const header, &raw mut sets) };
+            assert_eq!(got, 0);
+            sets[0] &= !(CAP_NET_ADMIN | CAP_SYS_ADMIN);
+            sets[3] &= !CAP_BPF;
+            // SAFETY: as above.
+            let set =
+                unsafe { libc::syscall(libc::SYS_capset, &raw const header, &raw const sets) };
+            assert_eq!(set, 0);
+            then()
+        });
+        thread.join().unwrap()
+    })
+}
+
+#[test]
+fn a_start_that_fails_says_what_is_missing_and_leaves_nothing() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let instance = format!("interceptor-test-powerless-{}", std::process::id());
+    let error = without_capabilities(|| Kernel::open(&instance).map(drop)).unwrap_err();
+    assert!(error.to_string().contains("CAP_BPF"), "{error}");
+    let cgroup2 = super::cgroup::mount_point().unwrap();
+    assert!(!cgroup2.join(&instance).exists());
+    assert!(!std::path::Path::new("/sys/fs/bpf").join(&instance).exists());
 }
