@@ -1,7 +1,11 @@
 //! Masks: what has to be taken out of responses, and how.
 
+mod digits;
+mod find;
 pub mod kind;
 pub mod pattern;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
