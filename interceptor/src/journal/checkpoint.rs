@@ -4,7 +4,11 @@
 //! signature, its text C2SP's tlog-checkpoint: origin, size, root, and one extension line with the
 //! number of the last record.
 
-use std::{fs, io::Write, path::Path};
+use std::{
+    fs,
+    io::{self, ErrorKind, Write},
+    path::{Path, PathBuf},
+};
 
 use aws_lc_rs::{
     digest,
@@ -38,7 +42,7 @@ pub(super) struct Checkpoint {
 }
 
 impl Key {
-    /// Reads the key of a state folder, or makes one.
+    /// Reads the key of a state folder, or makes one for a journal that was never signed.
     pub(super) fn open(directory: &Path) -> Result<Self, JournalError> {
         let path = directory.join("journal.key");
         let bad = |what: &str| JournalError::Key {
@@ -49,7 +53,12 @@ impl Key {
             Ok(text) => {
                 hex::decode(text.trim()).map_err(|_| bad("it is not 64 hexadecimal digits"))?
             }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                if path_of(directory).exists() {
+                    return Err(bad(
+                        "it is missing, and the journal was signed with it; put it back, or keep the folder as evidence under another name and start a new one",
+                    ));
+                }
                 let mut seed = vec![0; 32];
                 aws_lc_rs::rand::fill(&mut seed)
                     .map_err(|_| bad("the system has no randomness"))?;
@@ -71,12 +80,22 @@ impl Key {
         Ok(key)
     }
 
-    fn public(&self) -> PublicKey {
+    pub(super) fn public(&self) -> PublicKey {
         PublicKey(self.pair.public_key().as_ref().to_vec())
     }
 
+    /// Signs a tree and replaces the state folder's checkpoint, as a whole: a reader sees the old one or
+    /// the new one, and each vouches for all before it.
+    pub(super) fn publish(&self, directory: &Path, checkpoint: &Checkpoint) -> io::Result<()> {
+        let draft = directory.join("checkpoint.draft");
+        let mut file = private().truncate(true).open(&draft)?;
+        file.write_all(self.sign(checkpoint).as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&draft, path_of(directory))
+    }
+
     /// The signed note for a tree.
-    pub(super) fn sign(&self, checkpoint: &Checkpoint) -> String {
+    fn sign(&self, checkpoint: &Checkpoint) -> String {
         let text = checkpoint.text();
         let mut signature = self.public().id().to_vec();
         signature.extend_from_slice(self.pair.sign(text.as_bytes()).as_ref());
@@ -148,7 +167,36 @@ impl PublicKey {
     }
 }
 
+fn path_of(directory: &Path) -> PathBuf {
+    directory.join("checkpoint")
+}
+
 impl Checkpoint {
+    /// What there is to sign of `tree`, whose last record is `last_seq`.
+    pub(super) fn of(tree: &Tree, last_seq: u64) -> Self {
+        Self {
+            size: tree.size(),
+            root: tree.root(),
+            last_seq,
+        }
+    }
+
+    /// The checkpoint of a state folder, checked with its key; `None` where there is none.
+    pub(super) fn read(directory: &Path, key: &PublicKey) -> Result<Option<Self>, JournalError> {
+        let path = path_of(directory);
+        match fs::read_to_string(&path) {
+            Ok(note) => key
+                .verify(&note)
+                .map(Some)
+                .map_err(|what| JournalError::Contradicted {
+                    path: directory.to_owned(),
+                    what,
+                }),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(io_error("reading", &path)(error)),
+        }
+    }
+
     fn text(&self) -> String {
         format!(
             "{ORIGIN}\n{}\n{}\nseq {}\n",

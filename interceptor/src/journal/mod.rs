@@ -26,6 +26,7 @@ use std::{
 use interceptor_core::record::{Event, Record, SessionId, Timestamp};
 use tokio::sync::{broadcast, watch};
 
+use self::checkpoint::{Checkpoint, Tree};
 pub use self::{
     export::{Filter, Lines, export_jsonl, parameter, to_json},
     index::SessionSummary,
@@ -77,6 +78,14 @@ pub enum JournalError {
         path: PathBuf,
         /// Where in it.
         offset: u64,
+        /// What is wrong.
+        what: String,
+    },
+    /// What is there isn't what was signed.
+    #[error("the journal in {} is not what was signed: {what}. Nothing is added to it; run `interceptor verify {}` for the whole picture, keep the folder as evidence under another name, and start again", .path.display(), .path.display())]
+    Contradicted {
+        /// The state folder.
+        path: PathBuf,
         /// What is wrong.
         what: String,
     },
@@ -152,14 +161,20 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Journal {
     /// Opens the journal in the state folder `directory`, made if it isn't there, for one daemon alone.
-    /// What a crash has left half written is cut off, and said in a record.
+    /// What a crash has left half written is cut off, and said in a record, as is what it left unsigned.
     ///
     /// # Errors
     /// Where the folder is in use, newer, damaged or can't be written.
     pub fn open(directory: &Path) -> Result<Self, JournalError> {
         let lock_file = prepare(directory)?;
         let key = checkpoint::Key::open(directory)?;
-        let recovered = segment::recover(directory)?;
+        let signed = Checkpoint::read(directory, &key.public())?;
+        let recovered = segment::recover(directory, signed.as_ref())?;
+        if signed.is_none() {
+            // From its first moment on a journal has a checkpoint, so that one that is gone was taken.
+            key.publish(directory, &Checkpoint::of(&Tree::default(), 0))
+                .map_err(io_error("signing", directory))?;
+        }
         let index = index::Index::open(directory, &recovered)?;
         let next_seq = recovered.next_seq;
         let (progress, _) = watch::channel(Progress {
@@ -180,13 +195,17 @@ impl Journal {
             writer: Mutex::new(None),
             _lock: lock_file,
         });
-        let cut = recovered.cut_bytes;
+        let (cut, unsigned) = (recovered.cut_bytes, recovered.unsigned_blocks);
         let writer = writer::start(shared.clone(), recovered, key)
             .map_err(io_error("starting the writer of", directory))?;
         *lock(&shared.writer) = Some(writer);
         let journal = Self { shared };
-        if cut > 0 {
-            let event = Event::notice("journal_recovered", [("bytes_cut", cut.to_string())]);
+        if cut > 0 || unsigned > 0 {
+            let detail = [
+                ("bytes_cut", cut.to_string()),
+                ("unsigned_blocks", unsigned.to_string()),
+            ];
+            let event = Event::notice("journal_recovered", detail);
             let _ = journal.append(None, &Arc::from(""), crate::clock::now(), event);
         }
         Ok(journal)

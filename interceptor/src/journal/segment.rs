@@ -8,13 +8,18 @@
 use std::{
     fs::{self, File},
     io::{self, Read, Seek, SeekFrom},
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
 
 use aws_lc_rs::digest;
 use interceptor_core::record::Record;
 
-use super::{JournalError, io_error};
+use super::{
+    JournalError,
+    checkpoint::{Checkpoint, Tree},
+    io_error,
+};
 
 /// First bytes of a segment.
 const MAGIC: &[u8; 8] = b"ICPTSEG1";
@@ -67,6 +72,8 @@ pub(super) struct Recovered {
     pub(super) open: Option<(u64, u64)>,
     /// Bytes of a torn block that were cut off.
     pub(super) cut_bytes: u64,
+    /// Blocks at the end that no checkpoint vouches for yet.
+    pub(super) unsigned_blocks: u64,
 }
 
 /// What a scan of one segment found.
@@ -187,7 +194,7 @@ pub(super) fn scan(file: &mut File) -> io::Result<Option<Scanned>> {
         return Ok(None);
     }
     file.read_exact(&mut start)?;
-    let (Some((magic, rest)), true) = (start.split_first_chunk::<8>(), true) else {
+    let Some((magic, rest)) = start.split_first_chunk::<8>() else {
         return Ok(None);
     };
     let Some((first_seq, rest)) = rest.split_first_chunk::<8>() else {
@@ -224,8 +231,15 @@ pub(super) fn scan(file: &mut File) -> io::Result<Option<Scanned>> {
     Ok(Some(scanned))
 }
 
-/// Reads what is on disk, and cuts off a block that a crash has left torn at the very end.
-pub(super) fn recover(directory: &Path) -> Result<Recovered, JournalError> {
+/// Reads what is on disk and holds it to the checkpoint `signed` (`None` where none was ever made), then
+/// cuts off a block that a crash has left torn at the very end.
+///
+/// Whoever opens a journal goes on to sign it, so what was signed before has to be what is there:
+/// nothing is changed, and nothing returned, where it isn't.
+pub(super) fn recover(
+    directory: &Path,
+    signed: Option<&Checkpoint>,
+) -> Result<Recovered, JournalError> {
     let mut recovered = Recovered {
         next_seq: 1,
         chain: [0; 32],
@@ -233,27 +247,28 @@ pub(super) fn recover(directory: &Path) -> Result<Recovered, JournalError> {
         blocks: Vec::new(),
         open: None,
         cut_bytes: 0,
+        unsigned_blocks: 0,
     };
+    let signed_blocks = signed.map_or(0, |checkpoint| checkpoint.size);
+    let mut torn = None;
     let numbers = list(directory)?;
     let last = numbers.last().copied();
     for number in numbers {
         let path = path(directory, number);
         let is_last = Some(number) == last;
-        let mut file = super::private()
-            .open(&path)
-            .map_err(io_error("opening", &path))?;
+        let mut file = File::open(&path).map_err(io_error("opening", &path))?;
         let damaged = |offset: u64, what: &str| JournalError::Damaged {
             path: path.clone(),
             offset,
             what: what.to_owned(),
         };
         let scanned = scan(&mut file).map_err(io_error("reading", &path))?;
-        let Some(mut scanned) = scanned else {
+        let Some(scanned) = scanned else {
             let length = file.metadata().map_err(io_error("reading", &path))?.len();
             if is_last && length < SEGMENT_HEADER as u64 {
                 // Its first bytes never reached the disk, so nothing in it was ever acknowledged.
+                torn = Some((path, None));
                 recovered.cut_bytes += length;
-                fs::remove_file(&path).map_err(io_error("removing the empty", &path))?;
                 continue;
             }
             return Err(damaged(0, "its header is not a segment's"));
@@ -261,23 +276,28 @@ pub(super) fn recover(directory: &Path) -> Result<Recovered, JournalError> {
         if scanned.chain_before != recovered.chain || scanned.first_seq != recovered.next_seq {
             return Err(damaged(0, "it does not follow the segment before it"));
         }
-        if is_last {
-            drop_torn(&mut file, &mut scanned, &recovered.chain)
-                .map_err(io_error("reading", &path))?;
-        }
-        if scanned.good < scanned.length {
-            if !is_last {
-                return Err(damaged(scanned.good, "what follows is not a block"));
+        let mut good = SEGMENT_HEADER as u64;
+        let mut blocks = scanned.blocks.iter().peekable();
+        while let Some((offset, header)) = blocks.next() {
+            // The checkpoint vouches for its blocks; those after it are hashed here.
+            if recovered.leaves.len() as u64 >= signed_blocks
+                && !is_whole(&file, *offset, header, &recovered.chain)
+                    .map_err(io_error("reading", &path))?
+            {
+                // A torn write may leave a last block of the right length with other bytes in it. It
+                // was never acknowledged, since the sync that would have come after it didn't.
+                if is_last && blocks.peek().is_none() {
+                    break;
+                }
+                return Err(damaged(
+                    *offset,
+                    "a block was changed, or doesn't follow the one before it",
+                ));
             }
-            recovered.cut_bytes += scanned.length - scanned.good;
-            file.set_len(scanned.good)
-                .and_then(|()| file.sync_data())
-                .map_err(io_error("cutting", &path))?;
-        }
-        for (offset, header) in &scanned.blocks {
             if header.first_seq != recovered.next_seq {
                 return Err(damaged(*offset, "its records don't follow those before"));
             }
+            good = offset + BLOCK_HEADER as u64 + u64::from(header.compressed);
             recovered.next_seq += u64::from(header.count);
             recovered.chain = header.chain;
             recovered.leaves.push(header.chain);
@@ -290,34 +310,74 @@ pub(super) fn recover(directory: &Path) -> Result<Recovered, JournalError> {
                 header.count,
             ));
         }
-        recovered.open = Some((number, scanned.good));
+        if good < scanned.length {
+            if !is_last {
+                return Err(damaged(good, "what follows is not a block"));
+            }
+            recovered.cut_bytes += scanned.length - good;
+            torn = Some((path, Some(good)));
+        }
+        recovered.open = Some((number, good));
+    }
+    recovered.hold_to(directory, signed)?;
+    match torn {
+        None => {}
+        Some((path, None)) => {
+            fs::remove_file(&path).map_err(io_error("removing the empty", &path))?;
+        }
+        Some((path, Some(good))) => super::private()
+            .open(&path)
+            .and_then(|file| file.set_len(good).and_then(|()| file.sync_data()))
+            .map_err(io_error("cutting", &path))?,
     }
     Ok(recovered)
 }
 
-/// A torn write may leave a last block of the right length with other bytes in it: it goes too. It was
-/// never acknowledged, since the sync that would have come after it didn't.
-fn drop_torn(file: &mut File, scanned: &mut Scanned, chain_before: &Chain) -> io::Result<()> {
-    let Some((offset, header)) = scanned.blocks.last().copied() else {
-        return Ok(());
-    };
-    let before = match scanned
-        .blocks
-        .len()
-        .checked_sub(2)
-        .and_then(|index| scanned.blocks.get(index))
-    {
-        Some((_, header)) => header.chain,
-        None => *chain_before,
-    };
+/// Whether the payload at `offset` is what `header` was made for, after `before`.
+fn is_whole(file: &File, offset: u64, header: &BlockHeader, before: &Chain) -> io::Result<bool> {
     let mut payload = vec![0; header.compressed as usize];
-    file.seek(SeekFrom::Start(offset + BLOCK_HEADER as u64))?;
-    file.read_exact(&mut payload)?;
-    if !header.is_chained(&before, &payload) {
-        scanned.blocks.pop();
-        scanned.good = offset;
+    file.read_exact_at(&mut payload, offset + BLOCK_HEADER as u64)?;
+    Ok(header.is_chained(before, &payload))
+}
+
+impl Recovered {
+    /// Compares what is there with what was signed.
+    fn hold_to(
+        &mut self,
+        directory: &Path,
+        signed: Option<&Checkpoint>,
+    ) -> Result<(), JournalError> {
+        let contradicted = |what: String| JournalError::Contradicted {
+            path: directory.to_owned(),
+            what,
+        };
+        let there = self.leaves.len() as u64;
+        let Some(signed) = signed else {
+            return match there {
+                0 => Ok(()),
+                _ => Err(contradicted(format!(
+                    "its checkpoint is missing, so nothing vouches for the {there} blocks there"
+                ))),
+            };
+        };
+        let Some(unsigned) = there.checked_sub(signed.size) else {
+            return Err(contradicted(format!(
+                "{} blocks up to record {} were signed, and only {there} whole ones are there",
+                signed.size, signed.last_seq
+            )));
+        };
+        let mut tree = Tree::default();
+        for leaf in self.leaves.iter().take((there - unsigned) as usize) {
+            tree.push(leaf);
+        }
+        if tree.root() != signed.root {
+            return Err(contradicted(
+                "its blocks are not those that were signed".to_owned(),
+            ));
+        }
+        self.unsigned_blocks = unsigned;
+        Ok(())
     }
-    Ok(())
 }
 
 /// The records in a block's payload.

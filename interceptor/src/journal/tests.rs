@@ -199,31 +199,124 @@ fn a_journal_resealed_with_another_key_is_found_by_who_knows_the_key() {
     );
 }
 
+/// A journal as a crash leaves it: three blocks, of which the checkpoint vouches for the first.
+fn crashed(directory: &Path) {
+    let journal = Journal::open(directory).unwrap();
+    let checkpoint = directory.join("checkpoint");
+    let first = fs::read(&checkpoint).unwrap();
+    let signed = || fs::read(&checkpoint).unwrap();
+    for block in 0..3 {
+        append(&journal, 1, &format!("first of {block}"));
+        let seq = append(&journal, 2, &format!("second of {block}"));
+        durable(&journal, seq);
+        while signed() == first {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    }
+    let after_one = signed();
+    journal.close();
+    fs::write(&checkpoint, after_one).unwrap();
+}
+
+/// Where the last block of the first segment begins, and the segment's bytes.
+fn last_block(directory: &Path) -> (u64, Vec<u8>) {
+    let path = segment::path(directory, 1);
+    let mut file = fs::File::open(&path).unwrap();
+    let scanned = segment::scan(&mut file).unwrap().unwrap();
+    (scanned.blocks.last().unwrap().0, fs::read(&path).unwrap())
+}
+
 #[test]
 fn a_torn_end_is_cut_off_and_nothing_before_it_is_lost() {
     let folder = folder();
-    closed(folder.path());
+    crashed(folder.path());
     let path = segment::path(folder.path(), 1);
-    let whole = fs::read(&path).unwrap();
-    let mut file = fs::File::open(&path).unwrap();
-    let (last, _) = *segment::scan(&mut file)
-        .unwrap()
-        .unwrap()
-        .blocks
-        .last()
-        .unwrap();
-    for length in (last..whole.len() as u64).step_by(7) {
-        fs::write(&path, &whole[..length as usize]).unwrap();
+    let checkpoint = fs::read(folder.path().join("checkpoint")).unwrap();
+    let (last, whole) = last_block(folder.path());
+    let cut = (last..whole.len() as u64)
+        .step_by(7)
+        .map(|length| whole[..length as usize].to_vec());
+    let garbled = (last..whole.len() as u64).step_by(7).map(|place| {
+        let mut bytes = whole.clone();
+        bytes[place as usize] ^= 0x40;
+        bytes
+    });
+    for bytes in cut.chain(garbled) {
+        fs::write(&path, &bytes).unwrap();
+        fs::write(folder.path().join("checkpoint"), &checkpoint).unwrap();
         let journal = Journal::open(folder.path()).unwrap();
         let seq = append(&journal, 3, "after the crash");
         durable(&journal, seq);
+        journal.close();
         let records = all(folder.path());
-        assert_eq!(records[3].event, notice("second of 1"), "cut at {length}");
+        assert_eq!(records[3].event, notice("second of 1"));
+        let Event::Event(recovered) = &records[4].event else {
+            panic!("{:?}", records[4]);
+        };
+        assert_eq!(&*recovered.name, "journal_recovered");
         assert_eq!(records.last().unwrap().event, notice("after the crash"));
         assert_eq!(records.last().unwrap().seq, records.len() as u64);
-        journal.close();
+        assert_eq!(problems(folder.path()), Vec::<String>::new());
         let _ = fs::remove_dir_all(folder.path().join("index"));
     }
+}
+
+#[test]
+fn what_contradicts_a_signature_is_left_as_it_is_and_never_signed_again() {
+    let folder = folder();
+    closed(folder.path());
+    let path = segment::path(folder.path(), 1);
+    let checkpoint = folder.path().join("checkpoint");
+    let key = folder.path().join("journal.key");
+    let (last, whole) = last_block(folder.path());
+    let signed = fs::read(&checkpoint).unwrap();
+    let seed = fs::read(&key).unwrap();
+    // A history of its own, with a chain that holds.
+    let forged = {
+        let other = self::folder();
+        closed(other.path());
+        fs::read(segment::path(other.path(), 1)).unwrap()
+    };
+    let mut changed = whole.clone();
+    changed[last as usize + segment::BLOCK_HEADER + 3] ^= 1;
+    let attacks: [(&str, &dyn Fn()); 7] = [
+        ("only 2 whole ones", &|| {
+            fs::write(&path, &whole[..last as usize]).unwrap();
+        }),
+        ("only 2 whole ones", &|| {
+            fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+        }),
+        ("only 0 whole ones", &|| fs::remove_file(&path).unwrap()),
+        ("not those that were signed", &|| {
+            fs::write(&path, &forged).unwrap();
+        }),
+        ("its checkpoint is missing", &|| {
+            fs::remove_file(&checkpoint).unwrap();
+        }),
+        ("signature is wrong", &|| {
+            let text = String::from_utf8(signed.clone()).unwrap();
+            fs::write(&checkpoint, text.replacen("\n3\n", "\n2\n", 1)).unwrap();
+        }),
+        ("it is missing, and the journal was signed", &|| {
+            fs::remove_file(&key).unwrap();
+        }),
+    ];
+    for (expected, attack) in attacks {
+        attack();
+        let before = (fs::read(&path).ok(), fs::read(&checkpoint).ok());
+        let error = Journal::open(folder.path()).unwrap_err().to_string();
+        assert!(error.contains(expected), "{expected}: {error}");
+        let after = (fs::read(&path).ok(), fs::read(&checkpoint).ok());
+        assert!(before == after, "{expected}: the evidence was changed");
+        fs::write(&path, &whole).unwrap();
+        fs::write(&checkpoint, &signed).unwrap();
+        fs::write(&key, &seed).unwrap();
+    }
+    Journal::open(folder.path()).unwrap().close();
+    // A changed byte in a signed block lets the daemon start, and is found by everyone who looks.
+    fs::write(&path, &changed).unwrap();
+    Journal::open(folder.path()).unwrap().close();
+    assert_ne!(problems(folder.path()), Vec::<String>::new());
 }
 
 #[test]

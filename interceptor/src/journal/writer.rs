@@ -41,8 +41,9 @@ struct Writer {
     tree: Tree,
     next_seq: u64,
     file: Option<Open>,
+    /// Blocks that the last checkpoint vouches for.
     signed: u64,
-    signed_at: Instant,
+    signed_at: Option<Instant>,
 }
 
 /// The segment that is being written.
@@ -80,8 +81,8 @@ pub(super) fn start(
         tree,
         next_seq: recovered.next_seq,
         file,
-        signed: 0,
-        signed_at: Instant::now(),
+        signed: recovered.leaves.len() as u64 - recovered.unsigned_blocks,
+        signed_at: None,
     };
     std::thread::Builder::new()
         .name("journal".to_owned())
@@ -98,9 +99,9 @@ impl Writer {
                     Err(error) => self.stop(&error),
                 }
             }
-            // The first block is signed at once: without any checkpoint nothing vouches for a journal.
+            // The first block since the start is signed at once, so that a fresh journal isn't without.
             if self.signed != self.tree.size()
-                && (closing || self.signed == 0 || self.signed_at.elapsed() >= CHECKPOINT)
+                && (closing || self.signed_at.is_none_or(|at| at.elapsed() >= CHECKPOINT))
             {
                 self.checkpoint();
             }
@@ -278,24 +279,9 @@ impl Writer {
     }
 
     fn checkpoint(&mut self) {
-        let checkpoint = Checkpoint {
-            size: self.tree.size(),
-            root: self.tree.root(),
-            last_seq: self.next_seq - 1,
-        };
-        let note = self.key.sign(&checkpoint);
-        // Replaced as a whole: a reader sees the old one or the new one. Each vouches for all before it.
-        let path = self.shared.directory.join("checkpoint");
-        let draft = self.shared.directory.join("checkpoint.draft");
-        let replaced = private()
-            .truncate(true)
-            .open(&draft)
-            .and_then(|mut file| {
-                file.write_all(note.as_bytes())
-                    .and_then(|()| file.sync_all())
-            })
-            .and_then(|()| std::fs::rename(&draft, &path));
-        self.signed_at = Instant::now();
+        let checkpoint = Checkpoint::of(&self.tree, self.next_seq - 1);
+        let replaced = self.key.publish(&self.shared.directory, &checkpoint);
+        self.signed_at = Some(Instant::now());
         match replaced {
             Ok(()) => self.signed = self.tree.size(),
             Err(error) => tracing::error!(%error, "a checkpoint can't be written"),
