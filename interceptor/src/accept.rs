@@ -109,7 +109,7 @@ impl Acceptor {
             let _ = stream.set_zero_linger();
             tracing::warn!(why, "a connection is refused");
             let event = Event::notice("connection_refused", [("reason", why.to_owned())]);
-            let _ = self.services.journal.append(None, agent, now(), event);
+            let _ = self.services.journal.append(None, agent, now(), [event]);
         };
         let nobody: Arc<str> = Arc::from("");
         let note = match self.kernel.note(stream.as_fd()) {
@@ -179,15 +179,14 @@ fn work(mut connections: mpsc::UnboundedReceiver<Intercepted>) {
             return;
         }
     };
-    let local = tokio::task::LocalSet::new();
-    runtime.block_on(local.run_until(async move {
+    runtime.block_on(async move {
         while let Some(Intercepted {
             stream,
             session,
             _open,
         }) = connections.recv().await
         {
-            tokio::task::spawn_local(async move {
+            tokio::spawn(async move {
                 match tokio::net::TcpStream::from_std(stream) {
                     Ok(stream) => session.run(stream).await,
                     Err(error) => tracing::error!(%error, "a connection can't be served"),
@@ -195,5 +194,5 @@ fn work(mut connections: mpsc::UnboundedReceiver<Intercepted>) {
                 drop(_open);
             });
         }
-    }));
+    });
 }

@@ -151,7 +151,7 @@ fn withdraw_unfinished(journal: &Journal) -> Result<(), ServeError> {
         true
     })?;
     for (session, agent, event) in unfinished.withdrawals() {
-        journal.append(session, &agent, clock::now(), event)?;
+        journal.append(session, &agent, clock::now(), [event])?;
     }
     Ok(())
 }
@@ -282,7 +282,7 @@ impl Daemon {
                 let _ = self
                     .services
                     .journal
-                    .append(None, &agent, clock::now(), event);
+                    .append(None, &agent, clock::now(), [event]);
             }
             ready.clear_ready();
         }
@@ -309,7 +309,7 @@ impl Daemon {
         let _ = self
             .services
             .journal
-            .append(None, &Arc::from(""), clock::now(), event);
+            .append(None, &Arc::from(""), clock::now(), [event]);
     }
 
     /// Records who did what to an agent, before it is done.
@@ -324,7 +324,7 @@ impl Daemon {
         let event = Event::notice(name, [("by", by), ("detail", detail.to_owned())]);
         self.services
             .journal
-            .append(None, &Arc::from(agent), clock::now(), event)?;
+            .append(None, &Arc::from(agent), clock::now(), [event])?;
         Ok(())
     }
 }

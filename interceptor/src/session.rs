@@ -1,6 +1,14 @@
 //! The one byte loop: the only place that touches both sockets and executes a decoder's steps.
 
-use std::{collections::VecDeque, io, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    future::{Future, poll_fn},
+    io,
+    pin::pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
 use bytes::{Buf, Bytes, BytesMut};
 use interceptor_core::{
@@ -60,6 +68,8 @@ pub struct Session {
     judge: Judge,
     operations: u64,
     received: [u64; 2],
+    /// When the bytes or the answer that are being worked on arrived: the clock is read once a turn.
+    now: Timestamp,
     /// The journal can't take records any more: nothing may go on.
     stopped: bool,
 }
@@ -94,6 +104,7 @@ impl Session {
             judge,
             operations: 0,
             received: [0; 2],
+            now: now(),
             stopped: false,
         }
     }
@@ -101,6 +112,7 @@ impl Session {
     /// Serves `client` until either side is done.
     pub async fn run(mut self, client: TcpStream) {
         let _ = client.set_nodelay(true);
+        upstream::spare(&client);
         let address = client.peer_addr().unwrap_or(self.origin.destination.0);
         let start = SessionStart {
             origin: self.origin.clone(),
@@ -112,6 +124,7 @@ impl Session {
         } else {
             self.serve(client).await
         };
+        self.now = now();
         let [bytes_from_client, bytes_from_upstream] = self.received;
         let end = SessionEnd {
             reason: reason.into(),
@@ -129,7 +142,8 @@ impl Session {
             Ok(decoder) => decoder,
             Err(ended) => return ended,
         };
-        decoder.receive(Peer::Client, &mut first, now());
+        self.now = now();
+        decoder.receive(Peer::Client, &mut first, self.now);
         match dialled {
             Ok(upstream) => {
                 let (mut client, mut upstream) = (client, upstream);
@@ -173,8 +187,9 @@ impl Session {
                     tokio::select! {
                         read = from_client.read_buf(&mut buffer) => {
                             if let Ok(count @ 1..) = read {
+                                self.now = now();
                                 self.count(Peer::Client, count);
-                                decoder.receive(Peer::Client, &mut buffer, now());
+                                decoder.receive(Peer::Client, &mut buffer, self.now);
                                 continue;
                             }
                         }
@@ -248,7 +263,7 @@ impl Session {
                     Step::Record(event) => self.record(event),
                     Step::Close(closing) => break Some(closing),
                     Step::Propose(operation) => match self.decide(operation).await {
-                        Decided::Now(ruling) => decoder.rule(ruling, now()),
+                        Decided::Now(ruling) => decoder.rule(ruling, self.now),
                         Decided::Later(question) => held = Some(*question),
                     },
                 }
@@ -269,48 +284,45 @@ impl Session {
             if let Err(error) = client_queue.write(&to_client) {
                 return Ended(format!("client: {error}"));
             }
-            let wants_client = decoder.wants(Peer::Client) && !upstream_queue.is_full();
-            let wants_upstream = decoder.wants(Peer::Upstream) && !client_queue.is_full();
-            tokio::select! {
-                read = read(&mut from_upstream, &mut upstream_buffer), if wants_upstream => {
-                    match read {
-                        Ok(0) | Err(_) => decoder.finish(Peer::Upstream),
-                        Ok(count) => {
-                            self.count(Peer::Upstream, count);
-                            decoder.receive(Peer::Upstream, &mut upstream_buffer, now());
+            let waiting = Waiting {
+                client: &client_queue,
+                upstream: &upstream_queue,
+                wants_client: decoder.wants(Peer::Client) && !upstream_queue.is_full(),
+                wants_upstream: decoder.wants(Peer::Upstream) && !client_queue.is_full(),
+            };
+            let turn = poll_fn(|context| {
+                let sockets = Sockets {
+                    from_client: (&mut from_client, &mut client_buffer),
+                    from_upstream: (&mut from_upstream, &mut upstream_buffer),
+                };
+                waiting.poll(sockets, context)
+            });
+            let turn = match &mut held {
+                None => turn.await,
+                Some(question) => tokio::select! {
+                    biased;
+                    turn = turn => turn,
+                    outcome = question.pending.outcome() => {
+                        self.now = now();
+                        if let Some(question) = held.take() {
+                            decoder.rule(question.ruled(outcome), self.now);
                         }
+                        continue;
                     }
-                }
-                read = read(&mut from_client, &mut client_buffer), if wants_client => {
-                    match read {
-                        Ok(0) | Err(_) => decoder.finish(Peer::Client),
-                        Ok(count) => {
-                            self.count(Peer::Client, count);
-                            decoder.receive(Peer::Client, &mut client_buffer, now());
-                        }
+                },
+            };
+            self.now = now();
+            for (peer, read, buffer) in [
+                (Peer::Upstream, turn.upstream, &mut upstream_buffer),
+                (Peer::Client, turn.client, &mut client_buffer),
+            ] {
+                match read {
+                    None => {}
+                    Some(Ok(count @ 1..)) => {
+                        self.count(peer, count);
+                        decoder.receive(peer, buffer, self.now);
                     }
-                }
-                ready = to_client.writable(), if !client_queue.chunks.is_empty() => {
-                    if let Err(error) = ready {
-                        return Ended(format!("client: {error}"));
-                    }
-                }
-                ready = to_upstream.writable(), if !upstream_queue.chunks.is_empty() => {
-                    if let Err(error) = ready {
-                        return Ended(format!("upstream: {error}"));
-                    }
-                }
-                outcome = answer(&mut held), if held.is_some() => {
-                    if let Some(Held { hold, pending }) = held.take() {
-                        let ruling = match outcome {
-                            Outcome::Approved => Ruling::Permit(hold.approve()),
-                            Outcome::Refused { cause, reason } => {
-                                Ruling::Refuse(hold.refuse(cause, reason, pending.id()))
-                            }
-                        };
-                        drop(pending);
-                        decoder.rule(ruling, now());
-                    }
+                    Some(Ok(0) | Err(_)) => decoder.finish(peer),
                 }
             }
         }
@@ -324,7 +336,7 @@ impl Session {
             let policy = self.services.policies.current();
             self.judge = Judge::new(&policy, self.origin.clone());
         }
-        let now = now();
+        let now = self.now;
         let judgement = self.judge.judge(&operation, now);
         let decision = match &judgement {
             Judgement::Permit(permit) => permit.decision().clone(),
@@ -332,20 +344,23 @@ impl Session {
             Judgement::Refuse(decision, _) => decision.clone(),
         };
         let asked = matches!(judgement, Judgement::Hold(_)).then(|| operation.clone());
-        self.append(now, Event::Operation(OperationRecord { number, operation }));
         let strict = decision.strict;
-        let seq = self.append(
-            now,
-            Event::Decision(DecisionRecord {
-                number,
-                decision: decision.clone(),
-            }),
-        );
+        let decided = DecisionRecord {
+            number,
+            decision: decision.clone(),
+        };
+        let seq = self.append([
+            Event::Operation(OperationRecord { number, operation }),
+            Event::Decision(decided),
+        ]);
         match (strict, seq) {
             (_, None) => return Decided::Now(Ruling::Refuse(unavailable(&decision.rule))),
-            (true, Some(seq)) if self.services.journal.durable(seq).await.is_err() => {
-                self.stopped = true;
-                return Decided::Now(Ruling::Refuse(unavailable(&decision.rule)));
+            (true, Some(seq)) => {
+                if self.services.journal.durable(seq).await.is_err() {
+                    self.stopped = true;
+                    return Decided::Now(Ruling::Refuse(unavailable(&decision.rule)));
+                }
+                self.now = crate::clock::now();
             }
             _ => {}
         }
@@ -376,16 +391,13 @@ impl Session {
     }
 
     fn record(&mut self, event: Event) {
-        self.append(now(), event);
+        self.append([event]);
     }
 
-    /// Puts `event` into the journal. Without a journal nothing goes on.
-    fn append(&mut self, time: Timestamp, event: Event) -> Option<u64> {
-        match self
-            .services
-            .journal
-            .append(Some(self.id), &self.agent, time, event)
-        {
+    /// Puts `events` into the journal. Without a journal nothing goes on.
+    fn append<const N: usize>(&mut self, events: [Event; N]) -> Option<u64> {
+        let journal = &self.services.journal;
+        match journal.append(Some(self.id), &self.agent, self.now, events) {
             Ok(seq) => Some(seq),
             Err(error) => {
                 if !self.stopped {
@@ -421,26 +433,86 @@ fn unavailable(rule: &Arc<str>) -> Refusal {
     }
 }
 
-async fn answer(held: &mut Option<Held>) -> Outcome {
-    match held {
-        Some(held) => held.pending.outcome().await,
-        None => std::future::pending().await,
+impl Held {
+    /// The ruling that people's answer makes of it.
+    fn ruled(self, outcome: Outcome) -> Ruling {
+        match outcome {
+            Outcome::Approved => Ruling::Permit(self.hold.approve()),
+            Outcome::Refused { cause, reason } => {
+                Ruling::Refuse(self.hold.refuse(cause, reason, self.pending.id()))
+            }
+        }
+    }
+}
+
+/// What the loop waits for.
+struct Waiting<'a> {
+    client: &'a Queue,
+    upstream: &'a Queue,
+    wants_client: bool,
+    wants_upstream: bool,
+}
+
+/// Where it reads from, and to.
+struct Sockets<'a, 'socket> {
+    from_client: (&'a mut ReadHalf<'socket>, &'a mut BytesMut),
+    from_upstream: (&'a mut ReadHalf<'socket>, &'a mut BytesMut),
+}
+
+/// What came of waiting: bytes from one side, from both, or room to write on.
+struct Turn {
+    client: Option<io::Result<usize>>,
+    upstream: Option<io::Result<usize>>,
+}
+
+impl Waiting<'_> {
+    /// Both sides get their turn: neither can keep the other from being read.
+    fn poll(&self, sockets: Sockets<'_, '_>, context: &mut Context<'_>) -> Poll<Turn> {
+        let mut writable = false;
+        for (queue, socket) in [
+            (self.client, &*sockets.from_client.0),
+            (self.upstream, &*sockets.from_upstream.0),
+        ] {
+            // An error shows in the write that follows.
+            writable |=
+                !queue.chunks.is_empty() && socket.as_ref().poll_write_ready(context).is_ready();
+        }
+        let mut read = |wanted, (from, buffer)| match wanted {
+            true => match poll_read(from, buffer, context) {
+                Poll::Ready(read) => Some(read),
+                Poll::Pending => None,
+            },
+            false => None,
+        };
+        let turn = Turn {
+            upstream: read(self.wants_upstream, sockets.from_upstream),
+            client: read(self.wants_client, sockets.from_client),
+        };
+        if writable || turn.client.is_some() || turn.upstream.is_some() {
+            Poll::Ready(turn)
+        } else {
+            Poll::Pending
+        }
     }
 }
 
 /// Reads what is there into `buffer`, which is empty and keeps its room between calls.
-async fn read(from: &mut ReadHalf<'_>, buffer: &mut BytesMut) -> io::Result<usize> {
+fn poll_read(
+    from: &mut ReadHalf<'_>,
+    buffer: &mut BytesMut,
+    context: &mut Context<'_>,
+) -> Poll<io::Result<usize>> {
     /// Room for the first read of a connection, in bytes: most statements and results are smaller.
     const FIRST: usize = 8 << 10;
     if buffer.capacity() < FIRST {
         buffer.reserve(FIRST);
     }
-    let count = from.read_buf(buffer).await?;
+    let count = ready!(pin!(from.read_buf(buffer)).poll(context))?;
     if count == buffer.capacity() {
         // It was full: the next one may be as well.
         buffer.reserve(limits::READ_BYTES);
     }
-    Ok(count)
+    Poll::Ready(Ok(count))
 }
 
 fn describe(closing: &Closing) -> String {

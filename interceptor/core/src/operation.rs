@@ -301,7 +301,7 @@ pub struct Operation {
     /// Its content exactly as it will be sent (the statement's text for SQL), not necessarily UTF-8.
     pub content: Bytes,
     /// The values bound to it, in order.
-    pub parameters: Vec<Parameter>,
+    pub parameters: Arc<[Parameter]>,
     /// Further wire facts that change what it does (row limit, result formats, …), by name.
     pub options: Vec<(Box<str>, Box<str>)>,
 }
@@ -324,7 +324,7 @@ impl Operation {
         part(self.description.action().as_bytes());
         part(&self.content);
         part(&(self.parameters.len() as u64).to_be_bytes());
-        for parameter in &self.parameters {
+        for parameter in &*self.parameters {
             part(&[parameter.format as u8, u8::from(parameter.value.is_some())]);
             part(&parameter.type_oid.to_be_bytes());
             part(parameter.value.as_deref().unwrap_or_default());

@@ -239,7 +239,7 @@ pub struct ResponseRecord {
     /// The messages that reached the client, whole.
     pub data: Vec<Bytes>,
     /// Columns that were masked in this part, by name.
-    pub masked: Vec<Box<str>>,
+    pub masked: Arc<[Box<str>]>,
 }
 
 /// The end of a session.

@@ -50,7 +50,7 @@ impl Recorder for Journal {
         agent: &Arc<str>,
         event: Event,
     ) -> BoxFuture<'static, Result<(), Unrecorded>> {
-        let appended = self.append(Some(session), agent, crate::clock::now(), event);
+        let appended = self.append(Some(session), agent, crate::clock::now(), [event]);
         let journal = self.clone();
         Box::pin(async move {
             let unrecorded = |stopped: crate::journal::Stopped| Unrecorded(stopped.to_string());

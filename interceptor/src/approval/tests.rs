@@ -125,7 +125,7 @@ pub(crate) fn request(agent: &str, quorum: u32, within_s: u64, groups: &[&str]) 
             ..Description::default()
         }),
         content: Bytes::from_static(b"DROP TABLE t"),
-        parameters: vec![
+        parameters: [
             Parameter {
                 format: ParameterFormat::Text,
                 type_oid: 25,
@@ -136,7 +136,8 @@ pub(crate) fn request(agent: &str, quorum: u32, within_s: u64, groups: &[&str]) 
                 type_oid: 23,
                 value: Some(Bytes::from_static(&[0, 0, 0, 65])),
             },
-        ],
+        ]
+        .into(),
         options: Vec::new(),
     };
     Request {

@@ -233,7 +233,7 @@ fn append(journal: &Journal, session: u64, event: Event) {
             Some(SessionId(session)),
             &"reporter".into(),
             crate::clock::now(),
-            event,
+            [event],
         )
         .unwrap();
 }

@@ -1,6 +1,6 @@
 //! The index in sled: what is asked of the journal, rebuilt from the segments whenever it may be wrong.
 //!
-//! It is written once a block and never once a record: summaries of sessions that begin and end, and
+//! It is written for many blocks at once and never once a record: summaries of sessions that begin and end, and
 //! for each session the blocks that hold its records.
 
 use std::{
@@ -8,7 +8,7 @@ use std::{
     fs,
     panic::AssertUnwindSafe,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex},
 };
 
 use interceptor_core::{
@@ -69,8 +69,23 @@ pub(super) enum Fact {
 #[derive(Debug)]
 pub(super) struct Index {
     /// Gone after damage: sled answers some of it with a panic, and then nothing more is asked of it.
-    database: std::sync::Mutex<Option<Trees>>,
+    database: Mutex<Option<Trees>>,
+    /// Blocks that the database hasn't been told of yet: it is told of many at once, and before it is
+    /// asked anything.
+    untold: Mutex<Vec<Block>>,
 }
+
+/// What the index learns from one block.
+#[derive(Debug)]
+pub(super) struct Block {
+    pub(super) first_seq: u64,
+    pub(super) location: Location,
+    pub(super) sessions: Vec<SessionId>,
+    pub(super) facts: Vec<Fact>,
+}
+
+/// Blocks that may stay untold, some seconds of a busy host.
+const UNTOLD_MAX: usize = 128;
 
 #[derive(Debug, Clone)]
 struct Trees {
@@ -126,7 +141,8 @@ impl Index {
             && contained(|| trees.next()) == Some(recovered.next_seq)
         {
             return Ok(Self {
-                database: std::sync::Mutex::new(Some(trees)),
+                database: Mutex::new(Some(trees)),
+                untold: Mutex::default(),
             });
         }
         let aside = set_aside(&path);
@@ -134,7 +150,8 @@ impl Index {
             tracing::warn!(aside = %aside.display(), "the index doesn't fit the segments and is rebuilt");
         }
         let index = Self {
-            database: std::sync::Mutex::new(contained(|| Trees::open(&path))),
+            database: Mutex::new(contained(|| Trees::open(&path))),
+            untold: Mutex::default(),
         };
         let reader = Reader::open(directory)?;
         for (location, first_seq, _) in &recovered.blocks {
@@ -142,8 +159,12 @@ impl Index {
             let sessions: Vec<SessionId> =
                 records.iter().filter_map(|record| record.session).collect();
             let facts: Vec<Fact> = records.iter().filter_map(Fact::of).collect();
-            index.add(*first_seq, *location, &sessions, &facts);
-            index.set_next(first_seq + records.len() as u64);
+            index.add(Block {
+                first_seq: *first_seq,
+                location: *location,
+                sessions,
+                facts,
+            });
         }
         index.set_next(recovered.next_seq);
         if let Some(aside) = aside {
@@ -153,26 +174,38 @@ impl Index {
     }
 
     /// Adds a block. A failure costs answers, never evidence: the next start rebuilds.
-    pub(super) fn add(
-        &self,
-        first_seq: u64,
-        location: Location,
-        sessions: &[SessionId],
-        facts: &[Fact],
-    ) {
+    pub(super) fn add(&self, block: Block) {
+        let mut untold = super::lock(&self.untold);
+        untold.push(block);
+        if untold.len() >= UNTOLD_MAX {
+            drop(untold);
+            self.tell();
+        }
+    }
+
+    /// Tells the database what it hasn't been told.
+    fn tell(&self) {
+        // Held until all is told, so that nobody asks in between.
+        let mut untold = super::lock(&self.untold);
+        let blocks = std::mem::take(&mut *untold);
+        if blocks.is_empty() {
+            return;
+        }
         let done = self.with(|trees| {
             let mut batch = sled::Batch::default();
-            let mut value = [0; 16];
-            value[..8].copy_from_slice(&location.segment.to_be_bytes());
-            value[8..].copy_from_slice(&location.offset.to_be_bytes());
-            for session in sessions {
-                let mut key = [0; 16];
-                key[..8].copy_from_slice(&session.0.to_be_bytes());
-                key[8..].copy_from_slice(&first_seq.to_be_bytes());
-                batch.insert(&key, &value);
+            for block in &blocks {
+                let mut value = [0; 16];
+                value[..8].copy_from_slice(&block.location.segment.to_be_bytes());
+                value[8..].copy_from_slice(&block.location.offset.to_be_bytes());
+                for session in &block.sessions {
+                    let mut key = [0; 16];
+                    key[..8].copy_from_slice(&session.0.to_be_bytes());
+                    key[8..].copy_from_slice(&block.first_seq.to_be_bytes());
+                    batch.insert(&key, &value);
+                }
             }
             trees.blocks.apply_batch(batch)?;
-            for fact in facts {
+            for fact in blocks.iter().flat_map(|block| &block.facts) {
                 trees.learn(fact)?;
             }
             Ok(())
@@ -183,12 +216,14 @@ impl Index {
     }
 
     /// Says that the index knows everything before `next`.
-    pub(super) fn set_next(&self, next: u64) {
+    fn set_next(&self, next: u64) {
+        self.tell();
         self.with(|trees| trees.database.insert(NEXT, &next.to_be_bytes()).map(drop));
     }
 
     /// Summaries of all sessions, newest first.
     pub(super) fn sessions(&self) -> Vec<SessionSummary> {
+        self.tell();
         let mut sessions: Vec<SessionSummary> = self
             .with(|trees| {
                 Ok(trees
@@ -205,6 +240,7 @@ impl Index {
 
     /// The blocks that hold records of a session, in order.
     pub(super) fn blocks_of(&self, session: SessionId) -> Vec<Location> {
+        self.tell();
         self.with(|trees| {
             let found = trees.blocks.scan_prefix(session.0.to_be_bytes()).values();
             Ok(found

@@ -206,12 +206,13 @@ impl Journal {
                 ("unsigned_blocks", unsigned.to_string()),
             ];
             let event = Event::notice("journal_recovered", detail);
-            let _ = journal.append(None, &Arc::from(""), crate::clock::now(), event);
+            let _ = journal.append(None, &Arc::from(""), crate::clock::now(), [event]);
         }
         Ok(journal)
     }
 
-    /// Takes a record. It is on disk within 50 ms, or when [`Journal::durable`] says so.
+    /// Takes `events` as records that follow one another, and gives the last one's number. They are on
+    /// disk within 50 ms, or when [`Journal::durable`] says so.
     ///
     /// # Errors
     /// Where the journal takes no records now: full or failing disk, or one too slow.
@@ -220,8 +221,9 @@ impl Journal {
         session: Option<SessionId>,
         agent: &Arc<str>,
         time: Timestamp,
-        event: Event,
+        events: impl IntoIterator<Item = Event>,
     ) -> Result<u64, Stopped> {
+        let followed = self.shared.followers.receiver_count() > 0;
         let mut waiting = lock(&self.shared.waiting);
         if let Some(stopped) = &waiting.stopped {
             return Err(stopped.clone());
@@ -232,36 +234,38 @@ impl Journal {
         if waiting.closing {
             return Err(Stopped("the daemon stops".into()));
         }
-        let seq = waiting.next_seq;
-        let record = Record {
-            seq,
-            time,
-            session,
-            agent: agent.clone(),
-            event,
-        };
         let was_empty = waiting.bytes.is_empty();
-        waiting.encode(&record)?;
-        waiting.next_seq += 1;
-        waiting.count += 1;
+        for event in events {
+            let record = Record {
+                seq: waiting.next_seq,
+                time,
+                session,
+                agent: agent.clone(),
+                event,
+            };
+            waiting.encode(&record)?;
+            waiting.next_seq += 1;
+            waiting.count += 1;
+            if let Some(fact) = index::Fact::of(&record) {
+                waiting.facts.push(fact);
+            }
+            if followed {
+                let _ = self.shared.followers.send(Arc::new(record));
+            }
+        }
         if let Some(session) = session
             && waiting.sessions.last() != Some(&session)
         {
             waiting.sessions.push(session);
         }
-        if let Some(fact) = index::Fact::of(&record) {
-            waiting.facts.push(fact);
-        }
+        let last = waiting.next_seq - 1;
         let full = waiting.bytes.len() >= BLOCK_BYTES && !waiting.urgent;
         waiting.urgent |= full;
         drop(waiting);
         if was_empty || full {
             self.shared.wake.notify_one();
         }
-        if self.shared.followers.receiver_count() > 0 {
-            let _ = self.shared.followers.send(Arc::new(record));
-        }
-        Ok(seq)
+        Ok(last)
     }
 
     /// Waits until the record `seq` and all before it are on disk.

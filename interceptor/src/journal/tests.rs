@@ -27,7 +27,7 @@ fn append(journal: &Journal, session: u64, text: &str) -> u64 {
             Some(SessionId(session)),
             &Arc::from("agent"),
             Timestamp(1),
-            notice(text),
+            [notice(text)],
         )
         .unwrap()
 }
@@ -344,7 +344,7 @@ fn a_missing_or_broken_index_is_rebuilt() {
             Some(SessionId(9)),
             &agent,
             Timestamp(5),
-            Event::SessionStart(start),
+            [Event::SessionStart(start)],
         )
         .unwrap();
     append(&journal, 9, "in between");
@@ -359,7 +359,7 @@ fn a_missing_or_broken_index_is_rebuilt() {
             Some(SessionId(9)),
             &agent,
             Timestamp(6),
-            Event::SessionEnd(end),
+            [Event::SessionEnd(end)],
         )
         .unwrap();
     durable(&journal, seq);
@@ -436,7 +436,7 @@ fn a_full_disk_stops_everything_until_there_is_room_again() {
             .block_on(journal.durable(kept))
             .expect_err("a full disk takes nothing");
         assert!(journal.stopped().is_some());
-        let refused = journal.append(None, &Arc::from(""), Timestamp(1), notice("refused"));
+        let refused = journal.append(None, &Arc::from(""), Timestamp(1), [notice("refused")]);
         assert!(
             refused
                 .unwrap_err()

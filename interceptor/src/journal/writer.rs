@@ -9,9 +9,9 @@ use std::{
 };
 
 use super::{
-    Shared, Stopped, Waiting,
+    BLOCK_BYTES, Shared, Stopped, Waiting,
     checkpoint::{Checkpoint, Key, Tree},
-    lock, private,
+    index, lock, private,
     segment::{self, BLOCK_HEADER, BlockHeader, Chain, Location, Recovered, SEGMENT_HEADER},
 };
 
@@ -33,10 +33,21 @@ struct Block {
     taken: Waiting,
 }
 
+/// Buffers that are used again for the next block.
+#[derive(Default)]
+struct Room {
+    records: Vec<u8>,
+    payload: Vec<u8>,
+}
+
+/// Room that is kept from block to block, in bytes; what a rare large block took is given back.
+const ROOM_MAX: usize = 4 * BLOCK_BYTES;
+
 struct Writer {
     shared: Arc<Shared>,
     key: Key,
     compressor: zstd::bulk::Compressor<'static>,
+    room: Room,
     chain: Chain,
     tree: Tree,
     next_seq: u64,
@@ -77,6 +88,7 @@ pub(super) fn start(
         shared,
         key,
         compressor: zstd::bulk::Compressor::new(LEVEL)?,
+        room: Room::default(),
         chain: recovered.chain,
         tree,
         next_seq: recovered.next_seq,
@@ -95,7 +107,7 @@ impl Writer {
             let (taken, closing) = self.take();
             if taken.count > 0 {
                 match self.block(taken) {
-                    Ok(block) => self.write(&block, closing),
+                    Ok(block) => self.write(block, closing),
                     Err(error) => self.stop(&error),
                 }
             }
@@ -112,7 +124,7 @@ impl Writer {
     }
 
     /// Waits for records, lets more gather, and takes them.
-    fn take(&self) -> (Waiting, bool) {
+    fn take(&mut self) -> (Waiting, bool) {
         let mut waiting = lock(&self.shared.waiting);
         while waiting.count == 0 && !waiting.closing {
             let idle = if self.signed == self.tree.size() {
@@ -145,7 +157,7 @@ impl Writer {
         }
         waiting.urgent = false;
         let taken = Waiting {
-            bytes: std::mem::take(&mut waiting.bytes),
+            bytes: std::mem::replace(&mut waiting.bytes, std::mem::take(&mut self.room.records)),
             count: std::mem::take(&mut waiting.count),
             next_seq: waiting.next_seq,
             sessions: std::mem::take(&mut waiting.sessions),
@@ -156,7 +168,11 @@ impl Writer {
     }
 
     fn block(&mut self, taken: Waiting) -> io::Result<Block> {
-        let payload = self.compressor.compress(&taken.bytes)?;
+        let mut payload = std::mem::take(&mut self.room.payload);
+        payload.clear();
+        payload.reserve(zstd::zstd_safe::compress_bound(taken.bytes.len()));
+        self.compressor
+            .compress_to_buffer(&taken.bytes, &mut payload)?;
         let too_large = |_| io::Error::other("a block is larger than 4 GiB");
         let header = BlockHeader {
             compressed: u32::try_from(payload.len()).map_err(too_large)?,
@@ -175,9 +191,9 @@ impl Writer {
     }
 
     /// Writes a block until it is on disk. While that fails nothing is accepted; nothing is dropped.
-    fn write(&mut self, block: &Block, closing: bool) {
+    fn write(&mut self, block: Block, closing: bool) {
         loop {
-            match self.try_write(block) {
+            match self.try_write(&block) {
                 Ok(location) => {
                     self.written(block, location);
                     return;
@@ -249,14 +265,30 @@ impl Writer {
         })
     }
 
-    fn written(&mut self, block: &Block, location: Location) {
-        self.chain = block.header.chain;
-        self.tree.push(&block.header.chain);
-        self.next_seq += u64::from(block.header.count);
-        let first = block.header.first_seq;
-        self.shared
-            .index
-            .add(first, location, &block.taken.sessions, &block.taken.facts);
+    fn written(&mut self, block: Block, location: Location) {
+        let Block {
+            header,
+            payload,
+            taken,
+        } = block;
+        self.chain = header.chain;
+        self.tree.push(&header.chain);
+        self.next_seq += u64::from(header.count);
+        self.shared.index.add(index::Block {
+            first_seq: header.first_seq,
+            location,
+            sessions: taken.sessions,
+            facts: taken.facts,
+        });
+        let again = |mut buffer: Vec<u8>| {
+            buffer.clear();
+            buffer.shrink_to(ROOM_MAX);
+            buffer
+        };
+        self.room = Room {
+            records: again(taken.bytes),
+            payload: again(payload),
+        };
         let durable = self.next_seq - 1;
         lock(&self.shared.waiting).stopped = None;
         self.shared.progress.send_modify(|progress| {

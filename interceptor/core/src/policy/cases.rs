@@ -144,7 +144,7 @@ impl Case {
             protocol: self.protocol,
             description,
             content: self.statement.clone().unwrap_or_default().into(),
-            parameters: Vec::new(),
+            parameters: [].into(),
             options: Vec::new(),
         };
         let (decision, _) =

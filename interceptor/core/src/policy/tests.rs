@@ -47,7 +47,7 @@ fn operation(actions: &[&str], effects: Effects, tables: &[(&str, Touch)]) -> Op
             ..Description::default()
         }),
         content: "select 1".into(),
-        parameters: Vec::new(),
+        parameters: [].into(),
         options: Vec::new(),
     }
 }

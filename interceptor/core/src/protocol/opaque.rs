@@ -47,7 +47,7 @@ impl Opaque {
                 ..Default::default()
             }),
             content: Bytes::copy_from_slice(shown),
-            parameters: Vec::new(),
+            parameters: [].into(),
             options: Vec::new(),
         }
     }

@@ -56,9 +56,9 @@ impl Answer {
         let (shape, masked) = match &self.shape {
             Some(shape) => {
                 let message = (!self.shape_recorded).then(|| shape.message.clone());
-                (message, shape.mask.masked().to_vec())
+                (message, shape.masked.clone())
             }
-            None => (None, Vec::new()),
+            None => (None, [].into()),
         };
         self.shape_recorded = true;
         Event::Response(ResponseRecord {

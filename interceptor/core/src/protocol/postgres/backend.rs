@@ -215,7 +215,7 @@ impl Postgres {
                     elapsed_ns: 0,
                     shape: None,
                     data: vec![message],
-                    masked: Vec::new(),
+                    masked: [].into(),
                 })));
         }
         pass
@@ -253,15 +253,18 @@ impl Postgres {
     }
 
     pub(super) fn row_description(&mut self, frame: Frame) -> Result<(Pass, Ends), Malformed> {
-        let message = self.upstream_frame(frame);
+        let message = self
+            .upstream
+            .get(self.passed..self.passed + frame.len)
+            .unwrap_or_default();
         match self.pipeline.front() {
             Some(Expect::Query(running)) => {
-                let (masks, description) =
-                    (running.masks.clone(), running.described.description.clone());
-                let message = Bytes::copy_from_slice(message);
-                let shape =
-                    self.shapes
-                        .shape(&message, &masks, self.catalog.as_ref(), &description)?;
+                let shape = self.shapes.shape(
+                    message,
+                    &running.masks,
+                    self.catalog.as_ref(),
+                    &running.described.description,
+                )?;
                 let refusal = shape.mask.refusal().map(str::to_owned);
                 self.notice_unknown(&shape);
                 let Some(answer) = self.open_answer() else {
@@ -276,29 +279,20 @@ impl Postgres {
             }
             Some(Expect::DescribeStatement(statement)) => {
                 if let Some(statement) = statement {
-                    set(
-                        &statement.layout,
-                        Layout::Known(Bytes::copy_from_slice(message)),
-                    );
+                    set(&statement.layout, Layout::Known(self.shapes.keep(message)));
                 }
                 self.pipeline.pop();
                 Ok((Pass::Whole, Ends::No))
             }
             Some(Expect::DescribePortal(portal)) => {
                 if let Some(portal) = portal {
-                    set(
-                        &portal.layout,
-                        Layout::Known(Bytes::copy_from_slice(message)),
-                    );
+                    set(&portal.layout, Layout::Known(self.shapes.keep(message)));
                 }
                 self.pipeline.pop();
                 Ok((Pass::Whole, Ends::No))
             }
             Some(Expect::Ours(Ours::Layout(portal))) => {
-                set(
-                    &portal.layout,
-                    Layout::Known(Bytes::copy_from_slice(message)),
-                );
+                set(&portal.layout, Layout::Known(self.shapes.keep(message)));
                 self.pipeline.pop();
                 Ok((Pass::Never, Ends::No))
             }

@@ -76,7 +76,7 @@ impl Postgres {
         let name = Bytes::copy_from_slice(bind.portal);
         let portal = Arc::new(Portal {
             name: name.clone(),
-            parameters: bind.parameters(&values, &statement.parameter_types),
+            parameters: bind.values.parameters(&values, &statement.parameter_types),
             result_formats: bind.result_formats,
             layout: Mutex::default(),
             leave: Mutex::default(),
@@ -130,8 +130,7 @@ impl Postgres {
     }
 
     pub(super) fn describe(&mut self, frame: Frame) -> Result<Next, Malformed> {
-        let payload = Bytes::copy_from_slice(self.payload(frame));
-        let expect = match Named::read(&payload, "Describe")? {
+        let expect = match Named::read(self.payload(frame), "Describe")? {
             Named::Statement(name) => {
                 if self.statement_certainty(name) == Certainty::Wait {
                     return Ok(Next::Wait);
@@ -236,7 +235,7 @@ impl Postgres {
         Arc::new(Portal {
             name: Bytes::copy_from_slice(name),
             statement: Arc::new(statement),
-            parameters: wire.map(|wire| wire.parameters.clone()).unwrap_or_default(),
+            parameters: wire.map_or_else(|| [].into(), |wire| wire.parameters.clone()),
             result_formats: wire
                 .map(|wire| wire.result_formats.clone())
                 .unwrap_or_default(),

@@ -14,9 +14,7 @@ use super::{
 use crate::{
     decoder::{Closing, Step},
     limits,
-    operation::{
-        Description, Effects, Operation, Parameter, Protocol, Resource, ResourceKind, Touch,
-    },
+    operation::{Description, Effects, Operation, Protocol, Resource, ResourceKind, Touch},
     record::{Event, OperationRecord},
 };
 
@@ -240,7 +238,7 @@ impl Postgres {
             protocol: Protocol::Postgres,
             description: described.description.clone(),
             content: text.clone(),
-            parameters: Vec::new(),
+            parameters: [].into(),
             options,
         };
         self.propose(
@@ -340,15 +338,7 @@ impl Postgres {
             names: [].into(),
             barrier: true,
         });
-        let parameters = call
-            .values
-            .iter()
-            .map(|(format, value)| Parameter {
-                format: *format,
-                type_oid: 0,
-                value: value.map(|value| frame.slice_ref(value)),
-            })
-            .collect();
+        let parameters = call.values.parameters(&frame, &[]);
         let operation = Operation {
             protocol: Protocol::Postgres,
             description: described.description.clone(),
@@ -392,7 +382,7 @@ impl Postgres {
             protocol: Protocol::Postgres,
             description: self.copied_in.description.clone(),
             content: std::mem::take(&mut self.copied_in.rows).into(),
-            parameters: Vec::new(),
+            parameters: [].into(),
             options: vec![(
                 "copy data, part".into(),
                 self.copied_in.part.to_string().into(),

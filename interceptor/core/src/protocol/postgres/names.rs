@@ -46,7 +46,7 @@ pub(super) enum Layout {
 pub(super) struct Portal {
     pub(super) name: Bytes,
     pub(super) statement: Arc<Prepared>,
-    pub(super) parameters: Vec<Parameter>,
+    pub(super) parameters: Arc<[Parameter]>,
     pub(super) result_formats: Vec<i16>,
     /// Its RowDescription, once described.
     pub(super) layout: Mutex<Layout>,
@@ -90,7 +90,9 @@ struct Slot<T> {
 /// One name space.
 #[derive(Debug)]
 pub(super) struct Space<T> {
-    slots: FxHashMap<Bytes, Slot<T>>,
+    /// What the empty name means: the statement or portal that most clients use for everything.
+    unnamed: Option<Slot<T>>,
+    named: FxHashMap<Bytes, Slot<T>>,
 }
 
 /// How to take a change back when the server refused it.
@@ -113,20 +115,42 @@ pub(super) struct Names {
 impl<T> Space<T> {
     fn new() -> Self {
         Self {
-            slots: FxHashMap::default(),
+            unnamed: None,
+            named: FxHashMap::default(),
+        }
+    }
+
+    fn slot(&self, name: &[u8]) -> Option<&Slot<T>> {
+        match name {
+            [] => self.unnamed.as_ref(),
+            name => self.named.get(name),
+        }
+    }
+
+    fn slot_mut(&mut self, name: &[u8]) -> Option<&mut Slot<T>> {
+        match name {
+            [] => self.unnamed.as_mut(),
+            name => self.named.get_mut(name),
+        }
+    }
+
+    fn remove(&mut self, name: &[u8]) {
+        match name {
+            [] => self.unnamed = None,
+            name => drop(self.named.remove(name)),
         }
     }
 
     /// Whether what `name` means is known, while `answered` segments are complete and `current` is open.
     pub(super) fn certainty(&self, name: &[u8], answered: u64, current: u64) -> Certainty {
-        match self.slots.get(name) {
+        match self.slot(name) {
             Some(slot) if slot.segment >= answered && slot.segment < current => Certainty::Wait,
             _ => Certainty::Certain,
         }
     }
 
     pub(super) fn find(&self, name: &[u8]) -> Option<&Arc<T>> {
-        self.slots.get(name)?.value.as_ref()
+        self.slot(name)?.value.as_ref()
     }
 
     /// Makes `name` mean `value` (`None`: nothing) as of `segment`. The name is kept: it should be a copy
@@ -136,10 +160,11 @@ impl<T> Space<T> {
             value: value.clone(),
             segment,
         };
-        let before = self
-            .slots
-            .insert(name.clone(), slot)
-            .and_then(|slot| slot.value);
+        let before = match name.is_empty() {
+            true => self.unnamed.replace(slot),
+            false => self.named.insert(name.clone(), slot),
+        }
+        .and_then(|slot| slot.value);
         Undo {
             name,
             set: value,
@@ -149,7 +174,7 @@ impl<T> Space<T> {
 
     /// Takes a change back, unless another one came after it.
     pub(super) fn undo(&mut self, undo: Undo<T>) {
-        let Some(slot) = self.slots.get_mut(&undo.name) else {
+        let Some(slot) = self.slot_mut(&undo.name) else {
             return;
         };
         let unchanged = match (&slot.value, &undo.set) {
@@ -164,16 +189,17 @@ impl<T> Space<T> {
 
     /// Forgets names that mean nothing and whose removal is answered.
     pub(super) fn sweep(&mut self, answered: u64) {
-        self.slots
+        self.named
             .retain(|_, slot| slot.value.is_some() || slot.segment >= answered);
     }
 
     pub(super) fn clear(&mut self) {
-        self.slots.clear();
+        self.unnamed = None;
+        self.named.clear();
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.slots.len() >= limits::NAMES_MAX
+        self.named.len() >= limits::NAMES_MAX
     }
 }
 
@@ -235,7 +261,7 @@ impl Names {
                 }
                 NameChange::Deallocate(name) => {
                     self.sql_statements.remove(name);
-                    self.statements.slots.remove(name.as_bytes());
+                    self.statements.remove(name.as_bytes());
                 }
                 NameChange::DeallocateAll => {
                     self.sql_statements.clear();
@@ -243,7 +269,7 @@ impl Names {
                 }
                 NameChange::Close(name) => {
                     self.cursors.remove(name);
-                    self.portals.slots.remove(name.as_bytes());
+                    self.portals.remove(name.as_bytes());
                 }
                 NameChange::CloseAll => {
                     self.cursors.clear();

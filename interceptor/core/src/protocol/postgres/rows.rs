@@ -1,6 +1,6 @@
 //! The layout of a result and what is masked in it.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 
@@ -18,13 +18,22 @@ pub(super) struct Shape {
     pub(super) message: Bytes,
     /// What is masked.
     pub(super) mask: RowMask,
+    /// The columns that are, by name, as records have them.
+    pub(super) masked: Arc<[Box<str>]>,
 }
 
-/// Makes shapes, and remembers the last one: a session tends to ask the same again.
+/// Makes shapes, and remembers the last ones: a session tends to ask the same again.
 #[derive(Debug, Default)]
 pub(super) struct Shapes {
-    last: Option<Remembered>,
+    /// Latest use last.
+    remembered: Vec<Remembered>,
+    /// The RowDescriptions that came last, whole, so that one that comes again needs no copy.
+    messages: VecDeque<Bytes>,
 }
+
+/// Shapes and messages that are remembered: more than the statements of a usual transaction, few enough
+/// to look at each.
+const REMEMBERED_MAX: usize = 16;
 
 #[derive(Debug)]
 struct Remembered {
@@ -35,6 +44,19 @@ struct Remembered {
 }
 
 impl Shapes {
+    /// `message`, to keep.
+    pub(super) fn keep(&mut self, message: &[u8]) -> Bytes {
+        if let Some(known) = self.messages.iter().find(|known| **known == message) {
+            return known.clone();
+        }
+        if self.messages.len() >= REMEMBERED_MAX {
+            self.messages.pop_front();
+        }
+        let kept = Bytes::copy_from_slice(message);
+        self.messages.push_back(kept.clone());
+        kept
+    }
+
     /// The shape for the RowDescription `message` (a whole frame).
     pub(super) fn shape(
         &mut self,
@@ -43,13 +65,17 @@ impl Shapes {
         catalog: Option<&Arc<Catalog>>,
         description: &Arc<Description>,
     ) -> Result<Arc<Shape>, Malformed> {
-        if let Some(last) = &self.last
-            && last.shape.message == message
-            && Arc::ptr_eq(&last.plan, plan)
-            && last.catalog.as_ref().map(Arc::as_ptr) == catalog.map(Arc::as_ptr)
-            && (plan.is_empty() || Arc::ptr_eq(&last.description, description))
-        {
-            return Ok(last.shape.clone());
+        let known = self.remembered.iter().rposition(|known| {
+            Arc::ptr_eq(&known.plan, plan)
+                && known.catalog.as_ref().map(Arc::as_ptr) == catalog.map(Arc::as_ptr)
+                && (plan.is_empty() || Arc::ptr_eq(&known.description, description))
+                && known.shape.message == message
+        });
+        if let Some(index) = known {
+            let known = self.remembered.remove(index);
+            let shape = known.shape.clone();
+            self.remembered.push(known);
+            return Ok(shape);
         }
         let payload = message.get(wire::HEADER..).unwrap_or_default();
         let mask = RowMask::new(
@@ -59,10 +85,14 @@ impl Shapes {
             description,
         )?;
         let shape = Arc::new(Shape {
-            message: Bytes::copy_from_slice(message),
+            message: self.keep(message),
+            masked: mask.masked().into(),
             mask,
         });
-        self.last = Some(Remembered {
+        if self.remembered.len() >= REMEMBERED_MAX {
+            self.remembered.remove(0);
+        }
+        self.remembered.push(Remembered {
             shape: shape.clone(),
             plan: plan.clone(),
             catalog: catalog.cloned(),

@@ -73,7 +73,7 @@ impl Postgres {
             protocol: Protocol::Postgres,
             description: Arc::new(description),
             content: Bytes::from_static(b"CancelRequest"),
-            parameters: Vec::new(),
+            parameters: [].into(),
             options: Vec::new(),
         };
         self.propose(operation, Proposal::Cancel(packet));
@@ -188,7 +188,7 @@ impl Postgres {
             protocol: Protocol::Postgres,
             description: Arc::new(description),
             content: content.into(),
-            parameters: Vec::new(),
+            parameters: [].into(),
             options: Vec::new(),
         })
     }

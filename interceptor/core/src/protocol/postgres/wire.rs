@@ -4,7 +4,7 @@
 //! need more, malformed; lengths are checked against the frame that holds them, so no length can
 //! make two readers disagree about where a message ends.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -280,12 +280,81 @@ impl<'a> Parse<'a> {
     }
 }
 
+/// The values of a Bind or FunctionCall, read where they stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Values<'a> {
+    /// Two bytes a format: none means text for all, one is for all, else one a value.
+    formats: &'a [u8],
+    count: usize,
+    /// The values, each with its length before it.
+    values: &'a [u8],
+}
+
+impl<'a> Values<'a> {
+    fn read(reader: &mut Reader<'a>) -> Result<Self, Malformed> {
+        let message = reader.message;
+        let format_count = reader.count()?;
+        let formats = reader.take(format_count * 2)?;
+        for format in formats.chunks_exact(2) {
+            if !matches!(format, [0, 0 | 1]) {
+                let format = Reader::new(format, message).i16()?;
+                return Err(Malformed(format!(
+                    "{message} gives format {format}; 0 and 1 are valid"
+                )));
+            }
+        }
+        let count = reader.count()?;
+        if format_count > 1 && format_count != count {
+            return Err(Malformed(format!(
+                "{message} has {format_count} formats for {count} values"
+            )));
+        }
+        let values = reader.rest();
+        for _ in 0..count {
+            reader.value()?;
+        }
+        Ok(Self {
+            formats,
+            count,
+            values,
+        })
+    }
+
+    fn iter(self) -> impl ExactSizeIterator<Item = (ParameterFormat, Option<&'a [u8]>)> {
+        let mut values = Reader::new(self.values, "");
+        (0..self.count).map(move |index| {
+            let format = match self.formats {
+                [_, one] => *one,
+                formats => formats.get(index * 2 + 1).copied().unwrap_or(0),
+            };
+            let format = match format {
+                0 => ParameterFormat::Text,
+                _ => ParameterFormat::Binary,
+            };
+            // Each was read before.
+            (format, values.value().unwrap_or(None))
+        })
+    }
+
+    /// The values with their `types`, as an operation keeps them; `whole` is what they are read from.
+    pub(super) fn parameters(self, whole: &Bytes, types: &[u32]) -> Arc<[Parameter]> {
+        self.iter()
+            .enumerate()
+            .map(|(index, (format, value))| Parameter {
+                format,
+                type_oid: types.get(index).copied().unwrap_or(0),
+                value: value.map(|value| whole.slice_ref(value)),
+            })
+            .collect()
+    }
+}
+
 /// Bind: values for a prepared statement.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Bind<'a> {
     pub(super) portal: &'a [u8],
     pub(super) statement: &'a [u8],
-    pub(super) values: Vec<(ParameterFormat, Option<&'a [u8]>)>,
+    pub(super) values: Values<'a>,
     pub(super) result_formats: Vec<i16>,
 }
 
@@ -294,30 +363,7 @@ impl<'a> Bind<'a> {
         let mut reader = Reader::new(payload, "Bind");
         let portal = reader.string()?;
         let statement = reader.string()?;
-        let format_count = reader.count()?;
-        let mut formats = Reader::new(reader.take(format_count * 2)?, "Bind");
-        let count = reader.count()?;
-        if format_count > 1 && format_count != count {
-            return Err(Malformed(format!(
-                "Bind has {format_count} formats for {count} values"
-            )));
-        }
-        let mut format = ParameterFormat::Text;
-        let mut values = Vec::with_capacity(count);
-        for index in 0..count {
-            if index < format_count {
-                format = match formats.i16()? {
-                    0 => ParameterFormat::Text,
-                    1 => ParameterFormat::Binary,
-                    other => {
-                        return Err(Malformed(format!(
-                            "Bind asks for format {other}; 0 and 1 are valid"
-                        )));
-                    }
-                };
-            }
-            values.push((format, reader.value()?));
-        }
+        let values = Values::read(&mut reader)?;
         let result_count = reader.count()?;
         let result_formats = (0..result_count)
             .map(|_| reader.i16())
@@ -329,19 +375,6 @@ impl<'a> Bind<'a> {
             values,
             result_formats,
         })
-    }
-
-    /// The values with their types, as an operation keeps them; `whole` is the frame they borrow from.
-    pub(super) fn parameters(&self, whole: &Bytes, types: &[u32]) -> Vec<Parameter> {
-        self.values
-            .iter()
-            .enumerate()
-            .map(|(index, (format, value))| Parameter {
-                format: *format,
-                type_oid: types.get(index).copied().unwrap_or(0),
-                value: value.map(|value| whole.slice_ref(value)),
-            })
-            .collect()
     }
 
     /// A Bind without parameters whose results come as text.
@@ -428,33 +461,14 @@ impl<'a> Execute<'a> {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct FunctionCall<'a> {
     pub(super) function_oid: u32,
-    pub(super) values: Vec<(ParameterFormat, Option<&'a [u8]>)>,
+    pub(super) values: Values<'a>,
 }
 
 impl<'a> FunctionCall<'a> {
     pub(super) fn read(payload: &'a [u8]) -> Result<Self, Malformed> {
         let mut reader = Reader::new(payload, "FunctionCall");
         let function_oid = reader.u32()?;
-        let format_count = reader.count()?;
-        let mut formats = Reader::new(reader.take(format_count * 2)?, "FunctionCall");
-        let count = reader.count()?;
-        if format_count > 1 && format_count != count {
-            return Err(Malformed(format!(
-                "FunctionCall has {format_count} formats for {count} values"
-            )));
-        }
-        let mut format = ParameterFormat::Text;
-        let mut values = Vec::with_capacity(count);
-        for index in 0..count {
-            if index < format_count {
-                format = if formats.i16()? == 0 {
-                    ParameterFormat::Text
-                } else {
-                    ParameterFormat::Binary
-                };
-            }
-            values.push((format, reader.value()?));
-        }
+        let values = Values::read(&mut reader)?;
         reader.i16()?;
         reader.end()?;
         Ok(Self {
