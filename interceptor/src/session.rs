@@ -12,7 +12,7 @@ use std::{
 
 use bytes::{Buf, Bytes, BytesMut};
 use interceptor_core::{
-    decoder::{Closing, Decoder, Peer, Step},
+    decoder::{Closing, Decoder, Failure, Peer, Step},
     limits,
     operation::{Operation, Protocol},
     origin::Origin,
@@ -119,11 +119,7 @@ impl Session {
             client: address,
         };
         self.record(Event::SessionStart(start));
-        let Ended(reason) = if self.stopped {
-            Ended("the journal takes no records".to_owned())
-        } else {
-            self.serve(client).await
-        };
+        let Ended(reason) = self.serve(client).await;
         self.now = now();
         let [bytes_from_client, bytes_from_upstream] = self.received;
         let end = SessionEnd {
@@ -136,7 +132,13 @@ impl Session {
     }
 
     async fn serve(&mut self, mut client: TcpStream) -> Ended {
-        let dialled = upstream::dial(self.origin.destination, self.services.dial_patience).await;
+        let dialled = if self.stopped {
+            Err(Failure::Unrecorded)
+        } else {
+            upstream::dial(self.origin.destination, self.services.dial_patience)
+                .await
+                .map_err(|error| Failure::Unreachable(error.to_string()))
+        };
         let mut first = BytesMut::with_capacity(limits::READ_BYTES / 8);
         let mut decoder = match self.identify(&mut client, &mut first).await {
             Ok(decoder) => decoder,
@@ -145,31 +147,25 @@ impl Session {
         self.now = now();
         decoder.receive(Peer::Client, &mut first, self.now);
         match dialled {
-            Ok(upstream) => {
-                let (mut client, mut upstream) = (client, upstream);
-                let ended = self
-                    .exchange(&mut *decoder, &mut client, &mut upstream)
-                    .await;
-                if self.stopped {
-                    reset(&client);
-                }
-                ended
+            Ok(mut upstream) => {
+                self.exchange(&mut *decoder, &mut client, &mut upstream)
+                    .await
             }
-            Err(error) => {
-                self.without_upstream(&mut *decoder, &mut client, &error.to_string())
+            Err(failure) => {
+                self.without_upstream(&mut *decoder, &mut client, &failure)
                     .await
             }
         }
     }
 
-    /// Answers the client until it asks for something of the server, then says that there is none.
+    /// Answers the client until it asks for something of the server, then says why it can't have it.
     ///
     /// Not at once: an error in the place of the answer to an SSLRequest is one that libpq doesn't show.
     async fn without_upstream(
         &mut self,
         decoder: &mut dyn Decoder,
         client: &mut TcpStream,
-        reason: &str,
+        failure: &Failure,
     ) -> Ended {
         let (mut from_client, mut to_client) = client.split();
         let (mut buffer, mut answers) = (BytesMut::new(), Queue::default());
@@ -181,7 +177,7 @@ impl Session {
                 Step::Send(Peer::Client, bytes) => answers.push(bytes),
                 Step::Record(event) => self.record(event),
                 Step::Close(closing) => break describe(&closing),
-                _ if told => break format!("unreachable: {reason}"),
+                _ if told => break failure.to_string(),
                 Step::Wait => {
                     answers.drain(&mut to_client).await;
                     tokio::select! {
@@ -196,11 +192,11 @@ impl Session {
                         () = &mut patience => {}
                     }
                     told = true;
-                    decoder.unreachable(reason);
+                    decoder.fail(failure);
                 }
                 Step::Propose(_) | Step::Send(Peer::Upstream, _) => {
                     told = true;
-                    decoder.unreachable(reason);
+                    decoder.fail(failure);
                 }
             }
         };
@@ -255,6 +251,7 @@ impl Session {
         let (mut client_queue, mut upstream_queue) = (Queue::default(), Queue::default());
         let mut held: Option<Held> = None;
         loop {
+            let recorded = client_queue.chunks.len();
             let closing = loop {
                 match decoder.poll() {
                     Step::Wait => break None,
@@ -268,7 +265,13 @@ impl Session {
                     },
                 }
                 if self.stopped {
-                    return Ended("the journal takes no records".to_owned());
+                    client_queue.truncate(recorded);
+                    let ended = farewell(decoder, &Failure::Unrecorded, &mut client_queue);
+                    if client_queue.chunks.is_empty() {
+                        reset(to_client.as_ref());
+                    }
+                    client_queue.drain(&mut to_client).await;
+                    return ended;
                 }
             };
             if let Some(closing) = closing {
@@ -515,6 +518,18 @@ fn poll_read(
     Poll::Ready(Ok(count))
 }
 
+/// Has `decoder` end the session, and queues what it says to the client about it.
+fn farewell(decoder: &mut dyn Decoder, failure: &Failure, answers: &mut Queue) -> Ended {
+    decoder.fail(failure);
+    loop {
+        match decoder.poll() {
+            Step::Send(Peer::Client, bytes) => answers.push(bytes),
+            Step::Wait | Step::Close(_) => return Ended(failure.to_string()),
+            Step::Send(Peer::Upstream, _) | Step::Record(_) | Step::Propose(_) => {}
+        }
+    }
+}
+
 fn describe(closing: &Closing) -> String {
     match closing {
         Closing::Finished => "finished".to_owned(),
@@ -534,6 +549,13 @@ impl Queue {
     fn push(&mut self, bytes: Bytes) {
         self.bytes += bytes.len();
         self.chunks.push_back(bytes);
+    }
+
+    /// Keeps the oldest `chunks` only.
+    fn truncate(&mut self, chunks: usize) {
+        for dropped in self.chunks.drain(chunks.min(self.chunks.len())..) {
+            self.bytes -= dropped.len();
+        }
     }
 
     const fn is_full(&self) -> bool {

@@ -181,3 +181,67 @@ fn an_acknowledged_record_survives_kill() {
     assert!(daemon.journal().unwrap().lines.len() >= before);
     daemon.ask(&["verify"]).unwrap();
 }
+
+#[test]
+fn a_full_disk_ends_sessions_with_an_error_and_loses_nothing() {
+    let mut daemon = Daemon::start(ALLOW_ALL).unwrap();
+    daemon.stop().unwrap();
+    let state = daemon.state();
+    let flags = nix::mount::MsFlags::empty();
+    nix::mount::mount(Some("tmpfs"), &state, Some("tmpfs"), flags, Some("size=4m")).unwrap();
+    let unmount = Unmount(state.clone());
+    daemon.restart().unwrap();
+    let database = cluster().database().unwrap();
+    let mut script = Way::Guarded(&daemon, "greedy")
+        .script(&database, "unrecorded.py", &[])
+        .unwrap();
+    // Less is left than one segment takes.
+    fs::write(state.join("ballast"), vec![7; 2 << 20]).unwrap();
+    let said = run::start(&mut script)
+        .unwrap()
+        .outcome_within(std::time::Duration::from_secs(60))
+        .unwrap()
+        .success()
+        .unwrap();
+    let [answers, refused, anew] = said.lines().collect::<Vec<_>>()[..] else {
+        panic!("{said}");
+    };
+    assert!(refused.starts_with("58030"), "{said}");
+    assert!(refused.contains("can't be recorded"), "{said}");
+    assert!(anew.contains("can't be recorded"), "{said}");
+    let status = run::outcome(&mut daemon.command(["status"])).unwrap();
+    assert_eq!(status.status.code(), Some(3));
+    assert!(status.stdout.contains("No space left"), "{status:?}");
+
+    // With room again it goes on by itself, and everything that was answered is on record.
+    fs::remove_file(state.join("ballast")).unwrap();
+    run::wait_for(
+        "the journal to go on",
+        std::time::Duration::from_secs(10),
+        || {
+            let asked =
+                &mut Way::Guarded(&daemon, "after").psql(&database, &["--command=SELECT 1"]);
+            Ok(run::output(asked).ok())
+        },
+    )
+    .unwrap();
+    daemon.ask(&["verify"]).unwrap();
+    let journal = daemon.journal().unwrap();
+    let recorded = journal.mentioning("response", "SELECT 1").count();
+    // Those and the one that was asked when there was room again.
+    assert!(
+        recorded > answers.parse().unwrap(),
+        "{recorded} of {answers}"
+    );
+    daemon.stop().unwrap();
+    drop(unmount);
+}
+
+/// Unmounts when the test is over, however it ends.
+struct Unmount(PathBuf);
+
+impl Drop for Unmount {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
+    }
+}

@@ -4,6 +4,8 @@
 //! [`Step::Wait`]. The bytes of a proposed operation stay inside the decoder until a
 //! [`Permit`](crate::ruling::Permit) releases exactly them.
 
+use std::fmt;
+
 use bytes::{Bytes, BytesMut};
 
 use crate::{
@@ -47,6 +49,24 @@ pub enum Closing {
     Refused(String),
 }
 
+/// Why a session can't go on, whatever was said in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Failure {
+    /// The true destination can't be reached; the reason is for people.
+    Unreachable(String),
+    /// The journal takes no records. Nothing that is still to be sent may be sent.
+    Unrecorded,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreachable(reason) => write!(f, "unreachable: {reason}"),
+            Self::Unrecorded => f.write_str("the journal takes no records"),
+        }
+    }
+}
+
 /// A protocol's state machine.
 pub trait Decoder: Send {
     /// Takes all of `bytes` (leaving it empty) as the next bytes from `peer`.
@@ -55,8 +75,8 @@ pub trait Decoder: Send {
     /// `peer` will send nothing more.
     fn finish(&mut self, from: Peer);
 
-    /// The true destination can't be reached; the client is to be told why.
-    fn unreachable(&mut self, reason: &str);
+    /// Ends the session; the client is told why in its own protocol, as far as that has a way.
+    fn fail(&mut self, failure: &Failure);
 
     /// Answers the open proposal.
     fn rule(&mut self, ruling: Ruling, now: Timestamp);

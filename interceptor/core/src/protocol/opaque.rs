@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 
 use crate::{
-    decoder::{Closing, Decoder, Peer, Step},
+    decoder::{Closing, Decoder, Failure, Peer, Step},
     limits,
     operation::{Description, Effects, Operation, Protocol},
     record::Timestamp,
@@ -78,8 +78,8 @@ impl Decoder for Opaque {
         }
     }
 
-    fn unreachable(&mut self, reason: &str) {
-        self.closing = Some(Closing::Refused(format!("unreachable: {reason}")));
+    fn fail(&mut self, failure: &Failure) {
+        self.closing = Some(Closing::Refused(failure.to_string()));
     }
 
     fn rule(&mut self, ruling: Ruling, _now: Timestamp) {

@@ -52,7 +52,7 @@ use self::{
     wire::Malformed,
 };
 use crate::{
-    decoder::{Closing, Decoder, Peer, Step},
+    decoder::{Closing, Decoder, Failure, Peer, Step},
     operation::Operation,
     record::Timestamp,
     ruling::{Permit, Ruling},
@@ -276,9 +276,9 @@ impl Postgres {
                     "upstream: closed in the middle of a message".into(),
                 ));
             } else if self.phase == Phase::Startup {
-                self.unreachable(
-                    "the server closed the connection before the client said anything",
-                );
+                self.fail(&Failure::Unreachable(
+                    "it closed the connection before the client said anything".to_owned(),
+                ));
             } else {
                 self.close(Closing::Finished);
             }
@@ -311,16 +311,37 @@ impl Decoder for Postgres {
         }
     }
 
-    fn unreachable(&mut self, reason: &str) {
-        let error = refuse::error(
-            "FATAL",
-            refuse::CANNOT_CONNECT,
-            &format!("interceptor: the server can't be reached: {reason}"),
-            "",
-            "Check that it is running and listens on this address.",
-        );
-        self.send(Peer::Client, error);
-        self.close(Closing::Refused(format!("unreachable: {reason}")));
+    fn fail(&mut self, failure: &Failure) {
+        if self.phase == Phase::Closed {
+            return;
+        }
+        let closing = Closing::Refused(failure.to_string());
+        match failure {
+            Failure::Unreachable(reason) => {
+                let error = refuse::error(
+                    "FATAL",
+                    refuse::CANNOT_CONNECT,
+                    &format!("interceptor: the server can't be reached: {reason}"),
+                    "",
+                    "Check that it is running and listens on this address.",
+                );
+                self.send(Peer::Client, error);
+                self.close(closing);
+            }
+            Failure::Unrecorded => {
+                let error = refuse::error(
+                    "FATAL",
+                    refuse::IO_ERROR,
+                    "interceptor: what this session does can't be recorded, so it ends here",
+                    "What was asked last may or may not have been carried out; its result was kept back.",
+                    "Try again later. The operator of this host sees the cause with `interceptor status`.",
+                );
+                self.steps.clear();
+                self.phase = Phase::Closed;
+                self.send(Peer::Client, error);
+                self.steps.push_back(Step::Close(closing));
+            }
+        }
     }
 
     fn rule(&mut self, ruling: Ruling, now: Timestamp) {

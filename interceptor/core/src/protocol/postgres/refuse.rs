@@ -21,6 +21,9 @@ pub(super) const CONNECTION_FAILURE: &str = "08006";
 /// SQLSTATE sqlclient_unable_to_establish_sqlconnection.
 pub(super) const CANNOT_CONNECT: &str = "08001";
 
+/// SQLSTATE io_error.
+pub(super) const IO_ERROR: &str = "58030";
+
 /// A text that is no statement in any version of PostgreSQL; it shows up in the server's log.
 const NO_STATEMENT: &[u8] = b"interceptor refused an operation here";
 
