@@ -20,6 +20,7 @@ use tokio::{
 use crate::{
     accept::Acceptor,
     approval::{Approvals, Reviewers, Unfinished},
+    cancellations::Cancellations,
     clock,
     config::Config,
     console::{
@@ -114,6 +115,7 @@ pub fn serve(config: Config, remove_hooks: bool) -> Result<(), ServeError> {
         journal,
         policies,
         approvals,
+        cancellations: Cancellations::default(),
         postgres: Arc::new(postgres::Shared::new(config.limits.message_bytes)),
         dial_patience: DIAL_PATIENCE,
     });

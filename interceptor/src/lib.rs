@@ -4,6 +4,7 @@
 
 pub mod accept;
 pub mod approval;
+pub mod cancellations;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -36,6 +36,7 @@ use tokio::{
 
 use crate::{
     approval::{Approvals, Outcome, Pending, Request},
+    cancellations::{Cancellable, Cancellations},
     clock::now,
     journal::Journal,
     policies::Policies,
@@ -53,6 +54,8 @@ pub struct Services {
     pub policies: Arc<Policies>,
     /// Where people are asked.
     pub approvals: Approvals,
+    /// Who can be cancelled while people are asked.
+    pub cancellations: Cancellations,
     /// What PostgreSQL sessions share.
     pub postgres: Arc<postgres::Shared>,
     /// How long to wait for an upstream to answer a connect.
@@ -66,6 +69,7 @@ pub struct Session {
     origin: Arc<Origin>,
     agent: Arc<str>,
     judge: Judge,
+    cancellable: Option<Cancellable>,
     operations: u64,
     received: [u64; 2],
     /// When the bytes or the answer that are being worked on arrived: the clock is read once a turn.
@@ -102,6 +106,7 @@ impl Session {
             origin,
             agent,
             judge,
+            cancellable: None,
             operations: 0,
             received: [0; 2],
             now: now(),
@@ -194,6 +199,8 @@ impl Session {
                     told = true;
                     decoder.fail(failure);
                 }
+                // Without a server nothing gets so far.
+                Step::Cancellable(_) | Step::Cancel(_) => {}
                 Step::Propose(_) | Step::Send(Peer::Upstream, _) => {
                     told = true;
                     decoder.fail(failure);
@@ -258,6 +265,15 @@ impl Session {
                     Step::Send(Peer::Client, bytes) => client_queue.push(bytes),
                     Step::Send(Peer::Upstream, bytes) => upstream_queue.push(bytes),
                     Step::Record(event) => self.record(event),
+                    Step::Cancellable(key) => {
+                        let cancellations = &self.services.cancellations;
+                        self.cancellable =
+                            Some(cancellations.register(self.origin.destination, key));
+                    }
+                    Step::Cancel(key) => self
+                        .services
+                        .cancellations
+                        .cancel(self.origin.destination, key),
                     Step::Close(closing) => break Some(closing),
                     Step::Propose(operation) => match self.decide(operation).await {
                         Decided::Now(ruling) => decoder.rule(ruling, self.now),
@@ -309,6 +325,13 @@ impl Session {
                         self.now = now();
                         if let Some(question) = held.take() {
                             decoder.rule(question.ruled(outcome), self.now);
+                        }
+                        continue;
+                    }
+                    () = cancelled(self.cancellable.as_ref()) => {
+                        self.now = now();
+                        if let Some(question) = held.take_if(|held| held.pending.withdraw(CANCELLED)) {
+                            decoder.rule(question.cancelled(), self.now);
                         }
                         continue;
                     }
@@ -436,7 +459,26 @@ fn unavailable(rule: &Arc<str>) -> Refusal {
     }
 }
 
+async fn cancelled(session: Option<&Cancellable>) {
+    match session {
+        Some(session) => session.cancelled().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Why a question was withdrawn when a cancel request came.
+const CANCELLED: &str = "the agent cancelled it";
+
 impl Held {
+    /// The ruling after the question was withdrawn.
+    fn cancelled(self) -> Ruling {
+        let reason = CANCELLED.into();
+        Ruling::Refuse(
+            self.hold
+                .refuse(Cause::Cancelled, reason, self.pending.id()),
+        )
+    }
+
     /// The ruling that people's answer makes of it.
     fn ruled(self, outcome: Outcome) -> Ruling {
         match outcome {
@@ -525,7 +567,7 @@ fn farewell(decoder: &mut dyn Decoder, failure: &Failure, answers: &mut Queue) -
         match decoder.poll() {
             Step::Send(Peer::Client, bytes) => answers.push(bytes),
             Step::Wait | Step::Close(_) => return Ended(failure.to_string()),
-            Step::Send(Peer::Upstream, _) | Step::Record(_) | Step::Propose(_) => {}
+            _ => {}
         }
     }
 }

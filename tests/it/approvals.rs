@@ -79,6 +79,32 @@ fn what_is_approved_runs_once() {
 }
 
 #[test]
+fn a_cancel_request_takes_the_question_back_and_the_session_goes_on() {
+    let daemon = Daemon::start(HOLD_WRITES).unwrap();
+    let database = cluster().database().unwrap();
+    let agent = run::start(
+        &mut Way::Guarded(&daemon, "impatient")
+            .script(&database, "cancelled.py", &[])
+            .unwrap(),
+    )
+    .unwrap();
+    let asked = id(&daemon.held().unwrap());
+    assert_eq!(
+        agent.outcome().unwrap().success().unwrap(),
+        "57014 interceptor: cancelled while it waited for approval by rule \"writes-wait\"\n\
+         goes on\n"
+    );
+    assert!(daemon.ask(&["approvals", "approve", &asked]).is_err());
+    assert_eq!(count(&database, "shop.orders"), "3");
+    let journal = daemon.journal().unwrap();
+    assert!(
+        journal
+            .mentioning("approval", &asked)
+            .any(|line| line.mentions("the agent cancelled it"))
+    );
+}
+
+#[test]
 fn the_reviewer_sees_the_statement_its_values_and_who_asks() {
     let daemon = Daemon::start(HOLD_WRITES).unwrap();
     let database = cluster().database().unwrap();

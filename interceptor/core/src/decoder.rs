@@ -34,8 +34,22 @@ pub enum Step {
     Send(Peer, Bytes),
     /// Put this into the session's record.
     Record(Event),
+    /// Who presents this key to the same destination may cancel what this session waits for.
+    Cancellable(CancelKey),
+    /// The session with this key is to be cancelled; the destination is told as well.
+    Cancel(CancelKey),
     /// Send what is queued, then close both sides.
     Close(Closing),
+}
+
+/// What a server gave a session to be cancelled by (PostgreSQL's BackendKeyData). A secret.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct CancelKey(pub Bytes);
+
+impl fmt::Debug for CancelKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CancelKey(…)")
+    }
 }
 
 /// Why a decoder ends its session.

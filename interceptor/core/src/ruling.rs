@@ -72,6 +72,8 @@ pub enum Cause {
     TimedOut,
     /// interceptor can't record or decide it now.
     Unavailable,
+    /// Whoever asked for it took it back while people were asked.
+    Cancelled,
 }
 
 /// The answer to a decoder's proposal.

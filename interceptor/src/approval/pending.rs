@@ -92,6 +92,16 @@ impl Pending {
         answer.unwrap_or_else(|_| unavailable(STOPPING))
     }
 
+    /// Takes the request back, unless it has been decided; whether it was taken back.
+    pub fn withdraw(&mut self, why: &str) -> bool {
+        let step = ApprovalStep::Withdrawn { why: why.into() };
+        let withdrawn = self.receiver.is_some() && self.approvals.abandon(self.id, &step);
+        if withdrawn {
+            self.receiver = None;
+        }
+        withdrawn
+    }
+
     /// Its id.
     #[must_use]
     pub const fn id(&self) -> ApprovalId {

@@ -456,6 +456,7 @@ fn ended(state: &State) -> String {
             Cause::TimedOut => "its time is over".to_owned(),
             Cause::Unavailable => "it could not be recorded".to_owned(),
             Cause::Denied | Cause::Rejected => "it was rejected".to_owned(),
+            Cause::Cancelled => "the agent cancelled it".to_owned(),
         },
         State::Withdrawn { why } => format!("it was withdrawn ({why})"),
     }

@@ -367,6 +367,7 @@ fn state(state: &State) -> String {
             Cause::TimedOut => "refused: nobody decided in time",
             Cause::Unavailable => "refused: it could not be recorded",
             Cause::Denied | Cause::Rejected => "rejected",
+            Cause::Cancelled => "cancelled by the agent",
         }
         .to_owned(),
         State::Withdrawn { why } => format!("withdrawn: {why}"),

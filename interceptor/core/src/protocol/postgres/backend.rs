@@ -16,7 +16,7 @@ use super::{
     wire::{self, Frame, Malformed, Reader},
 };
 use crate::{
-    decoder::{Peer, Step},
+    decoder::{CancelKey, Peer, Step},
     mask::MaskPlan,
     operation::{Effects, Protocol},
     record::{Event, ResponseRecord, ResponseStatus},
@@ -163,7 +163,11 @@ impl Postgres {
                 self.phase = Phase::Ready;
                 self.status = Reader::new(self.upstream_payload(frame), "ReadyForQuery").u8()?;
             }
-            b'E' | b'N' | b'R' | b'K' | b'v' => {}
+            b'K' => {
+                let key = CancelKey(Bytes::copy_from_slice(self.upstream_payload(frame)));
+                self.steps.push_back(Step::Cancellable(key));
+            }
+            b'E' | b'N' | b'R' | b'v' => {}
             tag => {
                 return Err(Malformed(format!(
                     "message `{}` during authentication",

@@ -14,6 +14,8 @@ use crate::ruling::{Cause, Refusal};
 
 /// SQLSTATE insufficient_privilege.
 pub(super) const INSUFFICIENT_PRIVILEGE: &str = "42501";
+/// SQLSTATE query_canceled.
+pub(super) const QUERY_CANCELED: &str = "57014";
 /// SQLSTATE protocol_violation.
 pub(super) const PROTOCOL_VIOLATION: &str = "08P01";
 /// SQLSTATE connection_failure.
@@ -74,9 +76,12 @@ pub(super) fn refusal(refusal: &Refusal, severity: &str) -> Bytes {
             format!("interceptor: held by rule \"{rule}\" and not approved in time{because}")
         }
         Cause::Unavailable => format!("interceptor: can't be decided or recorded now{because}"),
+        Cause::Cancelled => {
+            format!("interceptor: cancelled while it waited for approval by rule \"{rule}\"")
+        }
     };
     let mut detail = match cause {
-        Cause::Denied => "The operation did not reach the server.".to_owned(),
+        Cause::Denied | Cause::Cancelled => "The operation did not reach the server.".to_owned(),
         Cause::Rejected => {
             "A reviewer rejected the operation; it did not reach the server.".to_owned()
         }
@@ -100,8 +105,13 @@ pub(super) fn refusal(refusal: &Refusal, severity: &str) -> Bytes {
         Cause::Unavailable => {
             "Retry later, and tell the operator: `interceptor status` shows the cause."
         }
+        Cause::Cancelled => "",
     };
-    error(severity, INSUFFICIENT_PRIVILEGE, &message, &detail, hint)
+    let sqlstate = match cause {
+        Cause::Cancelled => QUERY_CANCELED,
+        _ => INSUFFICIENT_PRIVILEGE,
+    };
+    error(severity, sqlstate, &message, &detail, hint)
 }
 
 /// An ErrorResponse. Empty `detail` and `hint` are left out.

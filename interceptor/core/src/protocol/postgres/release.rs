@@ -10,10 +10,11 @@ use super::{
     frontend::Proposal,
     names::{Leave, Portal},
     pipeline::{Expect, Refused, Running},
-    refuse, wire,
+    refuse,
+    wire::{self, StartupFrame},
 };
 use crate::{
-    decoder::{Closing, Peer},
+    decoder::{CancelKey, Closing, Peer, Step},
     ruling::{Permit, Refusal},
 };
 
@@ -27,7 +28,9 @@ impl Postgres {
             Proposal::Startup(packet) => self.start(packet),
             Proposal::Cancel(packet) => {
                 self.phase = Phase::Cancelling;
+                let key = CancelKey(packet.slice(StartupFrame::HEADER..));
                 self.send(Peer::Upstream, packet);
+                self.steps.push_back(Step::Cancel(key));
             }
             Proposal::Query {
                 frame,

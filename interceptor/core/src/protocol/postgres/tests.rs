@@ -210,6 +210,7 @@ impl Wired {
                 Step::Send(Peer::Client, bytes) => self.client.extend_from_slice(&bytes),
                 Step::Send(Peer::Upstream, bytes) => self.upstream.extend_from_slice(&bytes),
                 Step::Record(event) => self.records.push(event),
+                Step::Cancellable(_) | Step::Cancel(_) => {}
                 Step::Close(closing) => self.closed = Some(closing),
                 Step::Propose(operation) => {
                     let ruling = if denied(&operation) {
