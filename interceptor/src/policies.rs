@@ -163,7 +163,8 @@ impl Policies {
     pub fn open(path: &Path) -> Result<Self, PolicyError> {
         let policy = load(path)?;
         Ok(Self {
-            path: path.to_owned(),
+            // Its folder is watched, and `policy.yaml` alone names none.
+            path: std::path::absolute(path).unwrap_or_else(|_| path.to_owned()),
             current: ArcSwap::new(policy),
             state: Mutex::new(State {
                 loaded: crate::clock::now(),
@@ -201,30 +202,25 @@ impl Policies {
 
     /// Reads the files again. A broken policy is never half in force: the one before stays.
     pub fn reload(&self) -> Change {
+        // Held throughout, so that of two reloads at once the one that read last also stores last.
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         match load(&self.path) {
             Ok(policy) if policy.hash() == self.current.load().hash() => {
-                self.state
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .broken = None;
+                state.broken = None;
                 Change::Unchanged
             }
             Ok(policy) => {
                 let hash = policy.hash().to_string();
                 self.current.store(policy);
-                let state = State {
+                *state = State {
                     loaded: crate::clock::now(),
                     broken: None,
                 };
-                *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
                 Change::Loaded { hash }
             }
             Err(error) => {
                 let error = error.to_string();
-                self.state
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .broken = Some(error.clone());
+                state.broken = Some(error.clone());
                 Change::Broken { error }
             }
         }
