@@ -36,6 +36,9 @@ use crate::{
 /// How often the kernel side is told that the daemon lives; it believes it for three seconds.
 const ARM_EVERY: Duration = Duration::from_secs(1);
 
+/// How often launched agents of which nothing runs any more are looked for.
+const CLEAR_EVERY: Duration = Duration::from_secs(5);
+
 /// How long an upstream may take to answer a connect.
 const DIAL_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -195,6 +198,7 @@ impl Daemon {
                 }
             }
         });
+        tokio::spawn(self.clone().clear_ended());
         if let Some(events) = self.kernel.take_events() {
             let daemon = self.clone();
             tokio::spawn(async move { daemon.follow_kernel(events).await });
@@ -221,6 +225,36 @@ impl Daemon {
         let _ = api.await;
         drop(watcher);
         Ok(())
+    }
+
+    /// Removes launched agents whose `interceptor run` was killed before it could do so itself.
+    async fn clear_ended(self: Arc<Self>) {
+        let mut timer = tokio::time::interval(CLEAR_EVERY);
+        let mut before: Vec<(u64, String)> = Vec::new();
+        loop {
+            timer.tick().await;
+            let (daemon, suspects) = (self.clone(), before);
+            let cleared = tokio::task::spawn_blocking(move || {
+                let ended = daemon.kernel.ended();
+                // Twice in a row: what was seen once may be on its way into its cgroup.
+                for (_, agent) in ended.iter().filter(|ended| suspects.contains(ended)) {
+                    let event = Event::notice(
+                        "tag_removed",
+                        [
+                            ("by", "interceptor".to_owned()),
+                            ("detail", "nothing of it runs any more".to_owned()),
+                        ],
+                    );
+                    let journal = &daemon.services.journal;
+                    let _ = journal.append(None, &Arc::from(&**agent), clock::now(), [event]);
+                    if let Err(error) = daemon.kernel.untag(agent) {
+                        tracing::warn!(agent, %error, "an agent that has ended can't be removed");
+                    }
+                }
+                ended
+            });
+            before = cleared.await.unwrap_or_default();
+        }
     }
 
     /// Until SIGTERM or SIGINT; SIGHUP reloads the policy.

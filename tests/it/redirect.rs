@@ -260,3 +260,41 @@ fn the_exit_status_is_the_commands() {
         assert_eq!(outcome.status.code(), Some(code));
     }
 }
+
+#[test]
+fn a_launched_agent_outlives_its_killed_launcher_under_guard_and_is_cleared_when_it_ends() {
+    let daemon = Daemon::start(ALLOW_ALL).unwrap();
+    let mut launcher = run::start(daemon.run_as("orphan", "sleep").arg("600")).unwrap();
+    let kill = |pid: i32| {
+        nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(pid),
+            nix::sys::signal::Signal::SIGKILL,
+        )
+        .unwrap();
+    };
+    let processes = || {
+        let listed = daemon.ask_json(&["tag", "list"]).unwrap();
+        let cgroup = listed.get(0)?["cgroup"].as_str()?.to_owned();
+        let procs = std::fs::read_to_string(format!("{cgroup}/cgroup.procs")).ok()?;
+        procs.lines().next()?.parse::<i32>().ok()
+    };
+    let sleep = run::wait_for("the agent", Duration::from_secs(10), || Ok(processes())).unwrap();
+    kill(launcher.pid().unwrap().try_into().unwrap());
+    run::wait_for("the launcher's end", Duration::from_secs(10), || {
+        Ok((!launcher.is_running()?).then_some(()))
+    })
+    .unwrap();
+    assert_eq!(processes(), Some(sleep), "it still runs, under guard");
+    kill(sleep);
+    run::wait_for("the agent to be cleared", Duration::from_secs(30), || {
+        let listed = daemon.ask_json(&["tag", "list"])?;
+        Ok(listed.as_array().is_some_and(Vec::is_empty).then_some(()))
+    })
+    .unwrap();
+    assert!(
+        daemon
+            .journal()
+            .unwrap()
+            .mentions("nothing of it runs any more")
+    );
+}

@@ -72,6 +72,12 @@ pub(super) fn id(cgroup: &Path) -> std::io::Result<u64> {
     fs::metadata(cgroup).map(|folder| folder.ino())
 }
 
+/// Whether anything runs in `cgroup` or below.
+pub(super) fn is_populated(cgroup: &Path) -> bool {
+    fs::read_to_string(cgroup.join("cgroup.events"))
+        .is_ok_and(|events| events.lines().any(|line| line == "populated 1"))
+}
+
 /// Kills what runs in `cgroup` and below, and removes it.
 pub(super) fn kill_and_remove(cgroup: &Path) -> Result<(), KernelError> {
     const PATIENCE: Duration = Duration::from_secs(5);

@@ -135,6 +135,7 @@ pub struct Kernel {
     listeners: Mutex<BpfHashMap<MapData, u64, Plain<abi::Listener>>>,
     stats: PerCpuArray<MapData, u64>,
     events: Mutex<Option<RingBuf<MapData>>>,
+    numbers: Arc<tags::Numbers>,
     tags: Mutex<tags::Tags>,
 }
 
@@ -252,6 +253,7 @@ impl Kernel {
             listeners: Mutex::new(listeners),
             stats,
             events: Mutex::new(Some(events)),
+            numbers: tags.numbers(),
             tags: Mutex::new(tags),
         })
     }
@@ -311,7 +313,7 @@ impl Kernel {
     /// The agent of that number.
     #[must_use]
     pub fn agent(&self, number: u64) -> Option<Arc<Agent>> {
-        lock(&self.tags).find(number).map(|tag| tag.agent.clone())
+        self.numbers.find(number)
     }
 
     /// What is known of a process.
@@ -358,6 +360,16 @@ impl Kernel {
     /// Where there is no such agent, or the kernel refuses.
     pub fn untag(&self, name: &str) -> Result<Tag, KernelError> {
         lock(&self.tags).remove(name)
+    }
+
+    /// Launched agents of which nothing runs any more, by number and name. One that is just being
+    /// launched looks the same for a moment.
+    #[must_use]
+    pub fn ended(&self) -> Vec<(u64, String)> {
+        lock(&self.tags)
+            .ended()
+            .map(|tag| (tag.number, tag.agent.name.to_string()))
+            .collect()
     }
 
     /// All agents, by name.

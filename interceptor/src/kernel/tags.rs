@@ -7,7 +7,7 @@ use std::{
     collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock},
 };
 
 use interceptor_core::origin::Agent;
@@ -48,12 +48,35 @@ pub enum TagKind {
     Launched,
 }
 
+/// Who the agents' numbers are. Asked for every connection, so it has a lock of its own: making or
+/// ending an agent may take seconds.
+#[derive(Debug, Default)]
+pub(super) struct Numbers(RwLock<BTreeMap<u64, Arc<Agent>>>);
+
+impl Numbers {
+    pub(super) fn find(&self, number: u64) -> Option<Arc<Agent>> {
+        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        known.get(&number).cloned()
+    }
+
+    fn learn(&self, number: u64, agent: &Arc<Agent>) {
+        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        known.insert(number, agent.clone());
+    }
+
+    fn forget(&self, number: u64) {
+        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        known.remove(&number);
+    }
+}
+
 /// All tags of an instance.
 #[derive(Debug)]
 pub(super) struct Tags {
     folder: PathBuf,
     pins: PathBuf,
     by_number: BTreeMap<u64, Tag>,
+    numbers: Arc<Numbers>,
 }
 
 /// `name` as a part of a path: what isn't a letter, digit, dash or underscore becomes a dash.
@@ -79,6 +102,7 @@ impl Tags {
             folder,
             pins: pins.to_owned(),
             by_number: BTreeMap::new(),
+            numbers: Arc::default(),
         };
         let entries =
             fs::read_dir(&tags.folder).map_err(io_error("reading the tags", &tags.folder))?;
@@ -97,6 +121,7 @@ impl Tags {
                 .iter()
                 .all(|(name, _)| links.join(name).exists());
             if whole && tag.is_alive() {
+                tags.numbers.learn(tag.number, &tag.agent);
                 tags.by_number.insert(tag.number, tag);
             } else {
                 tracing::warn!(agent = %tag.agent.name, "a tag that was half made, or whose cgroup is gone, is removed");
@@ -149,6 +174,8 @@ impl Tags {
         let draft = note.with_extension("draft");
         fs::write(&draft, text).map_err(io_error("writing a tag", &draft))?;
         fs::rename(&draft, &note).map_err(io_error("writing a tag", &note))?;
+        // Known before the hooks are there: with the first of them its connections begin to come.
+        self.numbers.learn(number, &tag.agent);
         let attached = self.attach(&tag);
         if let Err(error) = attached {
             let _ = self.take_away(&tag);
@@ -198,8 +225,15 @@ impl Tags {
         Ok(())
     }
 
-    pub(super) fn find(&self, number: u64) -> Option<&Tag> {
-        self.by_number.get(&number)
+    pub(super) fn numbers(&self) -> Arc<Numbers> {
+        self.numbers.clone()
+    }
+
+    /// Launched agents of which nothing runs any more.
+    pub(super) fn ended(&self) -> impl Iterator<Item = &Tag> {
+        self.by_number
+            .values()
+            .filter(|tag| tag.kind == TagKind::Launched && !cgroup::is_populated(&tag.cgroup))
     }
 
     pub(super) fn list(&self) -> Vec<Tag> {
@@ -242,6 +276,7 @@ impl Tags {
             }
             _ => {}
         }
+        self.numbers.forget(tag.number);
         let note = self.note(tag.number);
         match fs::remove_file(&note) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
