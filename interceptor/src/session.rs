@@ -123,7 +123,7 @@ impl Session {
             origin: self.origin.clone(),
             client: address,
         };
-        self.record(Event::SessionStart(start));
+        self.record(Event::SessionStart(start)).await;
         let Ended(reason) = self.serve(client).await;
         self.now = now();
         let [bytes_from_client, bytes_from_upstream] = self.received;
@@ -133,7 +133,7 @@ impl Session {
             bytes_from_client,
             bytes_from_upstream,
         };
-        self.record(Event::SessionEnd(end));
+        self.record(Event::SessionEnd(end)).await;
     }
 
     async fn serve(&mut self, mut client: TcpStream) -> Ended {
@@ -180,7 +180,7 @@ impl Session {
         let end = loop {
             match decoder.poll() {
                 Step::Send(Peer::Client, bytes) => answers.push(bytes),
-                Step::Record(event) => self.record(event),
+                Step::Record(event) => self.record(event).await,
                 Step::Close(closing) => break describe(&closing),
                 _ if told => break failure.to_string(),
                 Step::Wait => {
@@ -264,7 +264,7 @@ impl Session {
                     Step::Wait => break None,
                     Step::Send(Peer::Client, bytes) => client_queue.push(bytes),
                     Step::Send(Peer::Upstream, bytes) => upstream_queue.push(bytes),
-                    Step::Record(event) => self.record(event),
+                    Step::Record(event) => self.record(event).await,
                     Step::Cancellable(key) => {
                         let cancellations = &self.services.cancellations;
                         self.cancellable =
@@ -375,10 +375,12 @@ impl Session {
             number,
             decision: decision.clone(),
         };
-        let seq = self.append([
-            Event::Operation(OperationRecord { number, operation }),
-            Event::Decision(decided),
-        ]);
+        let seq = self
+            .append([
+                Event::Operation(OperationRecord { number, operation }),
+                Event::Decision(decided),
+            ])
+            .await;
         match (strict, seq) {
             (_, None) => return Decided::Now(Ruling::Refuse(unavailable(&decision.rule))),
             (true, Some(seq)) => {
@@ -416,14 +418,18 @@ impl Session {
         }
     }
 
-    fn record(&mut self, event: Event) {
-        self.append([event]);
+    async fn record(&mut self, event: Event) {
+        self.append([event]).await;
     }
 
     /// Puts `events` into the journal. Without a journal nothing goes on.
-    fn append<const N: usize>(&mut self, events: [Event; N]) -> Option<u64> {
+    async fn append<const N: usize>(&mut self, events: [Event; N]) -> Option<u64> {
         let journal = &self.services.journal;
-        match journal.append(Some(self.id), &self.agent, self.now, events) {
+        let appended = match journal.room().await {
+            Ok(()) => journal.append(Some(self.id), &self.agent, self.now, events),
+            Err(stopped) => Err(stopped),
+        };
+        match appended {
             Ok(seq) => Some(seq),
             Err(error) => {
                 if !self.stopped {

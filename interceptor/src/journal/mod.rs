@@ -19,8 +19,12 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread::JoinHandle,
+    time::Duration,
 };
 
 use interceptor_core::record::{Event, Record, SessionId, Timestamp};
@@ -37,9 +41,16 @@ pub use self::{
 /// Version of the state folder's format; in its file `format`.
 const FORMAT: &str = "interceptor state 1\n";
 
-/// Bytes of records that may wait to be written. At 2 KiB an operation these are 16,000 of them, some
-/// seconds of a stalled disk; after that operations are refused until it catches up.
-const WAITING_BYTES_MAX: usize = 32 << 20;
+/// Bytes of records that wait to be written before sessions are made to wait as well: more than a disk
+/// of ordinary speed leaves behind, so they wait only where one agent moves more than it can take.
+const CONGESTED_BYTES: usize = 32 << 20;
+
+/// Bytes of records that may wait to be written, for who doesn't wait: sessions that come at once add a
+/// part of a response each, one alone a message of the largest size.
+const WAITING_BYTES_MAX: usize = 256 << 20;
+
+/// How long a session waits for the disk before it gives up.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Bytes of records after which the writer is woken early.
 const BLOCK_BYTES: usize = 256 << 10;
@@ -122,6 +133,8 @@ pub struct Journal {
 struct Shared {
     directory: PathBuf,
     waiting: Mutex<Waiting>,
+    /// Bytes in `waiting`, to be looked at without its lock.
+    backlog: AtomicUsize,
     wake: Condvar,
     progress: watch::Sender<Progress>,
     followers: broadcast::Sender<Arc<Record>>,
@@ -188,6 +201,7 @@ impl Journal {
                 next_seq,
                 ..Waiting::default()
             }),
+            backlog: AtomicUsize::new(0),
             wake: Condvar::new(),
             progress,
             followers,
@@ -229,7 +243,7 @@ impl Journal {
             return Err(stopped.clone());
         }
         if waiting.bytes.len() > WAITING_BYTES_MAX {
-            return Err(Stopped("the disk doesn't keep up".into()));
+            return Err(Stopped("the disk takes nothing".into()));
         }
         if waiting.closing {
             return Err(Stopped("the daemon stops".into()));
@@ -259,6 +273,8 @@ impl Journal {
             waiting.sessions.push(session);
         }
         let last = waiting.next_seq - 1;
+        let backlog = waiting.bytes.len();
+        self.shared.backlog.store(backlog, Ordering::Relaxed);
         let full = waiting.bytes.len() >= BLOCK_BYTES && !waiting.urgent;
         waiting.urgent |= full;
         drop(waiting);
@@ -266,6 +282,28 @@ impl Journal {
             self.shared.wake.notify_one();
         }
         Ok(last)
+    }
+
+    /// Waits while more is waiting to be written than the disk takes. Sessions do so before they append:
+    /// the agent that asks for much is slowed down, and nobody is refused for it.
+    ///
+    /// # Errors
+    /// Where the disk fails, or takes nothing for ten seconds.
+    pub async fn room(&self) -> Result<(), Stopped> {
+        if self.shared.backlog.load(Ordering::Relaxed) < CONGESTED_BYTES {
+            return Ok(());
+        }
+        let mut progress = self.shared.progress.subscribe();
+        while self.shared.backlog.load(Ordering::Relaxed) >= CONGESTED_BYTES {
+            let changed = tokio::time::timeout(PATIENCE, progress.changed()).await;
+            if let Some(stopped) = progress.borrow().stopped.clone() {
+                return Err(stopped);
+            }
+            if !matches!(changed, Ok(Ok(()))) {
+                return Err(Stopped("the disk takes nothing".into()));
+            }
+        }
+        Ok(())
     }
 
     /// Waits until the record `seq` and all before it are on disk.

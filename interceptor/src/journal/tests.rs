@@ -4,7 +4,7 @@ use std::{
     fs,
     os::unix::fs::{FileExt, PermissionsExt},
     path::Path,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
 };
 
 use interceptor_core::origin::{Agent, Destination, Origin, Process};
@@ -525,4 +525,24 @@ fn arbitrary_bytes_as_a_segment_never_panic() {
         fs::write(&path, &bytes).unwrap();
         assert_ne!(problems(folder.path()), Vec::<String>::new());
     }
+}
+
+#[test]
+fn who_asks_for_room_waits_for_the_disk_and_is_not_refused() {
+    let folder = folder();
+    let journal = Journal::open(folder.path()).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    let mut noise = vec![0; 1 << 20];
+    aws_lc_rs::rand::fill(&mut noise).unwrap();
+    let noise = hex::encode(noise);
+    for _ in 0..100 {
+        runtime.block_on(journal.room()).unwrap();
+        assert!(journal.shared.backlog.load(Ordering::Relaxed) < super::CONGESTED_BYTES);
+        append(&journal, 1, &noise);
+    }
+    journal.close();
+    assert_eq!(all(folder.path()).len(), 100);
 }

@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{self, Write},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -156,6 +156,7 @@ impl Writer {
             waiting = guard;
         }
         waiting.urgent = false;
+        self.shared.backlog.store(0, Ordering::Relaxed);
         let taken = Waiting {
             bytes: std::mem::replace(&mut waiting.bytes, std::mem::take(&mut self.room.records)),
             count: std::mem::take(&mut waiting.count),
