@@ -127,6 +127,26 @@ fn what_is_not_masked_is_untouched() {
 }
 
 #[test]
+fn while_one_transaction_makes_tables() {
+    let daemon = Daemon::start(MASKED).unwrap();
+    let database = cluster().database().unwrap();
+    let mut commands = vec!["--command=BEGIN".to_owned()];
+    for table in ["one", "two", "three"] {
+        commands.push("--command=SELECT email FROM shop.customers WHERE id = 1".to_owned());
+        commands.push(format!("--command=CREATE TABLE {table} (a int)"));
+    }
+    commands.push("--command=COMMIT".to_owned());
+    let commands: Vec<&str> = commands.iter().map(String::as_str).collect();
+    let outcome =
+        run::outcome(&mut Way::Guarded(&daemon, "maker").psql(&database, &commands)).unwrap();
+    assert_eq!(outcome.stdout, "a***@example.com\n".repeat(3), "{outcome}");
+    assert_eq!(
+        database.sql("SELECT to_regclass('three')").unwrap(),
+        "three"
+    );
+}
+
+#[test]
 fn by_pattern_where_the_origin_is_lost() {
     hides(
         BY_PATTERN,

@@ -99,17 +99,24 @@ impl Postgres {
         };
         self.send_accepted();
         let mut out = BytesMut::new();
-        // A statement of that name may be left from an attempt that failed half way.
-        Named::Statement(NAME).encode(b'C', &mut out);
+        // A statement or portal of that name may be left from an attempt that failed half way.
+        let close = |out: &mut BytesMut| {
+            Named::Statement(NAME).encode(b'C', out);
+            Named::Portal(NAME).encode(b'C', out);
+        };
+        close(&mut out);
         Parse::encode(NAME, text.as_bytes(), &mut out);
         Bind::encode_plain(NAME, NAME, &mut out);
         Execute::encode(NAME, &mut out);
-        Named::Statement(NAME).encode(b'C', &mut out);
+        // The portal would live as long as the transaction.
+        close(&mut out);
         for ours in [
             Ours::Complete,
             Ours::Complete,
             Ours::Complete,
+            Ours::Complete,
             Ours::Catalog,
+            Ours::Complete,
             Ours::Complete,
         ] {
             self.pipeline.push(Expect::Ours(ours));
