@@ -86,6 +86,20 @@ const VOLATILE: [&str; 63] = [
     "uuidv7",
 ];
 
+/// PostgreSQL's built-in operators, and what the parser calls BETWEEN. Unqualified names are taken for
+/// these as function names are.
+const OPERATORS: &str = "\
+    !! !~ !~* !~~ !~~* # ## #- #> #>> % & && &< &<| &> * *< *<= *<> *= *> *>= + - -> ->> -|- / < <-> << <<= \
+    <<| <= <> <@ <^ = > >= >> >>= >^ ? ?# ?& ?- ?-| ?| ?|| @ @-@ @> @? @@ @@@ ^ ^@ | |&> |/ |>> || ||/ ~ ~* \
+    ~<=~ ~<~ ~= ~>=~ ~>~ ~~ ~~*";
+
+/// Whether `name` is an operator that PostgreSQL brings along.
+pub(super) fn is_operator(name: &str) -> bool {
+    name.ends_with("BETWEEN")
+        || name.ends_with("BETWEEN SYMMETRIC")
+        || OPERATORS.split(' ').any(|known| known == name)
+}
+
 /// What calling a function does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Call {

@@ -101,6 +101,13 @@ fn parse(text: &[u8], lexing: Lexing) -> Option<Outcome> {
     })
 }
 
+/// Whether a `search_path` has the names of somebody else's functions and operators go before the built-in
+/// ones, which are searched first only where the path doesn't say otherwise.
+pub(super) fn hides_catalog<'a>(path: impl Iterator<Item = &'a str>) -> bool {
+    path.skip(1)
+        .any(|schema| schema.trim().trim_matches('"') == "pg_catalog")
+}
+
 /// Settings that change nothing but how a client is spoken to, or what it may do less.
 pub(super) fn is_harmless_setting(name: &str) -> bool {
     matches!(
@@ -734,7 +741,10 @@ fn set(walk: &mut Walk, body: &Value) {
     if kind == Some(Kind::VarResetAll) {
         return effect(walk, action, READ);
     }
-    let harmless = is_harmless_setting(name);
+    let values = body["args"].as_array().into_iter().flatten();
+    let values: Vec<String> = values.filter_map(literal).collect();
+    let hides = hides_catalog(values.iter().flat_map(|value| value.split(',')));
+    let harmless = is_harmless_setting(name) && !hides;
     effect(walk, action, if harmless { READ } else { ADMIN });
     if action == "SET" || action == "RESET" {
         walk.touch(

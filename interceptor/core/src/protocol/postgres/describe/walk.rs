@@ -104,15 +104,22 @@ impl Walk {
             "RangeVar" => self.table(body, Touch::Read),
             "FuncCall" => self.function(body),
             "AExpr" => {
-                if let [schema, name] = &*strings(&body["name"])
-                    && schema != "pg_catalog"
-                {
-                    // OPERATOR(schema.name): somebody's own operator, and so somebody's own function.
-                    self.effects |= Effects::EXECUTE;
-                    self.barrier = true;
-                    self.touch(ResourceKind::Function, Some(schema), name, Touch::Write);
-                }
+                self.operator(&body["name"], functions::is_operator);
                 self.fields(body);
+            }
+            "SubLink" => {
+                self.operator(&body["oper_name"], functions::is_operator);
+                self.fields(body);
+            }
+            "SortBy" => {
+                self.operator(&body["use_op"], functions::is_operator);
+                self.fields(body);
+            }
+            "RangeTableSample" => {
+                self.operator(&body["method"], |name| {
+                    matches!(name, "bernoulli" | "system")
+                });
+                self.fields_but(body, &["method"]);
             }
             "CurrentOfExpr" => self
                 .runs
@@ -163,6 +170,22 @@ impl Walk {
         self.touch(ResourceKind::Table, schema, name, touch);
     }
 
+    /// What isn't built in is somebody's own operator or method, and so somebody's own function.
+    fn operator(&mut self, name: &Value, is_built_in: impl Fn(&str) -> bool) {
+        let (schema, name) = match &*strings(name) {
+            [] => return,
+            [name] => (None, name.clone()),
+            [.., schema, name] => (Some(schema.clone()), name.clone()),
+        };
+        let schema = schema.as_deref();
+        if schema.is_none_or(|schema| schema == "pg_catalog") && is_built_in(&name) {
+            return;
+        }
+        self.effects |= Effects::EXECUTE;
+        self.barrier = true;
+        self.touch(ResourceKind::Function, schema, &name, Touch::Write);
+    }
+
     fn function(&mut self, body: &Value) {
         let parts = strings(&body["funcname"]);
         let (schema, name) = match &*parts {
@@ -186,7 +209,11 @@ impl Walk {
         let setting = name == "set_config"
             && argument
                 .as_deref()
-                .is_some_and(statements::is_harmless_setting);
+                .is_some_and(statements::is_harmless_setting)
+            && body["args"]
+                .get(1)
+                .and_then(literal)
+                .is_some_and(|value| !statements::hides_catalog(value.split(',')));
         if setting {
             self.effects |= Effects::READ;
         } else {
