@@ -30,24 +30,69 @@ const STRICT: Effects = Effects::SCHEMA
 pub struct Scope {
     policy: Arc<Policy>,
     origin: Arc<Origin>,
-    rules: Vec<Arc<Rule>>,
+    /// Rules that always say the same of one description, with their places in the policy.
+    fixed: Vec<(usize, Arc<Rule>)>,
+    /// Rules that look at content, time or rate: asked each time, as far as they could change anything.
+    varying: Vec<(usize, Arc<Rule>)>,
     masks: Arc<MaskPlan>,
     masked_by: Arc<[Box<str>]>,
-    /// The same description is always decided in the same way.
-    remembers: bool,
-    /// By the description's address, which its own entry keeps from being used again.
-    decided: FxHashMap<usize, (Arc<Description>, Arc<Decision>)>,
+    /// What the fixed rules say, by the description's address, which its own entry keeps from being used
+    /// again.
+    decided: FxHashMap<usize, Arc<Decided>>,
+}
+
+/// What the fixed rules say of a description.
+#[derive(Debug)]
+struct Decided {
+    description: Arc<Description>,
+    found: Found,
+    decision: Arc<Decision>,
+}
+
+/// The rules that count: the most restrictive one, and the most restrictive of those not enforced.
+#[derive(Debug, Clone, Default)]
+struct Found {
+    best: Option<(usize, Arc<Rule>)>,
+    observed: Option<(usize, Arc<Rule>)>,
+}
+
+impl Found {
+    /// Adds those of `rules` that match and are more restrictive than what was found; of equals the one
+    /// that stands first in the policy counts. Whether any was added.
+    fn add(&mut self, rules: &[(usize, Arc<Rule>)], matches: impl Fn(&Rule) -> bool) -> bool {
+        let mut added = false;
+        for (place, rule) in rules {
+            let found = if rule.enforced {
+                &mut self.best
+            } else {
+                &mut self.observed
+            };
+            let counts = found.as_ref().is_none_or(|(before, found)| {
+                let (found, new) = (found.says.weight(), rule.says.weight());
+                new > found || (new == found && place < before)
+            });
+            if counts && matches(rule) {
+                *found = Some((*place, rule.clone()));
+                added = true;
+            }
+        }
+        added
+    }
 }
 
 impl Scope {
     pub(super) fn new(policy: Arc<Policy>, origin: Arc<Origin>) -> Self {
-        let rules: Vec<Arc<Rule>> = policy
+        let rules: Vec<(usize, Arc<Rule>)> = policy
             .rules
             .iter()
-            .filter(|rule| rule.scope.matches(&origin))
             .cloned()
+            .enumerate()
+            .filter(|(_, rule)| rule.scope.matches(&origin))
             .collect();
-        let masking = || rules.iter().filter(|rule| rule.enforced && policy.enforced);
+        let masking = || {
+            let rules = rules.iter().map(|(_, rule)| rule);
+            rules.filter(|rule| rule.enforced && policy.enforced)
+        };
         let columns = masking()
             .flat_map(|rule| rule.columns.iter().cloned())
             .collect();
@@ -60,13 +105,14 @@ impl Scope {
             .filter(|rule| !rule.columns.is_empty() || !rule.patterns.is_empty())
             .map(|rule| Box::from(&*rule.id))
             .collect();
+        let (varying, fixed) = rules
+            .into_iter()
+            .partition(|(_, rule)| rule.depends_on_more_than_the_description());
         Self {
-            remembers: !rules
-                .iter()
-                .any(|rule| rule.depends_on_more_than_the_description()),
             masks: Arc::new(MaskPlan { columns, patterns }),
             masked_by,
-            rules,
+            fixed,
+            varying,
             policy,
             origin,
             decided: FxHashMap::default(),
@@ -85,40 +131,41 @@ impl Scope {
         operation: &Operation,
         now: Timestamp,
     ) -> (Arc<Decision>, Arc<MaskPlan>) {
+        let matches = |rule: &Rule| rule.matches(operation, &self.origin, now);
         let key = Arc::as_ptr(&operation.description) as usize;
-        if self.remembers
-            && let Some((description, decision)) = self.decided.get(&key)
-            && Arc::ptr_eq(description, &operation.description)
-        {
-            return (decision.clone(), self.masks.clone());
-        }
-        let decision = Arc::new(self.decide(operation, now));
-        if self.remembers {
-            if self.decided.len() >= REMEMBERED_MAX {
-                self.decided.clear();
+        let decided = match self.decided.get(&key) {
+            Some(decided) => decided.clone(),
+            None => {
+                let mut found = Found::default();
+                found.add(&self.fixed, matches);
+                let decided = Arc::new(Decided {
+                    description: operation.description.clone(),
+                    decision: Arc::new(self.decision(&found, &operation.description)),
+                    found,
+                });
+                if self.decided.len() >= REMEMBERED_MAX {
+                    self.decided.clear();
+                }
+                self.decided.insert(key, decided.clone());
+                decided
             }
-            self.decided
-                .insert(key, (operation.description.clone(), decision.clone()));
-        }
+        };
+        let decision = if self.varying.is_empty() {
+            decided.decision.clone()
+        } else {
+            let mut found = decided.found.clone();
+            match found.add(&self.varying, matches) {
+                true => Arc::new(self.decision(&found, &decided.description)),
+                false => decided.decision.clone(),
+            }
+        };
         (decision, self.masks.clone())
     }
 
-    fn decide(&self, operation: &Operation, now: Timestamp) -> Decision {
-        let mut best: Option<&Rule> = None;
-        let mut observed: Option<&Rule> = None;
-        for rule in &self.rules {
-            let place = if rule.enforced {
-                &mut best
-            } else {
-                &mut observed
-            };
-            if place.is_some_and(|found| found.says.weight() >= rule.says.weight()) {
-                continue;
-            }
-            if rule.matches(operation, &self.origin, now) {
-                *place = Some(rule);
-            }
-        }
+    /// The decision that the rules found make of `description`.
+    fn decision(&self, found: &Found, description: &Description) -> Decision {
+        let best = found.best.as_ref().map(|(_, rule)| &**rule);
+        let observed = found.observed.as_ref().map(|(_, rule)| &**rule);
         let (says, rule, reason) = match best {
             Some(rule) => (&rule.says, rule.id.clone(), rule.reason.clone()),
             None => (
@@ -149,7 +196,7 @@ impl Scope {
             Says::Hold(terms) => Verdict::Hold(terms.clone()),
         };
         let usually_strict =
-            operation.description.effects.intersects(STRICT) || matches!(verdict, Verdict::Hold(_));
+            description.effects.intersects(STRICT) || matches!(verdict, Verdict::Hold(_));
         Decision {
             enforced: self.policy.enforced,
             strict: best.and_then(|rule| rule.strict).unwrap_or(usually_strict),

@@ -234,6 +234,37 @@ fn a_rate_lets_by_what_it_says_and_no_more() {
 }
 
 #[test]
+fn what_is_remembered_of_a_description_yields_to_rules_about_content() {
+    let text = "default: {action: allow}
+rules:
+  - {id: first, match: {content: 'secret'}, action: hold}
+  - {id: second, match: {class: [write]}, action: hold}
+  - {id: third, match: {content: 'poison'}, action: deny}
+  - {id: fourth, match: {content: 'note', class: [read]}, action: deny, enforce: false}";
+    let policy = Arc::new(parse(text).unwrap());
+    let mut scope = Policy::scope(&policy, origin());
+    let read = operation(&["SELECT"], READ, &[]);
+    let write = operation(&["UPDATE"], WRITE, &[]);
+    let mut rule = |operation: &Operation, content: &'static str| {
+        let mut operation = operation.clone();
+        operation.content = content.into();
+        let decision = scope.evaluate(&operation, Timestamp(0)).0;
+        (decision.rule.to_string(), decision.reason.to_string())
+    };
+    for _ in 0..2 {
+        assert_eq!(rule(&read, "plain").0, "default");
+        assert_eq!(rule(&read, "secret").0, "first");
+        assert_eq!(rule(&write, "plain").0, "second");
+        // Of equals the one that stands first counts, remembered or not.
+        assert_eq!(rule(&write, "secret").0, "first");
+        assert_eq!(rule(&write, "poison").0, "third");
+        let (name, reason) = rule(&read, "note");
+        assert_eq!(name, "default");
+        assert!(reason.contains("rule `fourth` would deny it"), "{reason}");
+    }
+}
+
+#[test]
 fn what_is_not_enforced_only_observes() {
     let text = "default: {action: allow}\nrules: [{id: no, match: {class: [write]}, action: deny, enforce: false}]";
     let policy = Arc::new(parse(text).unwrap());
