@@ -1,6 +1,8 @@
 //! From a message's text to what it does, by PostgreSQL's own parser.
 
+mod definitions;
 mod functions;
+mod settings;
 mod shape;
 mod statements;
 #[cfg(test)]

@@ -12,6 +12,8 @@ use serde_json::Value;
 
 use super::{
     Described, Encoding, Lexing, NameChange, Reference,
+    definitions::{alter_table, define, named, object_name, objects, roles, targets},
+    settings::set,
     walk::{Walk, literal, string, strings, tagged},
 };
 use crate::{
@@ -26,10 +28,10 @@ pub(super) struct Outcome {
     pub(super) literal_free: bool,
 }
 
-const READ: Effects = Effects::READ;
+pub(super) const READ: Effects = Effects::READ;
 const WRITE: Effects = Effects::WRITE;
-const SCHEMA: Effects = Effects::SCHEMA;
-const ADMIN: Effects = Effects::ADMIN;
+pub(super) const SCHEMA: Effects = Effects::SCHEMA;
+pub(super) const ADMIN: Effects = Effects::ADMIN;
 const EXECUTE: Effects = Effects::EXECUTE;
 
 /// Describes `text` by PostgreSQL's own parser.
@@ -99,54 +101,6 @@ fn parse(text: &[u8], lexing: Lexing) -> Option<Outcome> {
             barrier: walk.barrier || beyond,
         },
     })
-}
-
-/// Whether a `search_path` has the names of somebody else's functions and operators go before the built-in
-/// ones, which are searched first only where the path doesn't say otherwise.
-pub(super) fn hides_catalog<'a>(path: impl Iterator<Item = &'a str>) -> bool {
-    path.skip(1)
-        .any(|schema| schema.trim().trim_matches('"') == "pg_catalog")
-}
-
-/// Settings that change nothing but how a client is spoken to, or what it may do less.
-pub(super) fn is_harmless_setting(name: &str) -> bool {
-    matches!(
-        &*name.to_ascii_lowercase(),
-        "application_name"
-            | "client_encoding"
-            | "client_min_messages"
-            | "datestyle"
-            | "intervalstyle"
-            | "timezone"
-            | "extra_float_digits"
-            | "bytea_output"
-            | "statement_timeout"
-            | "lock_timeout"
-            | "idle_in_transaction_session_timeout"
-            | "idle_session_timeout"
-            | "geqo"
-            | "jit"
-            | "work_mem"
-            | "enable_seqscan"
-            | "random_page_cost"
-            | "lc_messages"
-            | "lc_monetary"
-            | "lc_numeric"
-            | "lc_time"
-            | "search_path"
-            | "standard_conforming_strings"
-            | "synchronize_seqscans"
-            | "transaction"
-            | "session characteristics"
-            | "transaction_isolation"
-            | "default_transaction_isolation"
-            | "default_transaction_read_only"
-            | "transaction_read_only"
-            | "xmloption"
-            | "row_security"
-            | "quote_all_identifiers"
-            | "options"
-    )
 }
 
 /// Adds what a statement of type `tag` does.
@@ -602,7 +556,7 @@ fn spelled(tag: &str) -> String {
     out
 }
 
-fn effect(walk: &mut Walk, action: &str, effects: Effects) {
+pub(super) fn effect(walk: &mut Walk, action: &str, effects: Effects) {
     walk.action(action);
     walk.effects |= effects;
 }
@@ -724,40 +678,6 @@ fn transaction(walk: &mut Walk, body: &Value) {
     );
 }
 
-fn set(walk: &mut Walk, body: &Value) {
-    use pg_query::protobuf::VariableSetKind as Kind;
-    walk.barrier = true;
-    let name = string(&body["name"]);
-    let kind = body["kind"]
-        .as_i64()
-        .and_then(|kind| i32::try_from(kind).ok());
-    let kind = kind.and_then(|kind| Kind::try_from(kind).ok());
-    let action = match kind {
-        Some(Kind::VarReset | Kind::VarResetAll) => "RESET",
-        _ if name == "role" => "SET ROLE",
-        _ if name == "session_authorization" => "SET SESSION AUTHORIZATION",
-        _ => "SET",
-    };
-    if kind == Some(Kind::VarResetAll) {
-        return effect(walk, action, READ);
-    }
-    let values = body["args"].as_array().into_iter().flatten();
-    let values: Vec<String> = values.filter_map(literal).collect();
-    let hides = hides_catalog(values.iter().flat_map(|value| value.split(',')));
-    let harmless = is_harmless_setting(name) && !hides;
-    effect(walk, action, if harmless { READ } else { ADMIN });
-    if action == "SET" || action == "RESET" {
-        walk.touch(
-            ResourceKind::Setting,
-            None,
-            name,
-            if harmless { Touch::Read } else { Touch::Write },
-        );
-    } else if let Some(role) = body["args"].get(0).and_then(literal) {
-        walk.touch(ResourceKind::Role, None, &role, Touch::Write);
-    }
-}
-
 fn explain(walk: &mut Walk, body: &Value) {
     let runs = body["options"]
         .as_array()
@@ -796,130 +716,4 @@ fn explain(walk: &mut Walk, body: &Value) {
         );
     }
     walk.runs.extend(planned.runs);
-}
-
-fn alter_table(walk: &mut Walk, body: &Value) {
-    use pg_query::protobuf::AlterTableType as Type;
-    let kind = object_name(body["objtype"].as_i64().unwrap_or(0));
-    effect(walk, &format!("ALTER {kind}"), SCHEMA);
-    walk.table(&body["relation"], Touch::Write);
-    for command in body["cmds"].as_array().into_iter().flatten() {
-        let Some((_, command)) = tagged(command) else {
-            continue;
-        };
-        let subtype = command["subtype"]
-            .as_i64()
-            .and_then(|subtype| i32::try_from(subtype).ok());
-        let name = subtype
-            .and_then(|subtype| Type::try_from(subtype).ok())
-            .map_or("", |subtype| subtype.as_str_name());
-        if ["Owner", "RowSecurity", "Trig", "Rule"]
-            .iter()
-            .any(|part| name.contains(part))
-        {
-            walk.effects |= ADMIN;
-        }
-    }
-    walk.any(&body["cmds"]);
-}
-
-/// A definition whose own tables are the fields `written`.
-fn define(walk: &mut Walk, action: &str, body: &Value, written: &[&str]) {
-    effect(walk, action, SCHEMA);
-    for field in written {
-        walk.table(&body[*field], Touch::Write);
-    }
-    walk.fields_but(body, written);
-}
-
-/// RangeVars that are changed.
-fn targets(walk: &mut Walk, list: &Value) {
-    for item in list.as_array().into_iter().flatten() {
-        match tagged(item) {
-            Some(("RangeVar", range)) => walk.table(range, Touch::Write),
-            _ => walk.any(item),
-        }
-    }
-}
-
-fn roles(walk: &mut Walk, list: &Value) {
-    for item in list.as_array().into_iter().flatten() {
-        if let Some((_, role)) = tagged(item) {
-            walk.touch(
-                ResourceKind::Role,
-                None,
-                string(&role["rolename"]),
-                Touch::Write,
-            );
-        }
-    }
-}
-
-fn named(walk: &mut Walk, kind: ResourceKind, parts: &[String]) {
-    match parts {
-        [name] => walk.touch(kind, None, name, Touch::Write),
-        [.., schema, name] => walk.touch(kind, Some(schema), name, Touch::Write),
-        [] => {}
-    }
-}
-
-/// Objects of a DROP or ALTER, each a name, a list of its parts, or a name with arguments.
-fn objects(walk: &mut Walk, kind: i64, list: &Value) {
-    let resource = match i32::try_from(kind)
-        .ok()
-        .and_then(|kind| ObjectType::try_from(kind).ok())
-    {
-        Some(
-            ObjectType::ObjectTable
-            | ObjectType::ObjectView
-            | ObjectType::ObjectMatview
-            | ObjectType::ObjectIndex
-            | ObjectType::ObjectSequence
-            | ObjectType::ObjectForeignTable,
-        ) => ResourceKind::Table,
-        Some(
-            ObjectType::ObjectFunction
-            | ObjectType::ObjectProcedure
-            | ObjectType::ObjectRoutine
-            | ObjectType::ObjectAggregate,
-        ) => ResourceKind::Function,
-        // Of a trigger, rule or policy the last part is its own name, the others are its table.
-        Some(ObjectType::ObjectTrigger | ObjectType::ObjectRule | ObjectType::ObjectPolicy) => {
-            walk.effects |= ADMIN;
-            for item in list.as_array().into_iter().flatten() {
-                let mut parts = strings(item);
-                parts.pop();
-                named(walk, ResourceKind::Table, &parts);
-            }
-            return;
-        }
-        _ => ResourceKind::Object,
-    };
-    for item in list.as_array().into_iter().flatten() {
-        match tagged(item) {
-            Some(("String", body)) => {
-                walk.touch(resource, None, string(&body["sval"]), Touch::Write)
-            }
-            Some(("ObjectWithArgs", body)) => named(walk, resource, &strings(&body["objname"])),
-            Some(("TypeName", body)) => named(walk, resource, &strings(&body["names"])),
-            _ => named(walk, resource, &strings(item)),
-        }
-    }
-}
-
-/// `OBJECT_FOREIGN_TABLE` as `FOREIGN TABLE`.
-fn object_name(kind: i64) -> String {
-    let kind = i32::try_from(kind)
-        .ok()
-        .and_then(|kind| ObjectType::try_from(kind).ok());
-    match kind {
-        Some(ObjectType::ObjectMatview) => "MATERIALIZED VIEW".to_owned(),
-        Some(ObjectType::ObjectFdw) => "FOREIGN DATA WRAPPER".to_owned(),
-        Some(ObjectType::ObjectForeignServer) => "SERVER".to_owned(),
-        Some(kind) => kind
-            .as_str_name()
-            .trim_start_matches("OBJECT_")
-            .replace('_', " "),
-        None => "OBJECT".to_owned(),
-    }
 }

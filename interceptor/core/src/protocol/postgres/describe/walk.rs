@@ -15,7 +15,7 @@ use serde_json::Value;
 use super::{
     NameChange, Reference,
     functions::{self, Call},
-    statements,
+    settings, statements,
 };
 use crate::operation::{Effects, Resource, ResourceKind, Touch};
 
@@ -209,11 +209,11 @@ impl Walk {
         let setting = name == "set_config"
             && argument
                 .as_deref()
-                .is_some_and(statements::is_harmless_setting)
+                .is_some_and(settings::is_harmless_setting)
             && body["args"]
                 .get(1)
                 .and_then(literal)
-                .is_some_and(|value| !statements::hides_catalog(value.split(',')));
+                .is_some_and(|value| !settings::hides_catalog(value.split(',')));
         if setting {
             self.effects |= Effects::READ;
         } else {
