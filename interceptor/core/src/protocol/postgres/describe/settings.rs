@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{
-    statements::{ADMIN, READ, effect},
+    statements::{ADMIN, EXECUTE, READ, effect},
     walk::{Walk, literal, string},
 };
 use crate::operation::{ResourceKind, Touch};
@@ -77,7 +77,12 @@ pub(super) fn set(walk: &mut Walk, body: &Value) {
     let values: Vec<String> = values.filter_map(literal).collect();
     let hides = hides_catalog(values.iter().flat_map(|value| value.split(',')));
     let harmless = is_harmless_setting(name) && !hides;
-    effect(walk, action, if harmless { READ } else { ADMIN });
+    let effects = match (harmless, hides) {
+        (true, _) => READ,
+        (_, true) => EXECUTE,
+        _ => ADMIN,
+    };
+    effect(walk, action, effects);
     if action == "SET" || action == "RESET" {
         walk.touch(
             ResourceKind::Setting,

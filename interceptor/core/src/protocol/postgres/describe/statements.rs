@@ -32,7 +32,7 @@ pub(super) const READ: Effects = Effects::READ;
 const WRITE: Effects = Effects::WRITE;
 pub(super) const SCHEMA: Effects = Effects::SCHEMA;
 pub(super) const ADMIN: Effects = Effects::ADMIN;
-const EXECUTE: Effects = Effects::EXECUTE;
+pub(super) const EXECUTE: Effects = Effects::EXECUTE;
 
 /// Describes `text` by PostgreSQL's own parser.
 pub(super) fn describe(text: &[u8], lexing: Lexing) -> Outcome {

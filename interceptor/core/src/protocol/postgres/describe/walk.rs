@@ -206,19 +206,17 @@ impl Walk {
             if harmless { Touch::Read } else { Touch::Write },
         );
         let argument = body["args"].get(0).and_then(literal);
-        let setting = name == "set_config"
-            && argument
-                .as_deref()
-                .is_some_and(settings::is_harmless_setting)
-            && body["args"]
-                .get(1)
-                .and_then(literal)
-                .is_some_and(|value| !settings::hides_catalog(value.split(',')));
-        if setting {
-            self.effects |= Effects::READ;
-        } else {
-            self.effects |= effects;
-        }
+        let setting = argument
+            .as_deref()
+            .filter(|argument| name == "set_config" && settings::is_harmless_setting(argument));
+        self.effects |= match (setting, body["args"].get(1).and_then(literal)) {
+            (None, _) => effects,
+            (Some("search_path"), Some(path)) if !settings::hides_catalog(path.split(',')) => {
+                Effects::READ
+            }
+            (Some("search_path"), _) => Effects::EXECUTE,
+            (Some(_), _) => Effects::READ,
+        };
         if let (Some(kind), Some(argument)) = (names, &argument) {
             let touch = if effects.contains(Effects::EXPORT) {
                 Touch::Read
