@@ -209,13 +209,15 @@ impl Walk {
         let setting = argument
             .as_deref()
             .filter(|argument| name == "set_config" && settings::is_harmless_setting(argument));
-        self.effects |= match (setting, body["args"].get(1).and_then(literal)) {
-            (None, _) => effects,
-            (Some("search_path"), Some(path)) if !settings::hides_catalog(path.split(',')) => {
-                Effects::READ
+        self.effects |= match setting {
+            None => effects,
+            Some(setting) if setting.eq_ignore_ascii_case("search_path") => {
+                match body["args"].get(1).and_then(literal) {
+                    Some(path) if !settings::hides_catalog(path.split(',')) => Effects::READ,
+                    _ => Effects::EXECUTE,
+                }
             }
-            (Some("search_path"), _) => Effects::EXECUTE,
-            (Some(_), _) => Effects::READ,
+            Some(_) => Effects::READ,
         };
         if let (Some(kind), Some(argument)) = (names, &argument) {
             let touch = if effects.contains(Effects::EXPORT) {
