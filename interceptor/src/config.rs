@@ -100,9 +100,9 @@ impl Config {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Listen {
-    /// Port on 127.0.0.1; 0 lets the kernel choose.
+    /// Port on 127.0.0.1; 0 is one that is free.
     pub ipv4_port: u16,
-    /// Port on ::1; 0 lets the kernel choose.
+    /// Port on ::1; 0 is one that is free.
     pub ipv6_port: u16,
 }
 

@@ -1,7 +1,9 @@
 //! The daemon put together: kernel, journal, policies, approvals, listeners, control API.
 
 use std::{
+    fs,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    ops::Range,
     sync::Arc,
     time::Duration,
 };
@@ -172,10 +174,10 @@ fn raise_descriptor_limit() {
 impl Daemon {
     async fn run(self: Arc<Self>, control: ControlSocket) -> Result<(), ServeError> {
         let listen = self.config.listen;
-        let v4 = bind(SocketAddr::from((Ipv4Addr::LOCALHOST, listen.ipv4_port)))
+        let v4 = self::listen(SocketAddr::from((Ipv4Addr::LOCALHOST, listen.ipv4_port)))
             .map_err(io("listening on 127.0.0.1"))?;
         // A host without IPv6 has no agents that use it either: their connects are refused.
-        let v6 = bind(SocketAddr::from((Ipv6Addr::LOCALHOST, listen.ipv6_port))).ok();
+        let v6 = self::listen(SocketAddr::from((Ipv6Addr::LOCALHOST, listen.ipv6_port))).ok();
         let port =
             |listener: &TcpListener| listener.local_addr().map_or(0, |address| address.port());
         let ports = (port(&v4), v6.as_ref().map_or(0, port));
@@ -365,6 +367,49 @@ impl Daemon {
     }
 }
 
+/// A listener on `address`; for port 0 on one that the kernel gives to nobody who doesn't ask for it.
+///
+/// A `listen()` without a `bind()` gets a port of the range for outgoing connections, and no hook sees
+/// it. Were ours of that range, who is quick could take it over when the daemon dies, and would be sent
+/// other agents' connections for as long as it counts as alive.
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    const TRIES: usize = 64;
+    let unasked = unasked_ports(&fs::read_to_string(LOCAL_PORT_RANGE).unwrap_or_default());
+    if address.port() == 0 && !unasked.is_empty() {
+        for _ in 0..TRIES {
+            let offset = crate::accept::random_id() % unasked.len() as u64;
+            let port = unasked.start + u16::try_from(offset).unwrap_or(0);
+            match bind(SocketAddr::new(address.ip(), port)) {
+                Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {}
+                bound => return bound,
+            }
+        }
+    }
+    bind(address)
+}
+
+/// The ports that outgoing connections get, as `first last`.
+const LOCAL_PORT_RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
+
+/// Ports outside `range`, as the kernel writes it: above it, where hardly any service has its own, or else
+/// below it.
+fn unasked_ports(range: &str) -> Range<u16> {
+    /// As many as two listeners surely find a free one among.
+    const ENOUGH: usize = 256;
+    /// Below stand most services.
+    const FIRST: u16 = 20_000;
+    let mut ends = range.split_whitespace().map(str::parse);
+    let (Some(Ok(first)), Some(Ok(last))) = (ends.next(), ends.next()) else {
+        return 0..0;
+    };
+    let above = u16::saturating_add(last, 1)..u16::MAX;
+    if above.len() >= ENOUGH {
+        above
+    } else {
+        FIRST..first
+    }
+}
+
 /// A listener that can be opened again at once after a restart.
 fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     let socket = if address.is_ipv4() {
@@ -498,5 +543,28 @@ impl Host for Daemon {
 
     fn journal(&self) -> &Journal {
         &self.services.journal
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::unasked_ports;
+
+    #[test]
+    fn the_listener_takes_no_port_that_is_given_to_who_asks_for_none() {
+        let table = [
+            ("32768\t60999\n", 61_000..65_535),
+            ("1024 65000", 65_001..65_535),
+            ("32768 65535", 20_000..32_768),
+            ("1024 65535", 0..0),
+            ("", 0..0),
+        ];
+        for (range, expected) in table {
+            let ports = unasked_ports(range);
+            assert!(
+                ports == expected || (ports.is_empty() && expected.is_empty()),
+                "{range}"
+            );
+        }
     }
 }

@@ -20,7 +20,7 @@ const GATHER: Duration = Duration::from_millis(50);
 /// How often a journal that can't write tries again.
 const RETRY: Duration = Duration::from_millis(500);
 /// At least this often a checkpoint is signed, while records come.
-const CHECKPOINT: Duration = Duration::from_secs(5);
+const CHECKPOINT: Duration = Duration::from_secs(1);
 /// Size at which a segment is closed: large enough for few files, small enough to ship.
 const SEGMENT_BYTES: u64 = 64 << 20;
 /// zstd's fastest ordinary level.
