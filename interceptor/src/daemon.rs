@@ -30,8 +30,9 @@ use crate::{
         PolicyStatus, SocketError, Status, TagTarget, Tagged, Trouble,
     },
     journal::{Journal, JournalError, Stopped},
-    kernel::{Events, Kernel, KernelError, Tag, TagKind},
+    kernel::{Kernel, KernelError, Tag, TagKind},
     policies::{Change, Policies},
+    refusals,
     session::Services,
 };
 
@@ -202,8 +203,8 @@ impl Daemon {
         });
         tokio::spawn(self.clone().clear_ended());
         if let Some(events) = self.kernel.take_events() {
-            let daemon = self.clone();
-            tokio::spawn(async move { daemon.follow_kernel(events).await });
+            let journal = self.services.journal.clone();
+            tokio::spawn(refusals::follow(self.kernel.clone(), journal, events));
         }
         let daemon = self.clone();
         let watcher = self
@@ -276,53 +277,6 @@ impl Daemon {
                     self.policy_changed(&change);
                 }
             }
-        }
-    }
-
-    /// Records what the hooks refuse.
-    async fn follow_kernel(&self, events: Events) {
-        let mut ring = match events.watched() {
-            Ok(ring) => ring,
-            Err(error) => {
-                tracing::error!(%error, "what the hooks refuse can't be recorded one by one");
-                return;
-            }
-        };
-        loop {
-            let Ok(mut ready) = ring.readable_mut().await else {
-                return;
-            };
-            while let Some(refusal) = ready.get_inner_mut().next_refusal() {
-                let agent = self
-                    .kernel
-                    .agent(refusal.agent)
-                    .map_or_else(|| Arc::from(""), |agent| Arc::from(&*agent.name));
-                let process = self.kernel.describe_process(refusal.pid);
-                let mut detail = vec![
-                    ("pid", refusal.pid.to_string()),
-                    ("uid", refusal.uid.to_string()),
-                    (
-                        "socket",
-                        format!("type {} protocol {}", refusal.kind.0, refusal.kind.1),
-                    ),
-                ];
-                detail.extend(
-                    refusal
-                        .destination
-                        .map(|destination| ("destination", destination.to_string())),
-                );
-                detail.extend(
-                    process
-                        .executable
-                        .map(|executable| ("executable", executable.to_string())),
-                );
-                let event = Event::notice(refusal.name, detail);
-                let _ = self
-                    .services
-                    .journal
-                    .append(None, &agent, clock::now(), [event]);
-            }
-            ready.clear_ready();
         }
     }
 

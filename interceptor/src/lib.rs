@@ -13,6 +13,7 @@ pub mod daemon;
 pub mod journal;
 pub mod kernel;
 pub mod policies;
+mod refusals;
 pub mod rfc3339;
 pub mod session;
 pub mod upstream;

@@ -252,6 +252,50 @@ fn datagrams_are_refused_and_recorded() {
 }
 
 #[test]
+fn a_flood_of_refusals_is_recorded_as_a_number_and_holds_nobody_up() {
+    const SENT: u64 = 200_000;
+    let world = World::new();
+    let daemon = Daemon::start(ALLOW_ALL).unwrap();
+    let script = format!(
+        "import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for _ in range({SENT}):
+    try: s.sendto(b'x', ('192.0.2.9', 9))
+    except OSError: pass"
+    );
+    let flood = run::start(daemon.run_as("flooder", "python3").args(["-c", &script])).unwrap();
+    // Meanwhile others are served.
+    agent(
+        &daemon,
+        &["peer", &world.outside.address_v4(), &PORT.to_string()],
+    );
+    flood.outcome().unwrap().success().unwrap();
+    let counted = |daemon: &Daemon| {
+        let journal = daemon.journal().unwrap();
+        let number = |line: &interceptor_tests::journal::Line, name| {
+            line.at(name)
+                .and_then(|value| value.as_str()?.parse::<u64>().ok())
+        };
+        let (mut lines, mut sum) = (0, 0);
+        for line in journal.of_kind("event") {
+            if line.mentions("udp_refused") {
+                lines += 1;
+                sum += number(line, "/detail/more").unwrap_or(1);
+            } else if line.mentions("refusals_uncounted") {
+                sum += number(line, "/detail/count").unwrap();
+            }
+        }
+        (lines, sum)
+    };
+    let lines = run::wait_for("the flood to be counted", Duration::from_secs(10), || {
+        let (lines, sum) = counted(&daemon);
+        Ok((sum == SENT).then_some(lines))
+    })
+    .unwrap_or_else(|error| panic!("{error}: {:?}", counted(&daemon)));
+    assert!(lines < 5_000, "{lines} lines");
+}
+
+#[test]
 fn the_exit_status_is_the_commands() {
     let daemon = Daemon::start(ALLOW_ALL).unwrap();
     for code in [0, 1, 42] {
