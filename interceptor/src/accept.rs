@@ -4,10 +4,11 @@
 //! a destination from the socket's own addresses.
 
 use std::{
+    collections::HashMap,
     net::TcpStream as StdTcpStream,
     os::fd::AsFd,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicUsize, Ordering},
     },
 };
@@ -20,6 +21,7 @@ use tokio::{net::TcpListener, sync::mpsc};
 
 use crate::{
     clock::now,
+    config::Limits,
     kernel::Kernel,
     session::{Services, Session},
 };
@@ -30,7 +32,9 @@ pub struct Acceptor {
     services: Arc<Services>,
     workers: Vec<mpsc::UnboundedSender<Intercepted>>,
     open: Arc<AtomicUsize>,
-    connections_max: usize,
+    /// Open connections of each agent that has some, by its number.
+    by_agent: Mutex<HashMap<u64, Weak<AtomicUsize>>>,
+    limits: Limits,
 }
 
 /// An accepted connection and where it belongs.
@@ -40,13 +44,25 @@ struct Intercepted {
     _open: Open,
 }
 
-/// Counts an open connection for as long as it lives.
+/// Counts an open connection for as long as it lives: among all, and among its agent's.
 #[derive(Debug)]
-struct Open(Arc<AtomicUsize>);
+struct Open([Arc<AtomicUsize>; 2]);
+
+impl Open {
+    /// Counts one more; its place among all, and among its agent's.
+    fn count(counters: [Arc<AtomicUsize>; 2]) -> (Self, [usize; 2]) {
+        let places = counters
+            .each_ref()
+            .map(|counter| counter.fetch_add(1, Ordering::Relaxed) + 1);
+        (Self(counters), places)
+    }
+}
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        for counter in &self.0 {
+            counter.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -60,7 +76,7 @@ impl Acceptor {
         kernel: Arc<Kernel>,
         services: Arc<Services>,
         threads: usize,
-        connections_max: usize,
+        limits: Limits,
     ) -> std::io::Result<Self> {
         let mut workers = Vec::new();
         for index in 0..threads.max(1) {
@@ -75,7 +91,8 @@ impl Acceptor {
             services,
             workers,
             open: Arc::default(),
-            connections_max,
+            by_agent: Mutex::default(),
+            limits,
         })
     }
 
@@ -104,6 +121,18 @@ impl Acceptor {
         }
     }
 
+    /// The counter of an agent's open connections.
+    fn counter_of(&self, agent: u64) -> Arc<AtomicUsize> {
+        let mut counters = self.by_agent.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(counter) = counters.get(&agent).and_then(Weak::upgrade) {
+            return counter;
+        }
+        counters.retain(|_, counter| counter.strong_count() > 0);
+        let counter = Arc::default();
+        counters.insert(agent, Arc::downgrade(&counter));
+        counter
+    }
+
     fn intercept(&self, stream: tokio::net::TcpStream, turn: usize) {
         let refuse = |why: &str, agent: &Arc<str>| {
             let _ = stream.set_zero_linger();
@@ -126,14 +155,20 @@ impl Acceptor {
             return refuse("its agent is not known", &nobody);
         };
         let name: Arc<str> = Arc::from(&*agent.name);
-        if self.open.fetch_add(1, Ordering::Relaxed) >= self.connections_max {
-            drop(Open(self.open.clone()));
+        let (open, [of_all, of_agent]) =
+            Open::count([self.open.clone(), self.counter_of(note.agent)]);
+        if of_all > self.limits.connections.get() as usize {
             return refuse(
                 "too many connections are open (`limits.connections` in the configuration)",
                 &name,
             );
         }
-        let open = Open(self.open.clone());
+        if of_agent > self.limits.connections_per_agent.get() as usize {
+            return refuse(
+                "the agent has too many connections open (`limits.connections_per_agent` in the configuration)",
+                &name,
+            );
+        }
         let mut process = self.kernel.describe_process(note.pid);
         process.uid = note.uid;
         let origin = Arc::new(Origin {

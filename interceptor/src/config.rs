@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, fs, io,
+    num::NonZeroU32,
     path::{Path, PathBuf},
 };
 
@@ -113,12 +114,24 @@ pub struct Limits {
     /// Largest message that is decoded, in bytes; one that is larger ends its session.
     #[serde(deserialize_with = "message_bytes")]
     pub message_bytes: usize,
+    /// Connections that are served at once, of all agents; more are reset.
+    pub connections: NonZeroU32,
+    /// Connections of one agent that are served at once, so that none can take all.
+    pub connections_per_agent: NonZeroU32,
 }
+
+/// Connections served at once. Each costs two descriptors and some 20 KiB.
+const CONNECTIONS: NonZeroU32 = NonZeroU32::MIN.saturating_add(8_191);
+
+/// Connections of one agent served at once: more than its pools and workers open, less than all.
+const CONNECTIONS_PER_AGENT: NonZeroU32 = NonZeroU32::MIN.saturating_add(4_095);
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
             message_bytes: limits::MESSAGE_BYTES_MAX,
+            connections: CONNECTIONS,
+            connections_per_agent: CONNECTIONS_PER_AGENT,
         }
     }
 }
@@ -345,7 +358,7 @@ mod tests {
     fn every_name_can_be_set() {
         let config = Config::parse(
             "state: /s\npolicies: /p\ncontrol: /c.sock\ninstance: two\nlisten: {ipv4_port: 1, ipv6_port: 2}\n\
-             limits: {message_bytes: 1048576}\nreviewers: {dba: [alice, '1000']}\nlog: debug\n",
+             limits: {message_bytes: 1048576, connections: 10, connections_per_agent: 5}\nreviewers: {dba: [alice, '1000']}\nlog: debug\n",
             Path::new("i.yaml"),
         )
         .unwrap();
@@ -355,6 +368,8 @@ mod tests {
         assert_eq!(config.instance.as_str(), "two");
         assert_eq!((config.listen.ipv4_port, config.listen.ipv6_port), (1, 2));
         assert_eq!(config.limits.message_bytes, 1 << 20);
+        assert_eq!(config.limits.connections.get(), 10);
+        assert_eq!(config.limits.connections_per_agent.get(), 5);
         assert!(config.reviewers["dba"].contains("alice"));
         assert_eq!(config.log.as_str(), "debug");
     }

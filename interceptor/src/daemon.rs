@@ -45,9 +45,6 @@ const CLEAR_EVERY: Duration = Duration::from_secs(5);
 /// How long an upstream may take to answer a connect.
 const DIAL_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Connections that are served at once. Each costs two descriptors and some 20 KiB.
-const CONNECTIONS_MAX: usize = 8_192;
-
 /// Why the daemon doesn't start or doesn't go on.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
@@ -95,7 +92,7 @@ struct Daemon {
 /// # Errors
 /// Where it can't start. What is wrong later is logged, recorded and shown by `status`.
 pub fn serve(config: Config, remove_hooks: bool) -> Result<(), ServeError> {
-    raise_descriptor_limit();
+    raise_descriptor_limit(config.limits.connections.get().into());
     // Answers people and accepts; the data plane has threads of its own.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -126,7 +123,7 @@ pub fn serve(config: Config, remove_hooks: bool) -> Result<(), ServeError> {
         dial_patience: DIAL_PATIENCE,
     });
     let threads = std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1));
-    let acceptor = Acceptor::start(kernel.clone(), services.clone(), threads, CONNECTIONS_MAX)
+    let acceptor = Acceptor::start(kernel.clone(), services.clone(), threads, config.limits)
         .map_err(io("starting threads"))?;
     let daemon = Arc::new(Daemon {
         config,
@@ -164,11 +161,19 @@ fn withdraw_unfinished(journal: &Journal) -> Result<(), ServeError> {
     Ok(())
 }
 
-/// Two descriptors a connection: as many as the hard limit allows.
-fn raise_descriptor_limit() {
+/// Has as many descriptors as the hard limit allows: two a connection, and some for the rest.
+fn raise_descriptor_limit(connections: u64) {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    const OTHERS: u64 = 256;
+    let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
+        return;
+    };
+    let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    let enough = connections * 2 + OTHERS;
+    if hard < enough {
+        tracing::warn!(
+            "this process may have {hard} descriptors, and {connections} connections (`limits.connections`) take {enough}: raise the limit (LimitNOFILE= in a systemd unit) or lower that of connections"
+        );
     }
 }
 
