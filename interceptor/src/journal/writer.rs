@@ -41,7 +41,7 @@ struct Room {
 }
 
 /// Room that is kept from block to block, in bytes; what a rare large block took is given back.
-const ROOM_MAX: usize = 4 * BLOCK_BYTES;
+const ROOM_MAX: usize = 2 * BLOCK_BYTES;
 
 struct Writer {
     shared: Arc<Shared>,

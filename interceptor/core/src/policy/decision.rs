@@ -5,8 +5,24 @@ use std::{fmt, sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 
 /// SHA-256 of the policy files that were in force, in the order in which they were read.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PolicyHash(pub [u8; 32]);
+
+// As bytes, not as a tuple of them: every decision on record carries one.
+impl Serialize for PolicyHash {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for PolicyHash {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let bytes = bytes::Bytes::deserialize(deserializer)?;
+        <[u8; 32]>::try_from(&bytes[..])
+            .map(Self)
+            .map_err(|_| serde::de::Error::custom("a policy's hash has 32 bytes"))
+    }
+}
 
 impl fmt::Display for PolicyHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
