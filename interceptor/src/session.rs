@@ -133,7 +133,12 @@ impl Session {
             bytes_from_client,
             bytes_from_upstream,
         };
-        self.record(Event::SessionEnd(end)).await;
+        let end = Event::SessionEnd(end);
+        if self.append([end.clone()]).await.is_none() {
+            // It ended because nothing can be recorded: that is on record as soon as something can.
+            self.services.journal.resumed().await;
+            self.append([end]).await;
+        }
     }
 
     async fn serve(&mut self, mut client: TcpStream) -> Ended {

@@ -233,6 +233,20 @@ fn a_full_disk_ends_sessions_with_an_error_and_loses_nothing() {
         recorded > answers.parse().unwrap(),
         "{recorded} of {answers}"
     );
+    // Both that were turned away have an end on record that says why.
+    let ends = || {
+        let journal = daemon.journal()?;
+        let ends = journal
+            .mentioning("session_end", "takes no records")
+            .count();
+        Ok((ends >= 2).then_some(()))
+    };
+    run::wait_for(
+        "the ends to be recorded",
+        std::time::Duration::from_secs(10),
+        ends,
+    )
+    .unwrap();
     daemon.stop().unwrap();
     drop(unmount);
 }

@@ -307,6 +307,13 @@ impl Journal {
         Ok(())
     }
 
+    /// Waits until records are taken again, or the writer has ended.
+    pub async fn resumed(&self) {
+        let mut progress = self.shared.progress.subscribe();
+        // An error means that there will be no more progress.
+        let _ = progress.wait_for(|state| state.stopped.is_none()).await;
+    }
+
     /// Waits until the record `seq` and all before it are on disk.
     ///
     /// # Errors
