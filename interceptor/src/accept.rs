@@ -175,6 +175,7 @@ impl Acceptor {
             agent,
             process,
             destination: Destination(note.destination),
+            names: Vec::new(),
         });
         let session = Session::new(self.services.clone(), SessionId(random_id()), origin);
         let Ok(stream) = stream.into_std() else {

@@ -6,11 +6,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, fs, io,
+    net::{IpAddr, SocketAddr},
     num::NonZeroU32,
     path::{Path, PathBuf},
 };
 
-use interceptor_core::limits;
+use interceptor_core::{glob::Glob, limits};
 use serde::Deserialize;
 
 /// Where the configuration is read from unless said otherwise.
@@ -41,6 +42,8 @@ pub struct Config {
     pub listen: Listen,
     /// Bounds that may be moved.
     pub limits: Limits,
+    /// TLS: whom to believe, and what to present.
+    pub tls: TlsConfig,
     /// The people behind the groups that `hold` rules name: user names or numeric user ids.
     pub reviewers: BTreeMap<Box<str>, BTreeSet<Box<str>>>,
     /// What the daemon tells on stderr: a level, or `tracing` directives.
@@ -56,6 +59,7 @@ impl Default for Config {
             instance: Instance::default(),
             listen: Listen::default(),
             limits: Limits::default(),
+            tls: TlsConfig::default(),
             reviewers: BTreeMap::new(),
             log: LogFilter::default(),
         }
@@ -105,6 +109,170 @@ pub struct Listen {
     pub ipv4_port: u16,
     /// Port on ::1; 0 is one that is free.
     pub ipv6_port: u16,
+}
+
+/// TLS: whom to believe, and what to present.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TlsConfig {
+    /// The local certificate authority, as it is made at first start.
+    pub ca: CaConfig,
+    /// PEM files of authorities, or of self-signed servers, that are believed besides the system's.
+    pub roots: Vec<PathBuf>,
+    /// PEM files of revocation lists.
+    pub revoked: Vec<PathBuf>,
+    /// Certificates for servers that ask for one.
+    pub client_certificates: Vec<ClientCertificate>,
+}
+
+/// The local certificate authority, as it is made at first start.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CaConfig {
+    /// Its common name.
+    pub name: String,
+    /// How long it is valid, in days.
+    #[serde(deserialize_with = "ca_days")]
+    pub days: u32,
+}
+
+impl Default for CaConfig {
+    fn default() -> Self {
+        let host = nix::unistd::gethostname().unwrap_or_default();
+        Self {
+            name: format!("interceptor CA of {}", host.to_string_lossy()),
+            days: 3_650,
+        }
+    }
+}
+
+fn ca_days<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    const DAYS_MAX: u32 = 36_500;
+    let days = u32::deserialize(deserializer)?;
+    if (1..=DAYS_MAX).contains(&days) {
+        Ok(days)
+    } else {
+        Err(serde::de::Error::custom(format!(
+            "`days` is {days}: it has to be between 1 and {DAYS_MAX}"
+        )))
+    }
+}
+
+/// A certificate for servers that ask for one.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClientCertificate {
+    /// The servers it is for.
+    pub destination: DestinationPattern,
+    /// PEM file of the certificate and what is between it and its authority.
+    pub certificate: PathBuf,
+    /// PEM file of its private key.
+    pub key: PathBuf,
+}
+
+/// Servers: a name (`*` stands for any characters), an address or a network, and optionally a port.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct DestinationPattern {
+    text: Box<str>,
+    host: HostPattern,
+    port: Option<u16>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum HostPattern {
+    Name(Glob),
+    Network(IpAddr, u8),
+}
+
+impl DestinationPattern {
+    /// Whether the server called `name` at `address` is one of them.
+    #[must_use]
+    pub fn matches(&self, name: &str, address: SocketAddr) -> bool {
+        self.port.is_none_or(|port| port == address.port())
+            && match &self.host {
+                HostPattern::Name(glob) => glob.matches(&name.to_ascii_lowercase()),
+                HostPattern::Network(network, bits) => {
+                    is_within(address.ip().to_canonical(), *network, *bits)
+                }
+            }
+    }
+}
+
+fn is_within(address: IpAddr, network: IpAddr, bits: u8) -> bool {
+    let shift = |width: u32| width.saturating_sub(bits.into());
+    match (address, network) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => {
+            (u32::from(a) ^ u32::from(b))
+                .checked_shr(shift(32))
+                .unwrap_or(0)
+                == 0
+        }
+        (IpAddr::V6(a), IpAddr::V6(b)) => {
+            (u128::from(a) ^ u128::from(b))
+                .checked_shr(shift(128))
+                .unwrap_or(0)
+                == 0
+        }
+        _ => false,
+    }
+}
+
+impl fmt::Display for DestinationPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl TryFrom<String> for DestinationPattern {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let wrong = || {
+            format!(
+                "`{}` is no destination; `db.example.com:5432`, `*.example.com`, `192.0.2.0/24` and `[2001:db8::1]:443` are",
+                text.escape_debug()
+            )
+        };
+        let (host, port) = match text.rsplit_once(':') {
+            // An IPv6 address without brackets has no port.
+            Some((host, _)) if host.contains(':') && !host.ends_with(']') => (&*text, None),
+            Some((host, port)) => (host, Some(port.parse().map_err(|_| wrong())?)),
+            None => (&*text, None),
+        };
+        let bare = host
+            .strip_prefix('[')
+            .map_or(Some(host), |rest| rest.strip_suffix(']'))
+            .ok_or_else(wrong)?;
+        let (address, bits) = match bare.split_once('/') {
+            Some((address, bits)) => (address, Some(bits.parse::<u8>().map_err(|_| wrong())?)),
+            None => (bare, None),
+        };
+        let host = match address.parse::<IpAddr>() {
+            Ok(address) => {
+                let most = if address.is_ipv4() { 32 } else { 128 };
+                let bits = bits.unwrap_or(most);
+                if bits > most {
+                    return Err(wrong());
+                }
+                HostPattern::Network(address, bits)
+            }
+            Err(_) => {
+                let fits = |byte: u8| {
+                    byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b'*')
+                };
+                if bits.is_some() || bare.is_empty() || !bare.bytes().all(fits) {
+                    return Err(wrong());
+                }
+                HostPattern::Name(Glob::new(&bare.to_ascii_lowercase()))
+            }
+        };
+        Ok(Self {
+            host,
+            port,
+            text: text.into(),
+        })
+    }
 }
 
 /// Bounds that may be moved.

@@ -34,6 +34,7 @@ use crate::{
     policies::{Change, Policies},
     refusals,
     session::Services,
+    tls::{Tls, TlsError},
 };
 
 /// How often the kernel side is told that the daemon lives; it believes it for three seconds.
@@ -57,6 +58,9 @@ pub enum ServeError {
     /// The journal.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// TLS: the certificate authority, or a file that the configuration names.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The journal takes no records.
     #[error(transparent)]
     Stopped(#[from] Stopped),
@@ -104,6 +108,7 @@ pub fn serve(config: Config, remove_hooks: bool) -> Result<(), ServeError> {
     // The policy first: it is what people get wrong, and nothing has been touched yet.
     let policies = Arc::new(Policies::open(&config.policies)?);
     let journal = Journal::open(&config.state)?;
+    let tls = Arc::new(Tls::open(&config.state, &config.tls)?);
     withdraw_unfinished(&journal)?;
     let control = ControlSocket::bind(&config.control)?;
     // Moves this process into its own cgroup: every socket opened from here on is the daemon's.
@@ -120,6 +125,7 @@ pub fn serve(config: Config, remove_hooks: bool) -> Result<(), ServeError> {
         approvals,
         cancellations: Cancellations::default(),
         postgres: Arc::new(postgres::Shared::new(config.limits.message_bytes)),
+        tls,
         dial_patience: DIAL_PATIENCE,
     });
     let threads = std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1));

@@ -27,6 +27,19 @@ pub async fn dial(destination: Destination, patience: Duration) -> io::Result<Tc
     Ok(stream)
 }
 
+/// Whether this host's resolver knows `address` as one of `name`'s.
+pub async fn is_address_of(name: &str, address: std::net::SocketAddr) -> bool {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let ip = address.ip().to_canonical();
+    if let Ok(literal) = name.parse::<std::net::IpAddr>() {
+        return literal.to_canonical() == ip;
+    }
+    match tokio::time::timeout(PATIENCE, tokio::net::lookup_host((name, address.port()))).await {
+        Ok(Ok(mut known)) => known.any(|known| known.ip().to_canonical() == ip),
+        _ => false,
+    }
+}
+
 /// Has a socket whose bytes never leave this host go without pacing and its timers.
 ///
 /// There is nothing on the way that could be congested, and BBR, where it is the system's default, sets

@@ -38,6 +38,11 @@ pub enum Step {
     Cancellable(CancelKey),
     /// The session with this key is to be cancelled; the destination is told as well.
     Cancel(CancelKey),
+    /// This side gets nothing more: half of the connection is closed once what is queued is sent.
+    Finish(Peer),
+    /// Both sides agreed to go on in TLS, and have said nothing since: send what is queued, have both
+    /// handshakes, then call [`Decoder::secured`].
+    StartTls,
     /// Send what is queued, then close both sides.
     Close(Closing),
 }
@@ -91,6 +96,9 @@ pub trait Decoder: Send {
 
     /// Ends the session; the client is told why in its own protocol, as far as that has a way.
     fn fail(&mut self, failure: &Failure);
+
+    /// TLS has been started on both sides, as [`Step::StartTls`] asked.
+    fn secured(&mut self) {}
 
     /// Answers the open proposal.
     fn rule(&mut self, ruling: Ruling, now: Timestamp);

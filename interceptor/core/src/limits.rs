@@ -43,3 +43,7 @@ pub const APPROVALS_PENDING_AGENT_MAX: usize = 1_000;
 /// Ended approvals that `approvals list --all` remembers, without their content, some KiB each;
 /// all others are in the journal.
 pub const APPROVALS_ENDED_MAX: usize = 256;
+
+/// Largest ClientHello, in bytes: those with post-quantum key shares and tickets have some 2 KiB. The
+/// whole of it is held before anything is known about the connection.
+pub const CLIENT_HELLO_BYTES_MAX: usize = 32 << 10;

@@ -16,11 +16,15 @@ pub enum Protocol {
     Postgres,
     /// Bytes that no decoder claims; decided as such, never waved through.
     Opaque,
+    /// TLS that isn't looked into.
+    Tls,
+    /// HTTP/1.1 and HTTP/2, what they carry included.
+    Http,
 }
 
 impl Protocol {
     /// Every protocol, in the order in which they are listed to people.
-    pub const ALL: [Self; 2] = [Self::Postgres, Self::Opaque];
+    pub const ALL: [Self; 4] = [Self::Postgres, Self::Http, Self::Tls, Self::Opaque];
 
     /// The name used in policies and records.
     #[must_use]
@@ -28,6 +32,8 @@ impl Protocol {
         match self {
             Self::Postgres => "postgres",
             Self::Opaque => "opaque",
+            Self::Tls => "tls",
+            Self::Http => "http",
         }
     }
 }
@@ -36,6 +42,12 @@ impl fmt::Display for Protocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
+}
+
+/// Names of attributes that are known outside of the protocols that give them.
+pub mod attribute {
+    /// The host that an HTTP request is for, lower case, without a port: what the request claims.
+    pub const HTTP_HOST: &str = "http.host";
 }
 
 bitflags::bitflags! {

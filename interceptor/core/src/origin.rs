@@ -48,4 +48,9 @@ pub struct Origin {
     pub process: Process,
     /// The true destination.
     pub destination: Destination,
+    /// Names that the destination has proved to have (by a certificate that was verified) or is known
+    /// by to this host's resolver; never what the agent merely claims. Lower case. A session starts
+    /// without any: what it learns is on record where it learns it.
+    #[serde(skip)]
+    pub names: Vec<Box<str>>,
 }

@@ -12,7 +12,7 @@ use crate::{
     mask::MaskPlan,
     operation::Operation,
     origin::Origin,
-    policy::{Policy, scope::Scope},
+    policy::{Policy, TlsDecision, Treatment, scope::Scope},
     record::{ApprovalId, Timestamp},
 };
 
@@ -31,6 +31,22 @@ pub enum Judgement {
     Refuse(Arc<Decision>, Refusal),
     /// People have to be asked.
     Hold(Hold),
+}
+
+/// What the policy says of a TLS connection.
+#[derive(Debug)]
+pub enum TlsRuling {
+    /// It is ended here, and what is inside is decided.
+    Intercept,
+    /// It may go through as it is.
+    Passthrough {
+        /// Leave to relay it.
+        permit: Permit,
+        /// The rule goes by the name that the client gives, which has to be held to what is known.
+        by_name: bool,
+    },
+    /// It may not go.
+    Deny(Arc<Decision>, Refusal),
 }
 
 /// Leave to send exactly the bytes of the operation it was minted for; used up by doing so.
@@ -98,6 +114,35 @@ impl Judge {
     #[must_use]
     pub const fn policy(&self) -> &Arc<Policy> {
         self.scope.policy()
+    }
+
+    /// What becomes of a TLS connection to a server that the client calls `name`.
+    #[must_use]
+    pub fn tls(&self, origin: &Origin, name: Option<&str>) -> TlsRuling {
+        let TlsDecision {
+            treatment,
+            decision,
+            by_name,
+        } = self.policy().tls(origin, name);
+        match treatment {
+            Treatment::Deny if decision.enforced => {
+                let refusal = Refusal {
+                    cause: Cause::Denied,
+                    rule: decision.rule.clone(),
+                    reason: decision.reason.clone(),
+                    approval: None,
+                };
+                TlsRuling::Deny(decision, refusal)
+            }
+            Treatment::Passthrough => TlsRuling::Passthrough {
+                permit: Permit {
+                    decision,
+                    masks: Arc::default(),
+                },
+                by_name,
+            },
+            Treatment::Deny | Treatment::Intercept => TlsRuling::Intercept,
+        }
     }
 
     /// Decides `operation` at `now`.

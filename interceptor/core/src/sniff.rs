@@ -1,6 +1,9 @@
 //! Which protocol it is, from the first bytes of either side, never from the port alone.
 
-use crate::{operation::Protocol, protocol::postgres};
+use crate::{
+    operation::Protocol,
+    protocol::{postgres, tls},
+};
 
 /// What the first bytes of a connection tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,12 +20,21 @@ pub enum Sniffed {
 /// look like a protocol are refused by its decoder.
 #[must_use]
 pub fn from_client(first: &[u8]) -> Sniffed {
-    match postgres::is_startup(first) {
-        _ if first.is_empty() => Sniffed::Unsure,
-        Some(true) => Sniffed::Protocol(Protocol::Postgres),
-        Some(false) => Sniffed::Protocol(Protocol::Opaque),
-        None => Sniffed::Unsure,
+    if first.is_empty() {
+        return Sniffed::Unsure;
     }
+    let candidates = [
+        (Protocol::Postgres, postgres::is_startup(first)),
+        (Protocol::Tls, tls::is_hello(first)),
+    ];
+    for (protocol, answer) in candidates {
+        match answer {
+            Some(true) => return Sniffed::Protocol(protocol),
+            Some(false) => {}
+            None => return Sniffed::Unsure,
+        }
+    }
+    Sniffed::Protocol(Protocol::Opaque)
 }
 
 #[cfg(test)]
@@ -58,7 +70,7 @@ mod tests {
     fn other_first_bytes_are_opaque() {
         for bytes in [
             &b"GET / HTTP/1.1\r\n"[..],
-            b"\x16\x03\x01\x02\0",
+            b"\x16\x03\x01\x02\0\x02",
             b"SSH-2.0-x",
             b"\0\0\0\x07\0\x03\0\0",
             b"\0\x01",

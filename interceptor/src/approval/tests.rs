@@ -116,6 +116,7 @@ pub(crate) fn request(agent: &str, quorum: u32, within_s: u64, groups: &[&str]) 
         }),
         process: Process::default(),
         destination: Destination("192.0.2.1:5432".parse().unwrap()),
+        names: Vec::new(),
     });
     let operation = Operation {
         protocol: Protocol::Postgres,

@@ -219,6 +219,7 @@ fn start_of_session(journal: &Journal, session: u64) {
         }),
         process: Process::default(),
         destination: Destination("192.0.2.1:5432".parse().unwrap()),
+        names: Vec::new(),
     });
     let start = SessionStart {
         origin,

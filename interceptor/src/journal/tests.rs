@@ -333,6 +333,7 @@ fn a_missing_or_broken_index_is_rebuilt() {
             ..Process::default()
         },
         destination: Destination("192.0.2.1:5432".parse().unwrap()),
+        names: Vec::new(),
     });
     let start = SessionStart {
         origin,

@@ -158,5 +158,6 @@ fn origin() -> Origin {
         destination: Destination(
             SocketAddr::from_str("192.0.2.1:5432").unwrap_or_else(|error| panic!("{error}")),
         ),
+        names: Vec::new(),
     }
 }

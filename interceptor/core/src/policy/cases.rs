@@ -95,6 +95,11 @@ impl Case {
                 agent: Arc::new(agent),
                 process: Process::default(),
                 destination: Destination(destination),
+                names: spec
+                    .host
+                    .iter()
+                    .map(|name| name.to_ascii_lowercase().into())
+                    .collect(),
             }),
             protocol,
             statement: spec.statement.clone(),

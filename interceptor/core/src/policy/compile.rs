@@ -8,8 +8,11 @@ use serde_saphyr::{Location, Spanned};
 use super::{
     decision::HoldTerms,
     error::{Problem, unknown},
-    file::{ActionSpec, DurabilitySpec, File, MaskSpec, OneOrMany, Ports, ReviewersSpec, RuleSpec},
-    rule::{Network, Rate, ResourceMatch, Rule, Says, ScopeMatch, Time},
+    file::{
+        ActionSpec, DurabilitySpec, File, MaskSpec, MatchSpec, OneOrMany, Ports, ReviewersSpec,
+        RuleSpec, TlsSpec,
+    },
+    rule::{Network, Rate, ResourceMatch, Rule, Says, ScopeMatch, Time, TlsRule, Treatment},
 };
 use crate::{
     glob::Glob,
@@ -25,6 +28,7 @@ const WITHIN: Duration = Duration::from_secs(15 * 60);
 pub(super) struct Compiler {
     pub(super) problems: Vec<Problem>,
     pub(super) rules: Vec<Rule>,
+    pub(super) tls: Vec<TlsRule>,
     ids: HashMap<String, String>,
     /// A deny without any condition, after which nothing else can match.
     blanket: Option<String>,
@@ -72,13 +76,23 @@ impl Compiler {
             );
         }
         let id: Arc<str> = id.into();
-        let says = match spec.action {
+        if let Some(tls) = &spec.tls {
+            return self.tls_rule(file, id, spec, tls);
+        }
+        let Some(action) = spec.action else {
+            return self.problem(
+                file,
+                place,
+                "a rule says what happens: add `action: allow`, `deny` or `hold` (or `tls: intercept`, `passthrough` or `deny`)",
+            );
+        };
+        let says = match action {
             ActionSpec::Allow => Says::Allow,
             ActionSpec::Deny => Says::Deny,
             ActionSpec::Hold => Says::Hold(self.terms(file, spec.reviewers.as_ref())),
         };
         if let Some(reviewers) = &spec.reviewers
-            && spec.action != ActionSpec::Hold
+            && action != ActionSpec::Hold
         {
             self.problem(
                 file,
@@ -86,7 +100,7 @@ impl Compiler {
                 "only a rule that holds has reviewers; set `action: hold` or remove them",
             );
         }
-        if let (Some(mask), ActionSpec::Deny) = (spec.mask.first(), spec.action) {
+        if let (Some(mask), ActionSpec::Deny) = (spec.mask.first(), action) {
             self.problem(file, mask.referenced, "a rule that denies returns nothing to mask; set `action: allow` or remove the mask");
         }
         let matches = &spec.r#match;
@@ -100,28 +114,8 @@ impl Compiler {
             self.mask(file, &id, &resources, mask, &mut columns, &mut patterns);
         }
         let rule = Rule {
-            scope: ScopeMatch {
-                agents: self.globs(file, matches.agent.as_ref(), false),
-                labels: matches
-                    .labels
-                    .iter()
-                    .map(|(name, value)| (name.clone(), Glob::new(value)))
-                    .collect(),
-                addresses: matches
-                    .destination
-                    .as_ref()
-                    .and_then(|spec| spec.address.as_ref())
-                    .map(|spec| self.networks(file, spec)),
-                ports: matches
-                    .destination
-                    .as_ref()
-                    .and_then(|spec| spec.port.as_ref())
-                    .map(|spec| self.ports(file, spec)),
-                protocol: matches
-                    .protocol
-                    .as_ref()
-                    .and_then(|spec| self.protocol(file, spec)),
-            },
+            scope: self.scope(file, matches),
+            names: self.names(file, matches),
             actions: self.globs(file, matches.action.as_ref(), true),
             classes: matches.class.as_ref().map(|spec| self.classes(file, spec)),
             resources: matches
@@ -177,6 +171,73 @@ impl Compiler {
             self.blanket = Some(id.to_string());
         }
         self.rules.push(rule);
+    }
+
+    /// A rule that says what becomes of TLS; nothing is known then but who connects where.
+    fn tls_rule(&mut self, file: &str, id: Arc<str>, spec: &RuleSpec, tls: &Spanned<TlsSpec>) {
+        let matches = &spec.r#match;
+        let more = spec.action.is_some()
+            || spec.reviewers.is_some()
+            || !spec.mask.is_empty()
+            || spec.enforce.is_some()
+            || spec.durability.is_some()
+            || matches.protocol.is_some()
+            || matches.action.is_some()
+            || matches.class.is_some()
+            || matches.resources.is_some()
+            || matches.touch.is_some()
+            || !matches.attributes.is_empty()
+            || matches.content.is_some()
+            || matches.time.is_some()
+            || matches.rate.is_some();
+        if more {
+            self.problem(
+                file,
+                tls.referenced,
+                "a rule with `tls` is asked before anything else is known: it matches `agent`, `labels` and `destination` only, and has no `action` or `mask`",
+            );
+        }
+        let rule = TlsRule {
+            scope: self.scope(file, matches),
+            names: self.names(file, matches),
+            treatment: match tls.value {
+                TlsSpec::Intercept => Treatment::Intercept,
+                TlsSpec::Passthrough => Treatment::Passthrough,
+                TlsSpec::Deny => Treatment::Deny,
+            },
+            reason: spec.reason.as_str().into(),
+            id,
+        };
+        self.tls.push(rule);
+    }
+
+    fn names(&mut self, file: &str, matches: &MatchSpec) -> Option<Vec<Glob>> {
+        let spec = matches.destination.as_ref()?.name.as_ref()?;
+        let texts = self.texts(file, spec);
+        let name = |text: &String| Glob::new(&text.to_ascii_lowercase());
+        Some(texts.iter().map(name).collect())
+    }
+
+    fn scope(&mut self, file: &str, matches: &MatchSpec) -> ScopeMatch {
+        let destination = matches.destination.as_ref();
+        ScopeMatch {
+            agents: self.globs(file, matches.agent.as_ref(), false),
+            labels: matches
+                .labels
+                .iter()
+                .map(|(name, value)| (name.clone(), Glob::new(value)))
+                .collect(),
+            addresses: destination
+                .and_then(|spec| spec.address.as_ref())
+                .map(|spec| self.networks(file, spec)),
+            ports: destination
+                .and_then(|spec| spec.port.as_ref())
+                .map(|spec| self.ports(file, spec)),
+            protocol: matches
+                .protocol
+                .as_ref()
+                .and_then(|spec| self.protocol(file, spec)),
+        }
     }
 
     fn terms(&mut self, file: &str, reviewers: Option<&Spanned<ReviewersSpec>>) -> HoldTerms {
@@ -508,6 +569,7 @@ fn tables(resources: &OneOrMany) -> Vec<String> {
 fn is_blanket(rule: &Rule) -> bool {
     let Rule {
         scope,
+        names,
         actions,
         classes,
         resources,
@@ -530,6 +592,7 @@ fn is_blanket(rule: &Rule) -> bool {
         && addresses.is_none()
         && ports.is_none()
         && protocol.is_none()
+        && names.is_none()
         && actions.is_none()
         && classes.is_none()
         && resources.is_none()

@@ -46,7 +46,10 @@ pub(super) struct RuleSpec {
     pub(super) id: Spanned<String>,
     #[serde(default)]
     pub(super) r#match: MatchSpec,
-    pub(super) action: ActionSpec,
+    #[serde(default, deserialize_with = "given")]
+    pub(super) action: Option<ActionSpec>,
+    #[serde(default, deserialize_with = "given")]
+    pub(super) tls: Option<Spanned<TlsSpec>>,
     #[serde(default)]
     pub(super) reason: String,
     #[serde(default, deserialize_with = "given")]
@@ -57,6 +60,15 @@ pub(super) struct RuleSpec {
     pub(super) enforce: Option<bool>,
     #[serde(default, deserialize_with = "given")]
     pub(super) durability: Option<DurabilitySpec>,
+}
+
+/// What becomes of TLS to a destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum TlsSpec {
+    Intercept,
+    Passthrough,
+    Deny,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -98,6 +110,8 @@ pub(super) struct MatchSpec {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct DestinationSpec {
+    #[serde(default, deserialize_with = "given")]
+    pub(super) name: Option<Spanned<OneOrMany>>,
     #[serde(default, deserialize_with = "given")]
     pub(super) address: Option<Spanned<OneOrMany>>,
     #[serde(default, deserialize_with = "given")]
@@ -176,6 +190,9 @@ pub(super) struct CaseSpec {
     pub(super) labels: BTreeMap<String, String>,
     #[serde(default, deserialize_with = "given")]
     pub(super) destination: Option<String>,
+    /// The name that the destination has proved to have.
+    #[serde(default, deserialize_with = "given")]
+    pub(super) host: Option<String>,
     #[serde(default, deserialize_with = "given")]
     pub(super) protocol: Option<String>,
     #[serde(default, deserialize_with = "given")]

@@ -22,15 +22,16 @@ use std::sync::Arc;
 
 use aws_lc_rs::digest;
 
+pub use self::rule::Treatment;
 pub use self::{
     cases::{Case, Outcome},
     error::{PolicyError, Problem},
 };
 use self::{
     compile::Compiler,
-    decision::PolicyHash,
+    decision::{Decision, PolicyHash, Verdict},
     file::ActionSpec,
-    rule::{Rule, Says},
+    rule::{Rule, Says, TlsRule},
 };
 use crate::origin::Origin;
 
@@ -38,11 +39,23 @@ use crate::origin::Origin;
 #[derive(Debug)]
 pub struct Policy {
     rules: Vec<Arc<Rule>>,
+    tls: Vec<TlsRule>,
     default: Says,
     default_reason: Arc<str>,
     enforced: bool,
     hash: PolicyHash,
     cases: Vec<Case>,
+}
+
+/// What becomes of a TLS connection.
+#[derive(Debug, Clone)]
+pub struct TlsDecision {
+    /// What becomes of it.
+    pub treatment: Treatment,
+    /// The decision as it is recorded.
+    pub decision: Arc<Decision>,
+    /// Whether the rule goes by the name that the client gives, which has to be held to what is known.
+    pub by_name: bool,
 }
 
 impl Policy {
@@ -103,6 +116,7 @@ impl Policy {
         hash.copy_from_slice(context.finish().as_ref());
         Ok(Self {
             rules: compiler.rules.into_iter().map(Arc::new).collect(),
+            tls: compiler.tls,
             default: match default.action {
                 ActionSpec::Allow => Says::Allow,
                 ActionSpec::Deny => Says::Deny,
@@ -120,6 +134,7 @@ impl Policy {
     pub fn deny_all(reason: &str) -> Self {
         Self {
             rules: Vec::new(),
+            tls: Vec::new(),
             default: Says::Deny,
             default_reason: reason.into(),
             enforced: true,
@@ -134,6 +149,57 @@ impl Policy {
         scope::Scope::new(policy.clone(), origin)
     }
 
+    /// What becomes of a TLS connection of `origin` to a server that the client calls `name`, and why.
+    /// The most restrictive of the rules that match counts; without any it is intercepted.
+    #[must_use]
+    pub fn tls(&self, origin: &Origin, name: Option<&str>) -> TlsDecision {
+        let matching = self.tls.iter().filter(|rule| {
+            rule.scope.matches(origin)
+                && rule.names.as_ref().is_none_or(|globs| {
+                    name.is_some_and(|name| globs.iter().any(|glob| glob.matches(name)))
+                })
+        });
+        // Of equals the first.
+        let found = matching.reduce(|best, rule| {
+            if rule.treatment > best.treatment {
+                rule
+            } else {
+                best
+            }
+        });
+        let (treatment, rule, reason, by_name) = match found {
+            Some(rule) => (
+                rule.treatment,
+                rule.id.clone(),
+                rule.reason.clone(),
+                rule.names.is_some(),
+            ),
+            None => (
+                Treatment::Intercept,
+                Arc::from("default"),
+                Arc::from(""),
+                false,
+            ),
+        };
+        let decision = Decision {
+            verdict: match treatment {
+                Treatment::Deny => Verdict::Deny,
+                Treatment::Intercept | Treatment::Passthrough => Verdict::Allow,
+            },
+            enforced: self.enforced,
+            rule,
+            reason,
+            masked_by: [].into(),
+            strict: true,
+            policy: self.hash,
+        };
+        TlsDecision {
+            treatment,
+            decision: Arc::new(decision),
+            by_name,
+        }
+    }
+
     /// Its hash, which every decision carries.
     #[must_use]
     pub const fn hash(&self) -> PolicyHash {
@@ -143,7 +209,7 @@ impl Policy {
     /// How many rules it has.
     #[must_use]
     pub fn rule_count(&self) -> usize {
-        self.rules.len()
+        self.rules.len() + self.tls.len()
     }
 
     /// Whether its verdicts are carried out.

@@ -14,7 +14,7 @@ use super::decision::HoldTerms;
 use crate::{
     glob::Glob,
     mask::{ColumnMask, PatternMask},
-    operation::{Effects, Operation, Protocol, Resource, ResourceKind, Touch},
+    operation::{Effects, Operation, Protocol, Resource, ResourceKind, Touch, attribute},
     origin::Origin,
     record::Timestamp,
 };
@@ -24,6 +24,7 @@ use crate::{
 pub(super) struct Rule {
     pub(super) id: Arc<str>,
     pub(super) scope: ScopeMatch,
+    pub(super) names: Option<Vec<Glob>>,
     pub(super) actions: Option<Vec<Glob>>,
     pub(super) classes: Option<Effects>,
     pub(super) resources: Option<Vec<ResourceMatch>>,
@@ -38,6 +39,27 @@ pub(super) struct Rule {
     pub(super) patterns: Vec<PatternMask>,
     pub(super) enforced: bool,
     pub(super) strict: Option<bool>,
+}
+
+/// A rule about TLS: asked before anything is known of what is inside.
+#[derive(Debug)]
+pub(super) struct TlsRule {
+    pub(super) id: Arc<str>,
+    pub(super) scope: ScopeMatch,
+    pub(super) names: Option<Vec<Glob>>,
+    pub(super) treatment: Treatment,
+    pub(super) reason: Arc<str>,
+}
+
+/// What becomes of a TLS connection, least restrictive first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Treatment {
+    /// It goes through as it is; who answers is verified and recorded.
+    Passthrough,
+    /// It is ended here, and what is inside is decided.
+    Intercept,
+    /// It is refused.
+    Deny,
 }
 
 /// What a rule says, least restrictive first.
@@ -237,6 +259,9 @@ impl Rule {
         if !self.resources_match(&description.resources, permissive) {
             return false;
         }
+        if !self.names_match(operation, origin, permissive) {
+            return false;
+        }
         let attributes = &description.attributes;
         if !self.attributes.iter().all(|(name, glob)| {
             attributes
@@ -253,6 +278,32 @@ impl Rule {
                 .rate
                 .as_ref()
                 .is_none_or(|rate| rate.exceeded(&origin.agent.name, now))
+    }
+
+    /// Whether a destination that has these names is one of those meant.
+    pub(super) fn is_for_names(&self, names: &[Box<str>]) -> bool {
+        self.names.as_ref().is_none_or(|globs| {
+            names
+                .iter()
+                .any(|name| globs.iter().any(|glob| glob.matches(name)))
+        })
+    }
+
+    /// Whether the destination is one of those named. What the operation itself claims (a Host that isn't
+    /// the name of the connection) can only make a rule stricter: it counts for a restriction, and
+    /// against a permission that doesn't cover it too.
+    fn names_match(&self, operation: &Operation, origin: &Origin, permissive: bool) -> bool {
+        let Some(globs) = &self.names else {
+            return true;
+        };
+        let meant = |name: &str| globs.iter().any(|glob| glob.matches(name));
+        let proved = origin.names.iter().any(|name| meant(name));
+        let claimed = operation.description.attributes.get(attribute::HTTP_HOST);
+        if permissive {
+            proved && claimed.is_none_or(|name| meant(name))
+        } else {
+            proved || claimed.is_some_and(|name| meant(name))
+        }
     }
 
     /// A rule that allows by action, resource or touch alone means data and definitions: what runs

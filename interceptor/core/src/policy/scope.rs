@@ -91,7 +91,12 @@ impl Scope {
             .collect();
         let masking = || {
             let rules = rules.iter().map(|(_, rule)| rule);
-            rules.filter(|rule| rule.enforced && policy.enforced)
+            // A destination whose name isn't known may be any.
+            rules.filter(|rule| {
+                rule.enforced
+                    && policy.enforced
+                    && (origin.names.is_empty() || rule.is_for_names(&origin.names))
+            })
         };
         let columns = masking()
             .flat_map(|rule| rule.columns.iter().cloned())

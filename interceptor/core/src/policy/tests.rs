@@ -23,6 +23,7 @@ fn origin() -> Arc<Origin> {
         }),
         process: Process::default(),
         destination: Destination("192.0.2.9:5432".parse().unwrap()),
+        names: Vec::new(),
     })
 }
 

@@ -2,3 +2,4 @@
 
 pub mod opaque;
 pub mod postgres;
+pub mod tls;

@@ -9,7 +9,7 @@ use crate::{
     limits,
     operation::{Description, Effects, Operation, Protocol},
     record::Timestamp,
-    ruling::Ruling,
+    ruling::{Permit, Ruling},
 };
 
 /// A connection whose content isn't understood.
@@ -18,6 +18,8 @@ pub struct Opaque {
     state: State,
     waiting: [BytesMut; 2],
     finished: [bool; 2],
+    /// Whose end was passed on.
+    passed_on: [bool; 2],
     closing: Option<Closing>,
 }
 
@@ -34,6 +36,15 @@ enum State {
 const SHOWN_BYTES_MAX: usize = 256;
 
 impl Opaque {
+    /// A connection that was decided already.
+    #[must_use]
+    pub fn permitted(_permit: Permit) -> Self {
+        Self {
+            state: State::Permitted,
+            ..Self::default()
+        }
+    }
+
     fn operation(&self) -> Operation {
         let [client, _] = &self.waiting;
         let shown = client
@@ -114,8 +125,22 @@ impl Decoder for Opaque {
             if !upstream.is_empty() {
                 return Step::Send(Peer::Client, upstream.split().freeze());
             }
+            // One direction may end before the other.
+            for (from, to) in [
+                (Peer::Client, Peer::Upstream),
+                (Peer::Upstream, Peer::Client),
+            ] {
+                let ended = self.finished.get(side(from)) == Some(&true);
+                if let Some(passed_on) = self.passed_on.get_mut(side(from))
+                    && ended
+                    && !*passed_on
+                {
+                    *passed_on = true;
+                    return Step::Finish(to);
+                }
+            }
         }
-        // One direction may end before the other; a side that waits for a ruling has no other.
+        // A side that waits for a ruling has no other.
         if self.finished == [true, true]
             || (self.state == State::Proposed && self.finished != [false, false])
         {

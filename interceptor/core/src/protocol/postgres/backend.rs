@@ -46,6 +46,9 @@ pub(super) enum Ends {
 impl Postgres {
     /// Reads what the server has sent.
     pub(super) fn read_upstream(&mut self) {
+        if self.phase == Phase::Encryption {
+            return self.read_encryption_answer();
+        }
         while self.phase != Phase::Closed {
             let rest = self.upstream.get(self.passed..).unwrap_or_default();
             let frame = match Frame::peek(rest, self.shared.message_bytes_max) {
@@ -102,7 +105,7 @@ impl Postgres {
 
     pub(super) fn answer_message(&mut self, frame: Frame) -> Result<(Pass, Ends), Malformed> {
         match self.phase {
-            Phase::Startup | Phase::Cancelling | Phase::Closed => {
+            Phase::Startup | Phase::Encryption | Phase::Cancelling | Phase::Closed => {
                 return Err(Malformed(format!(
                     "message `{}` before it was asked anything",
                     frame.tag.escape_ascii()

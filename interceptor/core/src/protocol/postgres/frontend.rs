@@ -93,7 +93,7 @@ impl Postgres {
                 Phase::Startup => self.read_startup(),
                 Phase::Authentication => self.read_authentication(),
                 Phase::Ready => self.read_message(),
-                Phase::Cancelling | Phase::Closed => return,
+                Phase::Encryption | Phase::Cancelling | Phase::Closed => return,
             };
             match read {
                 Ok(true) => {}

@@ -74,6 +74,8 @@ pub struct Shared {
 enum Phase {
     /// Before the StartupMessage.
     Startup,
+    /// The client asked for TLS, and so did we: the server's answer is due.
+    Encryption,
     /// Between StartupMessage and the first ReadyForQuery.
     Authentication,
     /// Queries flow.
@@ -100,6 +102,8 @@ enum Copy {
 pub struct Postgres {
     shared: Arc<Shared>,
     phase: Phase,
+    /// TLS is on both sides.
+    encrypted: bool,
     replication: bool,
     /// Bytes from the client. Those before `accepted` may be sent; those after haven't been looked at.
     client: BytesMut,
@@ -158,6 +162,7 @@ impl Postgres {
         Self {
             shared,
             phase: Phase::Startup,
+            encrypted: false,
             replication: false,
             client: BytesMut::new(),
             accepted: 0,
@@ -275,7 +280,7 @@ impl Postgres {
                 self.close(Closing::Malformed(
                     "upstream: closed in the middle of a message".into(),
                 ));
-            } else if self.phase == Phase::Startup {
+            } else if matches!(self.phase, Phase::Startup | Phase::Encryption) {
                 self.fail(&Failure::Unreachable(
                     "it closed the connection before the client said anything".to_owned(),
                 ));
@@ -317,6 +322,11 @@ impl Decoder for Postgres {
         }
         let closing = Closing::Refused(failure.to_string());
         match failure {
+            // In the place of the answer to an SSLRequest libpq shows no error: it is told of it later.
+            Failure::Unreachable(_) if self.phase == Phase::Encryption => {
+                self.phase = Phase::Startup;
+                self.send(Peer::Client, Bytes::from_static(b"N"));
+            }
             Failure::Unreachable(reason) => {
                 let error = refuse::error(
                     "FATAL",
@@ -342,6 +352,11 @@ impl Decoder for Postgres {
                 self.steps.push_back(Step::Close(closing));
             }
         }
+    }
+
+    fn secured(&mut self) {
+        self.encrypted = true;
+        self.phase = Phase::Startup;
     }
 
     fn rule(&mut self, ruling: Ruling, now: Timestamp) {

@@ -10,7 +10,7 @@ use super::{
     wire::{Malformed, Reader, StartupFrame, code},
 };
 use crate::{
-    decoder::Peer,
+    decoder::{Peer, Step},
     operation::{Description, Effects, Operation, Protocol, Resource, ResourceKind, Touch},
     record::Event,
 };
@@ -36,10 +36,24 @@ impl Postgres {
                 if self.client.len() < frame.len {
                     return Ok(false);
                 }
-                let _ = self.client.split_to(frame.len);
-                // Not here: the client goes on in plain text or leaves, as it is configured to.
-                self.send(Peer::Client, Bytes::from_static(b"N"));
-                Ok(true)
+                let request = self.client.split_to(frame.len).freeze();
+                if self.encrypted {
+                    return Err(Malformed("an encryption request inside of TLS".to_owned()));
+                }
+                // What is sent before the answer would count as sent under TLS (CVE-2021-23222).
+                if !self.client.is_empty() {
+                    return Err(Malformed(
+                        "bytes behind an encryption request, before its answer".to_owned(),
+                    ));
+                }
+                if frame.code == code::GSSENC {
+                    // Not here: the client goes on with TLS, in plain text or leaves, as it is configured to.
+                    self.send(Peer::Client, Bytes::from_static(b"N"));
+                    return Ok(true);
+                }
+                self.phase = Phase::Encryption;
+                self.send(Peer::Upstream, request);
+                Ok(false)
             }
             code::SSL | code::GSSENC => Err(Malformed(format!(
                 "an encryption request of {} bytes; 8 is valid",
@@ -52,6 +66,26 @@ impl Postgres {
                 version >> 16,
                 version & 0xFFFF
             ))),
+        }
+    }
+
+    /// Passes on whether the server speaks TLS: one byte, and nothing behind it.
+    pub(super) fn read_encryption_answer(&mut self) {
+        let answer = match (&*self.upstream, self.client.is_empty()) {
+            ([], _) => return,
+            ([answer @ (b'S' | b'N')], true) => *answer,
+            _ => {
+                // An ErrorResponse of a server that knows no SSLRequest, or something smuggled in front
+                // of the handshake: nothing that could be passed on as its answer.
+                let what = "its answer to the SSLRequest is neither `S` nor `N`";
+                return self.upstream_violated(&Malformed(what.to_owned()));
+            }
+        };
+        self.upstream.clear();
+        self.send(Peer::Client, Bytes::copy_from_slice(&[answer]));
+        match answer {
+            b'S' => self.steps.push_back(Step::StartTls),
+            _ => self.phase = Phase::Startup,
         }
     }
 
@@ -107,7 +141,7 @@ impl Postgres {
                 ),
             ],
         );
-        self.steps.push_back(crate::decoder::Step::Record(notice));
+        self.steps.push_back(Step::Record(notice));
         match self.startup_operation(&parameters, &user, &database) {
             Some(operation) => {
                 self.propose(operation, Proposal::Startup(packet));

@@ -210,7 +210,8 @@ impl Wired {
                 Step::Send(Peer::Client, bytes) => self.client.extend_from_slice(&bytes),
                 Step::Send(Peer::Upstream, bytes) => self.upstream.extend_from_slice(&bytes),
                 Step::Record(event) => self.records.push(event),
-                Step::Cancellable(_) | Step::Cancel(_) => {}
+                Step::Cancellable(_) | Step::Cancel(_) | Step::Finish(_) => {}
+                Step::StartTls => self.decoder.secured(),
                 Step::Close(closing) => self.closed = Some(closing),
                 Step::Propose(operation) => {
                     let ruling = if denied(&operation) {

@@ -1,16 +1,16 @@
 //! The one byte loop: the only place that touches both sockets and executes a decoder's steps.
 
+mod secure;
+
 use std::{
-    collections::VecDeque,
-    future::{Future, poll_fn},
+    future::poll_fn,
     io,
-    pin::pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Duration,
 };
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::BytesMut;
 use interceptor_core::{
     decoder::{Closing, Decoder, Failure, Peer, Step},
     limits,
@@ -26,20 +26,17 @@ use interceptor_core::{
     ruling::{Cause, Hold, Judge, Judgement, Refusal, Ruling, Verdict},
     sniff::{self, Sniffed},
 };
-use tokio::{
-    io::AsyncReadExt,
-    net::{
-        TcpStream,
-        tcp::{ReadHalf, WriteHalf},
-    },
-};
+use tokio::net::TcpStream;
 
+use self::secure::Secured;
 use crate::{
     approval::{Approvals, Outcome, Pending, Request},
     cancellations::{Cancellable, Cancellations},
     clock::now,
     journal::Journal,
+    leg::{Leg, Queue},
     policies::Policies,
+    tls::Tls,
     upstream,
 };
 
@@ -58,6 +55,8 @@ pub struct Services {
     pub cancellations: Cancellations,
     /// What PostgreSQL sessions share.
     pub postgres: Arc<postgres::Shared>,
+    /// What TLS sessions share.
+    pub tls: Arc<Tls>,
     /// How long to wait for an upstream to answer a connect.
     pub dial_patience: Duration,
 }
@@ -69,6 +68,8 @@ pub struct Session {
     origin: Arc<Origin>,
     agent: Arc<str>,
     judge: Judge,
+    /// The names that the destination's certificate is for, wildcards included.
+    certified: Arc<[Box<str>]>,
     cancellable: Option<Cancellable>,
     operations: u64,
     received: [u64; 2],
@@ -82,13 +83,6 @@ pub struct Session {
 struct Held {
     hold: Hold,
     pending: Pending,
-}
-
-/// What waits to be written to one peer.
-#[derive(Debug, Default)]
-struct Queue {
-    chunks: VecDeque<Bytes>,
-    bytes: usize,
 }
 
 /// Why the loop ends.
@@ -106,6 +100,7 @@ impl Session {
             origin,
             agent,
             judge,
+            certified: [].into(),
             cancellable: None,
             operations: 0,
             received: [0; 2],
@@ -141,7 +136,7 @@ impl Session {
         }
     }
 
-    async fn serve(&mut self, mut client: TcpStream) -> Ended {
+    async fn serve(&mut self, client: TcpStream) -> Ended {
         let dialled = if self.stopped {
             Err(Failure::Unrecorded)
         } else {
@@ -149,22 +144,76 @@ impl Session {
                 .await
                 .map_err(|error| Failure::Unreachable(error.to_string()))
         };
+        let mut client = Leg::plain(client);
         let mut first = BytesMut::with_capacity(limits::READ_BYTES / 8);
-        let mut decoder = match self.identify(&mut client, &mut first).await {
-            Ok(decoder) => decoder,
+        let protocol = match self.identify(&mut client, &mut first).await {
+            Ok(protocol) => protocol,
             Err(ended) => return ended,
         };
         self.now = now();
-        decoder.receive(Peer::Client, &mut first, self.now);
-        match dialled {
-            Ok(mut upstream) => {
-                self.exchange(&mut *decoder, &mut client, &mut upstream)
-                    .await
+        match (protocol, dialled) {
+            (Protocol::Tls, Err(failure)) => {
+                client.reset();
+                Ended(failure.to_string())
             }
-            Err(failure) => {
-                self.without_upstream(&mut *decoder, &mut client, &failure)
-                    .await
+            (Protocol::Tls, Ok(upstream)) => {
+                match self.secure(client.into_socket(), first, upstream).await {
+                    Ok(secured) => self.secured(secured).await,
+                    Err(ended) => ended,
+                }
             }
+            (protocol, dialled) => {
+                let mut decoder = self.decoder(protocol);
+                decoder.receive(Peer::Client, &mut first, self.now);
+                match dialled {
+                    Ok(upstream) => self.exchange(decoder, client, Leg::plain(upstream)).await,
+                    Err(failure) => self.without_upstream(&mut *decoder, client, &failure).await,
+                }
+            }
+        }
+    }
+
+    /// Goes on behind a handshake.
+    async fn secured(&mut self, secured: Secured) -> Ended {
+        match secured {
+            Secured::Through {
+                client,
+                upstream,
+                permit,
+                mut first,
+            } => {
+                let mut decoder = Box::new(Opaque::permitted(permit));
+                decoder.receive(Peer::Client, &mut first, self.now);
+                self.exchange(decoder, client, upstream).await
+            }
+            Secured::Inside {
+                mut client,
+                upstream,
+                alpn,
+            } => {
+                let mut first = BytesMut::with_capacity(limits::READ_BYTES / 8);
+                let protocol = match alpn.as_deref() {
+                    Some(b"postgresql") => Protocol::Postgres,
+                    _ => match self.identify(&mut client, &mut first).await {
+                        // TLS within TLS is nothing that could be verified.
+                        Ok(Protocol::Tls) => Protocol::Opaque,
+                        Ok(protocol) => protocol,
+                        Err(ended) => return ended,
+                    },
+                };
+                self.now = now();
+                let mut decoder = self.decoder(protocol);
+                decoder.secured();
+                decoder.receive(Peer::Client, &mut first, self.now);
+                self.exchange(decoder, client, upstream).await
+            }
+        }
+    }
+
+    fn decoder(&self, protocol: Protocol) -> Box<dyn Decoder> {
+        match protocol {
+            Protocol::Postgres => Box::new(Postgres::new(self.services.postgres.clone())),
+            Protocol::Opaque | Protocol::Tls | Protocol::Http => Box::new(Opaque::default()),
         }
     }
 
@@ -174,24 +223,23 @@ impl Session {
     async fn without_upstream(
         &mut self,
         decoder: &mut dyn Decoder,
-        client: &mut TcpStream,
+        mut client: Leg,
         failure: &Failure,
     ) -> Ended {
-        let (mut from_client, mut to_client) = client.split();
         let (mut buffer, mut answers) = (BytesMut::new(), Queue::default());
         let patience = tokio::time::sleep(SNIFF_PATIENCE);
         tokio::pin!(patience);
-        let mut told = false;
+        let mut over = false;
         let end = loop {
             match decoder.poll() {
                 Step::Send(Peer::Client, bytes) => answers.push(bytes),
                 Step::Record(event) => self.record(event).await,
                 Step::Close(closing) => break describe(&closing),
-                _ if told => break failure.to_string(),
+                Step::Wait if over => break failure.to_string(),
                 Step::Wait => {
-                    answers.drain(&mut to_client).await;
+                    client.drain(&mut answers).await;
                     tokio::select! {
-                        read = from_client.read_buf(&mut buffer) => {
+                        read = poll_fn(|context| client.poll_read(&mut buffer, context)) => {
                             if let Ok(count @ 1..) = read {
                                 self.now = now();
                                 self.count(Peer::Client, count);
@@ -201,21 +249,18 @@ impl Session {
                         }
                         () = &mut patience => {}
                     }
-                    told = true;
+                    over = true;
                     decoder.fail(failure);
                 }
                 // Without a server nothing gets so far.
-                Step::Cancellable(_) | Step::Cancel(_) => {}
-                Step::Propose(_) | Step::Send(Peer::Upstream, _) => {
-                    told = true;
-                    decoder.fail(failure);
-                }
+                Step::Cancellable(_) | Step::Cancel(_) | Step::Finish(_) | Step::StartTls => {}
+                Step::Propose(_) | Step::Send(Peer::Upstream, _) => decoder.fail(failure),
             }
         };
-        if answers.chunks.is_empty() {
-            reset(client);
+        if answers.is_empty() {
+            client.reset();
         } else {
-            answers.drain(&mut to_client).await;
+            client.drain(&mut answers).await;
         }
         Ended(end)
     }
@@ -223,47 +268,42 @@ impl Session {
     /// Reads until the protocol is known.
     async fn identify(
         &mut self,
-        client: &mut TcpStream,
+        client: &mut Leg,
         first: &mut BytesMut,
-    ) -> Result<Box<dyn Decoder>, Ended> {
+    ) -> Result<Protocol, Ended> {
         let patience = tokio::time::sleep(SNIFF_PATIENCE);
         tokio::pin!(patience);
-        let protocol = loop {
+        loop {
             match sniff::from_client(first) {
-                Sniffed::Protocol(protocol) => break protocol,
+                Sniffed::Protocol(protocol) => return Ok(protocol),
                 Sniffed::Unsure => {}
             }
             tokio::select! {
-                read = client.read_buf(first) => match read {
+                read = poll_fn(|context| client.poll_read(first, context)) => match read {
                     Ok(0) if first.is_empty() => return Err(Ended("the client said nothing".to_owned())),
-                    Ok(0) => break Protocol::Opaque,
+                    Ok(0) => return Ok(Protocol::Opaque),
                     Ok(count) => self.count(Peer::Client, count),
                     Err(error) => return Err(Ended(format!("client: {error}"))),
                 },
                 // A server that speaks first, or a client that never says enough.
-                () = &mut patience => break Protocol::Opaque,
+                () = &mut patience => return Ok(Protocol::Opaque),
             }
-        };
-        Ok(match protocol {
-            Protocol::Postgres => Box::new(Postgres::new(self.services.postgres.clone())),
-            Protocol::Opaque => Box::new(Opaque::default()),
-        })
+        }
     }
 
     /// Carries bytes and rulings until the decoder or a peer ends it.
     async fn exchange(
         &mut self,
-        decoder: &mut dyn Decoder,
-        client: &mut TcpStream,
-        upstream: &mut TcpStream,
+        mut decoder: Box<dyn Decoder>,
+        mut client: Leg,
+        mut upstream: Leg,
     ) -> Ended {
-        let (mut from_client, mut to_client) = client.split();
-        let (mut from_upstream, mut to_upstream) = upstream.split();
         let (mut client_buffer, mut upstream_buffer) = (BytesMut::new(), BytesMut::new());
         let (mut client_queue, mut upstream_queue) = (Queue::default(), Queue::default());
+        let (mut client_finished, mut upstream_finished) = (false, false);
         let mut held: Option<Held> = None;
         loop {
-            let recorded = client_queue.chunks.len();
+            let recorded = client_queue.chunks();
             let closing = loop {
                 match decoder.poll() {
                     Step::Wait => break None,
@@ -279,6 +319,22 @@ impl Session {
                         .services
                         .cancellations
                         .cancel(self.origin.destination, key),
+                    Step::Finish(Peer::Client) => client_finished = true,
+                    Step::Finish(Peer::Upstream) => upstream_finished = true,
+                    Step::StartTls => {
+                        client.drain(&mut client_queue).await;
+                        let (socket, to) = (client.into_socket(), upstream.into_socket());
+                        match self.secure(socket, BytesMut::new(), to).await {
+                            Ok(Secured::Inside {
+                                client: inner,
+                                upstream: outer,
+                                ..
+                            }) => (client, upstream) = (inner, outer),
+                            Ok(through) => return Box::pin(self.secured(through)).await,
+                            Err(ended) => return ended,
+                        }
+                        decoder.secured();
+                    }
                     Step::Close(closing) => break Some(closing),
                     Step::Propose(operation) => match self.decide(operation).await {
                         Decided::Now(ruling) => decoder.rule(ruling, self.now),
@@ -287,39 +343,49 @@ impl Session {
                 }
                 if self.stopped {
                     client_queue.truncate(recorded);
-                    let ended = farewell(decoder, &Failure::Unrecorded, &mut client_queue);
-                    if client_queue.chunks.is_empty() {
-                        reset(to_client.as_ref());
+                    let ended = farewell(&mut *decoder, &Failure::Unrecorded, &mut client_queue);
+                    if client_queue.is_empty() {
+                        client.reset();
                     }
-                    client_queue.drain(&mut to_client).await;
+                    client.drain(&mut client_queue).await;
                     return ended;
                 }
             };
             if let Some(closing) = closing {
                 // Withdraws the question that is still open.
                 drop(held);
-                upstream_queue.drain(&mut to_upstream).await;
-                client_queue.drain(&mut to_client).await;
+                upstream.drain(&mut upstream_queue).await;
+                client.drain(&mut client_queue).await;
+                if closing == Closing::Finished {
+                    upstream.finish();
+                    client.finish();
+                }
                 return Ended(describe(&closing));
             }
-            if let Err(error) = upstream_queue.write(&to_upstream) {
+            if let Err(error) = upstream.write(&mut upstream_queue) {
                 return Ended(format!("upstream: {error}"));
             }
-            if let Err(error) = client_queue.write(&to_client) {
+            if let Err(error) = client.write(&mut client_queue) {
                 return Ended(format!("client: {error}"));
             }
+            if client_finished && client_queue.is_empty() && !client.has_backlog() {
+                client.finish();
+            }
+            if upstream_finished && upstream_queue.is_empty() && !upstream.has_backlog() {
+                upstream.finish();
+            }
             let waiting = Waiting {
-                client: &client_queue,
-                upstream: &upstream_queue,
+                client: !client_queue.is_empty() || client.has_backlog(),
+                upstream: !upstream_queue.is_empty() || upstream.has_backlog(),
                 wants_client: decoder.wants(Peer::Client) && !upstream_queue.is_full(),
                 wants_upstream: decoder.wants(Peer::Upstream) && !client_queue.is_full(),
             };
             let turn = poll_fn(|context| {
-                let sockets = Sockets {
-                    from_client: (&mut from_client, &mut client_buffer),
-                    from_upstream: (&mut from_upstream, &mut upstream_buffer),
-                };
-                waiting.poll(sockets, context)
+                waiting.poll(
+                    (&mut client, &mut client_buffer),
+                    (&mut upstream, &mut upstream_buffer),
+                    context,
+                )
             });
             let turn = match &mut held {
                 None => turn.await,
@@ -502,17 +568,11 @@ impl Held {
 }
 
 /// What the loop waits for.
-struct Waiting<'a> {
-    client: &'a Queue,
-    upstream: &'a Queue,
+struct Waiting {
+    client: bool,
+    upstream: bool,
     wants_client: bool,
     wants_upstream: bool,
-}
-
-/// Where it reads from, and to.
-struct Sockets<'a, 'socket> {
-    from_client: (&'a mut ReadHalf<'socket>, &'a mut BytesMut),
-    from_upstream: (&'a mut ReadHalf<'socket>, &'a mut BytesMut),
 }
 
 /// What came of waiting: bytes from one side, from both, or room to write on.
@@ -521,28 +581,27 @@ struct Turn {
     upstream: Option<io::Result<usize>>,
 }
 
-impl Waiting<'_> {
+impl Waiting {
     /// Both sides get their turn: neither can keep the other from being read.
-    fn poll(&self, sockets: Sockets<'_, '_>, context: &mut Context<'_>) -> Poll<Turn> {
-        let mut writable = false;
-        for (queue, socket) in [
-            (self.client, &*sockets.from_client.0),
-            (self.upstream, &*sockets.from_upstream.0),
-        ] {
-            // An error shows in the write that follows.
-            writable |=
-                !queue.chunks.is_empty() && socket.as_ref().poll_write_ready(context).is_ready();
-        }
-        let mut read = |wanted, (from, buffer)| match wanted {
-            true => match poll_read(from, buffer, context) {
+    fn poll(
+        &self,
+        (client, from_client): (&mut Leg, &mut BytesMut),
+        (upstream, from_upstream): (&mut Leg, &mut BytesMut),
+        context: &mut Context<'_>,
+    ) -> Poll<Turn> {
+        // An error shows in the write that follows.
+        let writable = (self.client && client.poll_writable(context).is_ready())
+            | (self.upstream && upstream.poll_writable(context).is_ready());
+        let mut read = |wanted, leg: &mut Leg, buffer| match wanted {
+            true => match leg.poll_read(buffer, context) {
                 Poll::Ready(read) => Some(read),
                 Poll::Pending => None,
             },
             false => None,
         };
         let turn = Turn {
-            upstream: read(self.wants_upstream, sockets.from_upstream),
-            client: read(self.wants_client, sockets.from_client),
+            upstream: read(self.wants_upstream, upstream, from_upstream),
+            client: read(self.wants_client, client, from_client),
         };
         if writable || turn.client.is_some() || turn.upstream.is_some() {
             Poll::Ready(turn)
@@ -550,25 +609,6 @@ impl Waiting<'_> {
             Poll::Pending
         }
     }
-}
-
-/// Reads what is there into `buffer`, which is empty and keeps its room between calls.
-fn poll_read(
-    from: &mut ReadHalf<'_>,
-    buffer: &mut BytesMut,
-    context: &mut Context<'_>,
-) -> Poll<io::Result<usize>> {
-    /// Room for the first read of a connection, in bytes: most statements and results are smaller.
-    const FIRST: usize = 8 << 10;
-    if buffer.capacity() < FIRST {
-        buffer.reserve(FIRST);
-    }
-    let count = ready!(pin!(from.read_buf(buffer)).poll(context))?;
-    if count == buffer.capacity() {
-        // It was full: the next one may be as well.
-        buffer.reserve(limits::READ_BYTES);
-    }
-    Poll::Ready(Ok(count))
 }
 
 /// Has `decoder` end the session, and queues what it says to the client about it.
@@ -588,82 +628,5 @@ fn describe(closing: &Closing) -> String {
         Closing::Finished => "finished".to_owned(),
         Closing::Malformed(reason) => format!("malformed: {reason}"),
         Closing::Refused(reason) => format!("refused: {reason}"),
-    }
-}
-
-/// Has the client see a reset rather than an orderly end.
-fn reset(client: &TcpStream) {
-    let _ = client.set_zero_linger();
-}
-
-// === impl Queue ===
-
-impl Queue {
-    fn push(&mut self, bytes: Bytes) {
-        self.bytes += bytes.len();
-        self.chunks.push_back(bytes);
-    }
-
-    /// Keeps the oldest `chunks` only.
-    fn truncate(&mut self, chunks: usize) {
-        for dropped in self.chunks.drain(chunks.min(self.chunks.len())..) {
-            self.bytes -= dropped.len();
-        }
-    }
-
-    const fn is_full(&self) -> bool {
-        self.bytes >= limits::QUEUED_BYTES_MAX
-    }
-
-    /// Writes as much as the socket takes now.
-    fn write(&mut self, to: &WriteHalf<'_>) -> io::Result<()> {
-        /// Chunks handed to one system call; more rarely wait.
-        const BATCH: usize = 16;
-        while !self.chunks.is_empty() {
-            let written = if let [one] = self.chunks.make_contiguous() {
-                to.try_write(one)
-            } else {
-                let mut slices = [io::IoSlice::new(&[]); BATCH];
-                for (slice, chunk) in slices.iter_mut().zip(&self.chunks) {
-                    *slice = io::IoSlice::new(chunk);
-                }
-                to.try_write_vectored(
-                    slices
-                        .get(..self.chunks.len().min(BATCH))
-                        .unwrap_or_default(),
-                )
-            };
-            match written {
-                Ok(count) => self.advance(count),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
-    fn advance(&mut self, mut count: usize) {
-        self.bytes -= count.min(self.bytes);
-        while let Some(chunk) = self.chunks.front_mut() {
-            if count < chunk.len() {
-                chunk.advance(count);
-                return;
-            }
-            count -= chunk.len();
-            self.chunks.pop_front();
-        }
-    }
-
-    /// Writes all of it, for a farewell that may not wait for ever.
-    async fn drain(&mut self, to: &mut WriteHalf<'_>) {
-        const PATIENCE: Duration = Duration::from_secs(5);
-        let all = async {
-            while !self.chunks.is_empty() {
-                to.writable().await?;
-                self.write(to)?;
-            }
-            Ok::<_, io::Error>(())
-        };
-        let _ = tokio::time::timeout(PATIENCE, all).await;
     }
 }
