@@ -282,6 +282,8 @@ pub struct Limits {
     /// Largest message that is decoded, in bytes; one that is larger ends its session.
     #[serde(deserialize_with = "message_bytes")]
     pub message_bytes: usize,
+    /// Bytes of one HTTP body that go on record; of a longer one the digest does too.
+    pub recorded_bytes: u64,
     /// Connections that are served at once, of all agents; more are reset.
     pub connections: NonZeroU32,
     /// Connections of one agent that are served at once, so that none can take all.
@@ -298,6 +300,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             message_bytes: limits::MESSAGE_BYTES_MAX,
+            recorded_bytes: limits::HTTP_RECORDED_BYTES_MAX,
             connections: CONNECTIONS,
             connections_per_agent: CONNECTIONS_PER_AGENT,
         }

@@ -11,7 +11,7 @@ use std::{
 use interceptor_core::{
     origin::Agent,
     policy::PolicyError,
-    protocol::postgres,
+    protocol::{http, postgres},
     record::{Event, Timestamp},
 };
 use tokio::{
@@ -125,6 +125,10 @@ pub fn serve(config: Config, remove_hooks: bool) -> Result<(), ServeError> {
         approvals,
         cancellations: Cancellations::default(),
         postgres: Arc::new(postgres::Shared::new(config.limits.message_bytes)),
+        http: Arc::new(http::Shared {
+            message_bytes_max: config.limits.message_bytes,
+            recorded_bytes_max: config.limits.recorded_bytes,
+        }),
         tls,
         dial_patience: DIAL_PATIENCE,
     });

@@ -21,6 +21,8 @@ use tokio::{
 pub struct Leg {
     socket: TcpStream,
     tls: Option<Box<Connection>>,
+    /// What was read and given back, to be read again.
+    unread: BytesMut,
     /// Nothing more will be written.
     finished: bool,
 }
@@ -41,10 +43,11 @@ const ENCRYPTED_BYTES_MAX: usize = 64 << 10;
 impl Leg {
     /// A side in plain text.
     #[must_use]
-    pub const fn plain(socket: TcpStream) -> Self {
+    pub fn plain(socket: TcpStream) -> Self {
         Self {
             socket,
             tls: None,
+            unread: BytesMut::new(),
             finished: false,
         }
     }
@@ -56,6 +59,7 @@ impl Leg {
         Self {
             socket,
             tls: Some(Box::new(tls)),
+            unread: BytesMut::new(),
             finished: false,
         }
     }
@@ -70,6 +74,11 @@ impl Leg {
     #[must_use]
     pub fn into_socket(self) -> TcpStream {
         self.socket
+    }
+
+    /// Gives back what was read, to be read again by h2.
+    pub fn unread(&mut self, bytes: BytesMut) {
+        self.unread = bytes;
     }
 
     /// Whether TLS is on it.
@@ -330,6 +339,11 @@ impl AsyncRead for Leg {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        if !this.unread.is_empty() {
+            let count = this.unread.len().min(buffer.remaining());
+            buffer.put_slice(&this.unread.split_to(count));
+            return Poll::Ready(Ok(()));
+        }
         let Some(tls) = &mut this.tls else {
             return Pin::new(&mut this.socket).poll_read(context, buffer);
         };

@@ -103,6 +103,10 @@ pub trait Decoder: Send {
     /// Answers the open proposal.
     fn rule(&mut self, ruling: Ruling, now: Timestamp);
 
+    /// The proposal is still open because people are asked; a protocol that has a way to keep its client
+    /// waiting uses it.
+    fn still_held(&mut self) {}
+
     /// What to do next.
     fn poll(&mut self) -> Step;
 

@@ -47,3 +47,16 @@ pub const APPROVALS_ENDED_MAX: usize = 256;
 /// Largest ClientHello, in bytes: those with post-quantum key shares and tickets have some 2 KiB. The
 /// whole of it is held before anything is known about the connection.
 pub const CLIENT_HELLO_BYTES_MAX: usize = 32 << 10;
+
+/// Largest head of an HTTP message, in bytes: servers take 8 to 64 KiB.
+pub const HTTP_HEAD_BYTES_MAX: usize = 64 << 10;
+
+/// Most header fields of an HTTP message; servers take some 100.
+pub const HTTP_FIELDS_MAX: usize = 128;
+
+/// Largest request body that is waited for before the request is decided, in bytes. What is larger, or
+/// doesn't say how large it is, is decided by its head, unless a rule needs the body or people are asked.
+pub const HTTP_BODY_AWAITED_MAX: u64 = 64 << 10;
+
+/// Bytes of one body that go on record, unless configured; of the rest the digest does.
+pub const HTTP_RECORDED_BYTES_MAX: u64 = 1 << 20;

@@ -123,6 +123,34 @@ pub enum Event {
     SessionEnd(SessionEnd),
     /// Anything else worth knowing.
     Event(Notice),
+    /// (A part of) what was sent within an operation: a request's body, messages of an upgraded
+    /// connection; or the digest of what is too long to be on record.
+    Content(ContentRecord),
+}
+
+/// Which of the two speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Speaker {
+    /// The agent.
+    Client,
+    /// The destination.
+    Upstream,
+}
+
+/// (A part of) what was sent within an operation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContentRecord {
+    /// Number of the operation in its session.
+    pub number: u64,
+    /// Who sent it.
+    pub of: Speaker,
+    /// The content, after masking.
+    pub data: Vec<Bytes>,
+    /// Bytes of content in all so far.
+    pub bytes: u64,
+    /// Digest of all of the content, where not all of it is on record.
+    pub sha256: Option<Digest>,
 }
 
 /// The start of a session.
@@ -234,7 +262,8 @@ pub struct ResponseRecord {
     pub bytes: u64,
     /// Nanoseconds from release of the operation to this part.
     pub elapsed_ns: u64,
-    /// The layout of the rows in `data` (PostgreSQL's RowDescription message) where `data` lacks it.
+    /// What `data` needs to be understood and lacks: the layout of its rows (PostgreSQL's RowDescription
+    /// message), or the head of the response whose body it is.
     pub shape: Option<Bytes>,
     /// The messages that reached the client, whole.
     pub data: Vec<Bytes>,
@@ -276,6 +305,7 @@ impl Event {
             Self::Response(_) => "response",
             Self::SessionEnd(_) => "session_end",
             Self::Event(_) => "event",
+            Self::Content(_) => "content",
         }
     }
 

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 pub use crate::policy::decision::{Decision, HoldTerms, PolicyHash, Verdict};
 use crate::{
     mask::MaskPlan,
-    operation::Operation,
+    operation::{Operation, http::Body},
     origin::Origin,
     policy::{Policy, TlsDecision, Treatment, scope::Scope},
     record::{ApprovalId, Timestamp},
@@ -31,6 +31,8 @@ pub enum Judgement {
     Refuse(Arc<Decision>, Refusal),
     /// People have to be asked.
     Hold(Hold),
+    /// It depends on content that isn't there yet.
+    Incomplete,
 }
 
 /// What the policy says of a TLS connection.
@@ -99,6 +101,8 @@ pub enum Ruling {
     Permit(Permit),
     /// Drop them and tell the client.
     Refuse(Refusal),
+    /// It can't be decided yet: propose it again with all of its content.
+    Gather,
 }
 
 impl Judge {
@@ -147,6 +151,13 @@ impl Judge {
 
     /// Decides `operation` at `now`.
     pub fn judge(&mut self, operation: &Operation, now: Timestamp) -> Judgement {
+        let coming = operation
+            .http
+            .as_ref()
+            .is_some_and(|request| matches!(request.body, Body::Coming(_)));
+        if coming && self.scope.needs_content(operation, now) {
+            return Judgement::Incomplete;
+        }
         let (decision, masks) = self.scope.evaluate(operation, now);
         match &decision.verdict {
             _ if !decision.enforced => Judgement::Permit(Permit { decision, masks }),
@@ -160,6 +171,8 @@ impl Judge {
                 };
                 Judgement::Refuse(decision, refusal)
             }
+            // People are asked about all of it.
+            Verdict::Hold(_) if coming => Judgement::Incomplete,
             Verdict::Hold(_) => Judgement::Hold(Hold { decision, masks }),
         }
     }

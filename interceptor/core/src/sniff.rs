@@ -2,7 +2,7 @@
 
 use crate::{
     operation::Protocol,
-    protocol::{postgres, tls},
+    protocol::{http, postgres, tls},
 };
 
 /// What the first bytes of a connection tell.
@@ -26,6 +26,7 @@ pub fn from_client(first: &[u8]) -> Sniffed {
     let candidates = [
         (Protocol::Postgres, postgres::is_startup(first)),
         (Protocol::Tls, tls::is_hello(first)),
+        (Protocol::Http, http::is_request(first)),
     ];
     for (protocol, answer) in candidates {
         match answer {
@@ -69,7 +70,7 @@ mod tests {
     #[test]
     fn other_first_bytes_are_opaque() {
         for bytes in [
-            &b"GET / HTTP/1.1\r\n"[..],
+            &b"EHLO there\r\n"[..],
             b"\x16\x03\x01\x02\0\x02",
             b"SSH-2.0-x",
             b"\0\0\0\x07\0\x03\0\0",

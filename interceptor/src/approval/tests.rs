@@ -140,6 +140,7 @@ pub(crate) fn request(agent: &str, quorum: u32, within_s: u64, groups: &[&str]) 
         ]
         .into(),
         options: Vec::new(),
+        http: None,
     };
     Request {
         session: SessionId(1),

@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, io, sync::Arc};
 
+use bytes::Bytes;
 use interceptor_core::{
     operation::{Operation, Parameter, ParameterFormat, Protocol},
     origin::Origin,
@@ -151,6 +152,16 @@ impl Lines {
                     "bytes_from_upstream": end.bytes_from_upstream,
                 })
             }
+            Event::Content(content) => {
+                let mut facts = body_facts(&content.data);
+                facts.insert("operation".to_owned(), content.number.into());
+                facts.insert("of".to_owned(), json!(content.of));
+                facts.insert("bytes".to_owned(), content.bytes.into());
+                if let Some(digest) = &content.sha256 {
+                    facts.insert("digest".to_owned(), json!(digest));
+                }
+                Value::Object(facts)
+            }
             Event::Event(notice) => json!({"name": notice.name, "detail": notice.detail}),
         };
         if let Value::Object(facts) = facts {
@@ -229,6 +240,22 @@ fn response_facts(response: &ResponseRecord) -> Map<String, Value> {
             transcript.read(messages);
         }
         facts.extend(transcript.finish());
+    }
+    if response.protocol == Protocol::Http {
+        if let Some(head) = &response.shape {
+            facts.insert("head".to_owned(), transcript::text(head));
+        }
+        facts.extend(body_facts(&response.data));
+    }
+    facts
+}
+
+/// Content as text, or in base64 where it is none.
+fn body_facts(data: &[Bytes]) -> Map<String, Value> {
+    let mut facts = Map::new();
+    let body = data.concat();
+    if !body.is_empty() {
+        facts.insert("body".to_owned(), transcript::text(&body));
     }
     facts
 }

@@ -14,9 +14,10 @@ use bytes::BytesMut;
 use interceptor_core::{
     decoder::{Closing, Decoder, Failure, Peer, Step},
     limits,
-    operation::{Operation, Protocol},
+    operation::{Operation, Protocol, attribute},
     origin::Origin,
     protocol::{
+        http::{self, Http1},
         opaque::Opaque,
         postgres::{self, Postgres},
     },
@@ -43,6 +44,12 @@ use crate::{
 /// How long a client may take to say enough for its protocol to be known; after that it is opaque.
 const SNIFF_PATIENCE: Duration = Duration::from_secs(5);
 
+/// Names that are looked up for one connection in the clear: an agent can't have us ask for ever.
+const CLAIMED_NAMES_MAX: usize = 64;
+
+/// How often the client of a held operation is told that it is still there, where its protocol has a way.
+const STILL_HELD_EVERY: Duration = Duration::from_secs(10);
+
 /// What sessions ask of the rest of the daemon.
 pub struct Services {
     /// Where everything is recorded.
@@ -55,6 +62,8 @@ pub struct Services {
     pub cancellations: Cancellations,
     /// What PostgreSQL sessions share.
     pub postgres: Arc<postgres::Shared>,
+    /// What HTTP sessions share.
+    pub http: Arc<http::Shared>,
     /// What TLS sessions share.
     pub tls: Arc<Tls>,
     /// How long to wait for an upstream to answer a connect.
@@ -68,8 +77,12 @@ pub struct Session {
     origin: Arc<Origin>,
     agent: Arc<str>,
     judge: Judge,
+    /// TLS is on it.
+    is_secure: bool,
     /// The names that the destination's certificate is for, wildcards included.
     certified: Arc<[Box<str>]>,
+    /// Names that requests in the clear claimed, and whether they are the destination's.
+    claimed_names: Vec<(Box<str>, bool)>,
     cancellable: Option<Cancellable>,
     operations: u64,
     received: [u64; 2],
@@ -100,7 +113,9 @@ impl Session {
             origin,
             agent,
             judge,
+            is_secure: false,
             certified: [].into(),
+            claimed_names: Vec::new(),
             cancellable: None,
             operations: 0,
             received: [0; 2],
@@ -213,7 +228,16 @@ impl Session {
     fn decoder(&self, protocol: Protocol) -> Box<dyn Decoder> {
         match protocol {
             Protocol::Postgres => Box::new(Postgres::new(self.services.postgres.clone())),
-            Protocol::Opaque | Protocol::Tls | Protocol::Http => Box::new(Opaque::default()),
+            Protocol::Http => {
+                let context = http::Context {
+                    secure: self.is_secure,
+                    address: Some(self.origin.destination.0.ip().to_canonical()),
+                    names: self.origin.names.clone(),
+                    certified: self.certified.clone(),
+                };
+                Box::new(Http1::new(self.services.http.clone(), context))
+            }
+            Protocol::Opaque | Protocol::Tls => Box::new(Opaque::default()),
         }
     }
 
@@ -399,6 +423,10 @@ impl Session {
                         }
                         continue;
                     }
+                    () = tokio::time::sleep(STILL_HELD_EVERY) => {
+                        decoder.still_held();
+                        continue;
+                    }
                     () = cancelled(self.cancellable.as_ref()) => {
                         self.now = now();
                         if let Some(question) = held.take_if(|held| held.pending.withdraw(CANCELLED)) {
@@ -427,19 +455,21 @@ impl Session {
 
     /// Has `operation` judged, and the ruling recorded before it takes effect.
     async fn decide(&mut self, operation: Operation) -> Decided {
-        self.operations += 1;
-        let number = self.operations;
         if !self.services.policies.is_current(self.judge.policy()) {
             let policy = self.services.policies.current();
             self.judge = Judge::new(&policy, self.origin.clone());
         }
+        self.learn_name(&operation).await;
         let now = self.now;
         let judgement = self.judge.judge(&operation, now);
         let decision = match &judgement {
+            Judgement::Incomplete => return Decided::Now(Ruling::Gather),
             Judgement::Permit(permit) => permit.decision().clone(),
             Judgement::Hold(hold) => hold.decision().clone(),
             Judgement::Refuse(decision, _) => decision.clone(),
         };
+        self.operations += 1;
+        let number = self.operations;
         let asked = matches!(judgement, Judgement::Hold(_)).then(|| operation.clone());
         let strict = decision.strict;
         let decided = DecisionRecord {
@@ -465,6 +495,7 @@ impl Session {
         }
         match (judgement, asked) {
             (Judgement::Permit(permit), _) => Decided::Now(Ruling::Permit(permit)),
+            (Judgement::Incomplete, _) => Decided::Now(Ruling::Gather),
             (Judgement::Refuse(_, refusal), _) => Decided::Now(Ruling::Refuse(refusal)),
             (Judgement::Hold(hold), operation) => {
                 let Some(operation) = operation else {
@@ -486,6 +517,42 @@ impl Session {
                 let pending = self.services.approvals.request(request, now);
                 Decided::Later(Box::new(Held { hold, pending }))
             }
+        }
+    }
+
+    /// In the clear nobody proves a name: the one that a request claims counts where this host's resolver
+    /// knows the destination by it.
+    async fn learn_name(&mut self, operation: &Operation) {
+        let claimed = operation.description.attributes.get(attribute::HTTP_HOST);
+        let Some(name) = claimed.filter(|_| !self.is_secure) else {
+            return;
+        };
+        if matches!(&*self.origin.names, [known] if known == name) {
+            return;
+        }
+        let seen = self.claimed_names.iter().find(|(seen, _)| seen == name);
+        let is_own = match seen {
+            Some((_, is_own)) => *is_own,
+            None if self.claimed_names.len() >= CLAIMED_NAMES_MAX => false,
+            None => {
+                let is_name = name.parse::<std::net::IpAddr>().is_err();
+                let destination = self.origin.destination.0;
+                let is_own = is_name && upstream::is_address_of(name, destination).await;
+                self.claimed_names.push((name.clone(), is_own));
+                is_own
+            }
+        };
+        let names = if is_own {
+            vec![name.clone()]
+        } else {
+            Vec::new()
+        };
+        if names != self.origin.names {
+            self.origin = Arc::new(Origin {
+                names,
+                ..(*self.origin).clone()
+            });
+            self.judge = Judge::new(&self.services.policies.current(), self.origin.clone());
         }
     }
 

@@ -168,6 +168,7 @@ impl Session {
             let policy = self.services.policies.current();
             self.judge = Judge::new(&policy, self.origin.clone());
         }
+        self.is_secure = true;
         self.certified = reached.names().into();
     }
 
@@ -323,6 +324,7 @@ fn operation(hello: &ClientHello, facts: &[(&'static str, String)]) -> Operation
         content: Bytes::from(format!("ClientHello server_name={name} alpn={alpn}")),
         parameters: [].into(),
         options: Vec::new(),
+        http: None,
     }
 }
 

@@ -151,6 +151,7 @@ impl Case {
             content: self.statement.clone().unwrap_or_default().into(),
             parameters: [].into(),
             options: Vec::new(),
+            http: None,
         };
         let (decision, _) =
             Policy::scope(policy, self.origin.clone()).evaluate(&operation, Timestamp(0));

@@ -9,9 +9,10 @@ use super::{
     decision::HoldTerms,
     error::{Problem, unknown},
     file::{
-        ActionSpec, DurabilitySpec, File, MaskSpec, MatchSpec, OneOrMany, Ports, ReviewersSpec,
-        RuleSpec, TlsSpec,
+        ActionSpec, DurabilitySpec, File, HttpSpec, MaskSpec, MatchSpec, OneOrMany, Ports,
+        ReviewersSpec, RuleSpec, TlsSpec,
     },
+    http::{HttpMatch, JsonPath, PathPattern},
     rule::{Network, Rate, ResourceMatch, Rule, Says, ScopeMatch, Time, TlsRule, Treatment},
 };
 use crate::{
@@ -135,6 +136,7 @@ impl Compiler {
                 .content
                 .as_ref()
                 .and_then(|spec| self.regex(file, spec)),
+            http: matches.http.as_ref().map(|spec| self.http(file, spec)),
             time: matches.time.as_ref().and_then(|spec| self.time(file, spec)),
             rate: matches.rate.as_ref().and_then(|spec| {
                 let per = duration(&spec.value.per).filter(|per| !per.is_zero());
@@ -188,6 +190,7 @@ impl Compiler {
             || matches.touch.is_some()
             || !matches.attributes.is_empty()
             || matches.content.is_some()
+            || matches.http.is_some()
             || matches.time.is_some()
             || matches.rate.is_some();
         if more {
@@ -209,6 +212,55 @@ impl Compiler {
             id,
         };
         self.tls.push(rule);
+    }
+
+    fn http(&mut self, file: &str, spec: &Spanned<HttpSpec>) -> HttpMatch {
+        let place = spec.referenced;
+        let spec = &spec.value;
+        let pairs = |map: &std::collections::BTreeMap<String, String>| {
+            map.iter()
+                .map(|(name, value)| (name.clone(), Glob::new(value)))
+                .collect()
+        };
+        let mut found = HttpMatch {
+            query: pairs(&spec.query),
+            headers: pairs(&spec.headers),
+            ..HttpMatch::default()
+        };
+        if let Some(paths) = &spec.path {
+            let mut patterns = Vec::new();
+            for text in paths.texts() {
+                match PathPattern::new(&text) {
+                    Ok(pattern) => patterns.push(pattern),
+                    Err(what) => self.problem(file, place, what),
+                }
+            }
+            found.paths = Some(patterns);
+        }
+        for (path, value) in &spec.json {
+            match JsonPath::new(path) {
+                Ok(path) => found.json.push((path, Glob::new(value))),
+                Err(what) => self.problem(file, place, what),
+            }
+        }
+        found.content_types = spec.content_type.as_ref().map(|types| {
+            let types = types.texts();
+            types
+                .iter()
+                .map(|text| Glob::new(&text.to_ascii_lowercase()))
+                .collect()
+        });
+        if let Some(size) = &spec.larger_than {
+            found.larger_than = bytes(size);
+            if found.larger_than.is_none() {
+                self.problem(
+                    file,
+                    place,
+                    format!("`{size}` is no size; `512`, `64KiB` and `10MiB` are"),
+                );
+            }
+        }
+        found
     }
 
     fn names(&mut self, file: &str, matches: &MatchSpec) -> Option<Vec<Glob>> {
@@ -448,7 +500,8 @@ impl Compiler {
     }
 
     fn resources(&mut self, file: &str, spec: &Spanned<OneOrMany>) -> Vec<ResourceMatch> {
-        const KINDS: [(&str, ResourceKind); 9] = [
+        const KINDS: [(&str, ResourceKind); 10] = [
+            ("url", ResourceKind::Url),
             ("table", ResourceKind::Table),
             ("function", ResourceKind::Function),
             ("object", ResourceKind::Object),
@@ -576,6 +629,7 @@ fn is_blanket(rule: &Rule) -> bool {
         touch,
         attributes,
         content,
+        http,
         time,
         rate,
         ..
@@ -599,6 +653,7 @@ fn is_blanket(rule: &Rule) -> bool {
         && touch.is_none()
         && attributes.is_empty()
         && content.is_none()
+        && http.is_none()
         && time.is_none()
         && rate.is_none()
 }
@@ -621,6 +676,17 @@ fn minute(text: &str) -> Option<u16> {
     let (hour, minute) = text.trim().split_once(':')?;
     let (hour, minute): (u16, u16) = (hour.parse().ok()?, minute.parse().ok()?);
     (hour < 24 && minute < 60 || (hour, minute) == (24, 0)).then_some(hour * 60 + minute)
+}
+
+/// `512`, `64KiB`, `10MiB`, `1GiB`.
+fn bytes(text: &str) -> Option<u64> {
+    const UNITS: [(&str, u32); 3] = [("KiB", 10), ("MiB", 20), ("GiB", 30)];
+    for (unit, shift) in UNITS {
+        if let Some(number) = text.strip_suffix(unit) {
+            return number.trim().parse::<u64>().ok()?.checked_mul(1 << shift);
+        }
+    }
+    text.parse().ok()
 }
 
 /// `90s`, `15m`, `2h`, `1d`.

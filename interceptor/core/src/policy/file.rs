@@ -102,9 +102,29 @@ pub(super) struct MatchSpec {
     #[serde(default, deserialize_with = "given")]
     pub(super) content: Option<Spanned<String>>,
     #[serde(default, deserialize_with = "given")]
+    pub(super) http: Option<Spanned<HttpSpec>>,
+    #[serde(default, deserialize_with = "given")]
     pub(super) time: Option<Spanned<TimeSpec>>,
     #[serde(default, deserialize_with = "given")]
     pub(super) rate: Option<Spanned<RateSpec>>,
+}
+
+/// Conditions on an HTTP request, apart from its method (`action`) and host (`destination: {name}`).
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct HttpSpec {
+    #[serde(default, deserialize_with = "given")]
+    pub(super) path: Option<OneOrMany>,
+    #[serde(default)]
+    pub(super) query: BTreeMap<String, String>,
+    #[serde(default)]
+    pub(super) headers: BTreeMap<String, String>,
+    #[serde(default)]
+    pub(super) json: BTreeMap<String, String>,
+    #[serde(default, deserialize_with = "given")]
+    pub(super) content_type: Option<OneOrMany>,
+    #[serde(default, deserialize_with = "given")]
+    pub(super) larger_than: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -13,6 +13,7 @@ mod compile;
 pub mod decision;
 mod error;
 mod file;
+mod http;
 mod rule;
 pub mod scope;
 #[cfg(test)]

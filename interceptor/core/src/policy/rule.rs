@@ -10,7 +10,7 @@ use std::{
 
 use regex::bytes::Regex;
 
-use super::decision::HoldTerms;
+use super::{decision::HoldTerms, http::HttpMatch};
 use crate::{
     glob::Glob,
     mask::{ColumnMask, PatternMask},
@@ -31,6 +31,7 @@ pub(super) struct Rule {
     pub(super) touch: Option<Touch>,
     pub(super) attributes: Vec<(String, Glob)>,
     pub(super) content: Option<Regex>,
+    pub(super) http: Option<HttpMatch>,
     pub(super) time: Option<Time>,
     pub(super) rate: Option<Rate>,
     pub(super) says: Says,
@@ -212,13 +213,30 @@ impl Rate {
 
 impl Rule {
     /// Whether the same description may be decided otherwise another time.
-    pub(super) const fn depends_on_more_than_the_description(&self) -> bool {
-        self.content.is_some() || self.time.is_some() || self.rate.is_some()
+    pub(super) fn depends_on_more_than_the_description(&self) -> bool {
+        self.content.is_some()
+            || self.time.is_some()
+            || self.rate.is_some()
+            || self
+                .http
+                .as_ref()
+                .is_some_and(HttpMatch::looks_beyond_description)
     }
 
     /// Whether `operation` is one of those meant. A restrictive rule matches when any part of it is; a
     /// permissive one only when it covers all of it.
     pub(super) fn matches(&self, operation: &Operation, origin: &Origin, now: Timestamp) -> bool {
+        self.matches_head(operation, origin)
+            && self.content_matches(operation)
+            && self.time.is_none_or(|time| time.contains(now))
+            && self
+                .rate
+                .as_ref()
+                .is_none_or(|rate| rate.exceeded(&origin.agent.name, now))
+    }
+
+    /// Whether what is known of `operation` before its content is what is meant.
+    fn matches_head(&self, operation: &Operation, origin: &Origin) -> bool {
         let description = &operation.description;
         let permissive = matches!(self.says, Says::Allow);
         if self
@@ -270,14 +288,37 @@ impl Rule {
         }) {
             return false;
         }
+        self.http
+            .as_ref()
+            .is_none_or(|http| http.matches_head(operation))
+    }
+
+    /// Whether what it says can depend on an HTTP request's body.
+    pub(super) fn looks_at_content(&self) -> bool {
+        self.content.is_some() || self.http.as_ref().is_some_and(HttpMatch::looks_at_body)
+    }
+
+    /// Whether it could match `operation` once its content is there.
+    pub(super) fn matches_but_for_content(
+        &self,
+        operation: &Operation,
+        origin: &Origin,
+        now: Timestamp,
+    ) -> bool {
+        self.matches_head(operation, origin) && self.time.is_none_or(|time| time.contains(now))
+    }
+
+    fn content_matches(&self, operation: &Operation) -> bool {
         self.content
             .as_ref()
             .is_none_or(|regex| regex.is_match(&operation.content))
-            && self.time.is_none_or(|time| time.contains(now))
-            && self
-                .rate
-                .as_ref()
-                .is_none_or(|rate| rate.exceeded(&origin.agent.name, now))
+            && match (&self.http, &operation.http) {
+                (Some(http), Some(request)) => {
+                    http.matches_body(request, matches!(self.says, Says::Allow))
+                }
+                (Some(_), None) => false,
+                (None, _) => true,
+            }
     }
 
     /// Whether a destination that has these names is one of those meant.

@@ -130,6 +130,16 @@ impl Scope {
         &self.policy
     }
 
+    /// Whether a rule that looks at the content could decide `operation` once that is there.
+    #[must_use]
+    pub fn needs_content(&self, operation: &Operation, now: Timestamp) -> bool {
+        let rules = self.fixed.iter().chain(&self.varying);
+        let mut rules = rules.map(|(_, rule)| rule);
+        rules.any(|rule| {
+            rule.looks_at_content() && rule.matches_but_for_content(operation, &self.origin, now)
+        })
+    }
+
     /// Decides `operation` at `now`: the decision, and what to mask in its response.
     pub fn evaluate(
         &mut self,

@@ -50,6 +50,7 @@ fn operation(actions: &[&str], effects: Effects, tables: &[(&str, Touch)]) -> Op
         content: "select 1".into(),
         parameters: [].into(),
         options: Vec::new(),
+        http: None,
     }
 }
 

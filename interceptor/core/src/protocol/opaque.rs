@@ -60,6 +60,7 @@ impl Opaque {
             content: Bytes::copy_from_slice(shown),
             parameters: [].into(),
             options: Vec::new(),
+            http: None,
         }
     }
 }
@@ -96,6 +97,8 @@ impl Decoder for Opaque {
     fn rule(&mut self, ruling: Ruling, _now: Timestamp) {
         match ruling {
             Ruling::Permit(_) => self.state = State::Permitted,
+            // All of it that counts is there.
+            Ruling::Gather => self.fail(&Failure::Unreachable("it can't be decided".to_owned())),
             Ruling::Refuse(refusal) => {
                 self.closing = Some(Closing::Refused(format!(
                     "rule {}: {}",

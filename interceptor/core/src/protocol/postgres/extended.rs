@@ -256,6 +256,7 @@ pub(super) fn portal_operation(
         content: portal.statement.text.clone(),
         parameters: portal.parameters.clone(),
         options,
+        http: None,
     }
 }
 

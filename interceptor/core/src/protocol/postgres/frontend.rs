@@ -240,6 +240,7 @@ impl Postgres {
             content: text.clone(),
             parameters: [].into(),
             options,
+            http: None,
         };
         self.propose(
             operation,
@@ -345,6 +346,7 @@ impl Postgres {
             content: format!("FunctionCall {name}").into(),
             parameters,
             options: Vec::new(),
+            http: None,
         };
         self.propose(operation, Proposal::FunctionCall { frame, described });
         Ok(Next::Taken)
@@ -381,6 +383,7 @@ impl Postgres {
         let operation = Operation {
             protocol: Protocol::Postgres,
             description: self.copied_in.description.clone(),
+            http: None,
             content: std::mem::take(&mut self.copied_in.rows).into(),
             parameters: [].into(),
             options: vec![(

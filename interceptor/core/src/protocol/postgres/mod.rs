@@ -367,6 +367,11 @@ impl Decoder for Postgres {
         match ruling {
             Ruling::Permit(permit) => self.permitted(self.operations, proposal, permit),
             Ruling::Refuse(refusal) => self.refused(self.operations, proposal, refusal),
+            // Operations are proposed whole.
+            Ruling::Gather => {
+                self.proposal = Some(proposal);
+                self.fail(&Failure::Unreachable("it can't be decided".to_owned()));
+            }
         }
     }
 

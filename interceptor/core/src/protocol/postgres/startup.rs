@@ -109,6 +109,7 @@ impl Postgres {
             content: Bytes::from_static(b"CancelRequest"),
             parameters: [].into(),
             options: Vec::new(),
+            http: None,
         };
         self.propose(operation, Proposal::Cancel(packet));
         Ok(false)
@@ -224,6 +225,7 @@ impl Postgres {
             content: content.into(),
             parameters: [].into(),
             options: Vec::new(),
+            http: None,
         })
     }
 

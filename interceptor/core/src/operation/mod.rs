@@ -1,5 +1,7 @@
 //! What is being attempted: the unit that is decided.
 
+pub mod http;
+
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use aws_lc_rs::digest;
@@ -163,6 +165,8 @@ pub enum ResourceKind {
     Program,
     /// A notification channel.
     Channel,
+    /// What an HTTP request is for: host and path.
+    Url,
 }
 
 /// One thing that an operation touches.
@@ -316,6 +320,9 @@ pub struct Operation {
     pub parameters: Arc<[Parameter]>,
     /// Further wire facts that change what it does (row limit, result formats, …), by name.
     pub options: Vec<(Box<str>, Box<str>)>,
+    /// The request in parts, of an operation in HTTP: for rules only, `content` is what is recorded.
+    #[serde(skip)]
+    pub http: Option<Arc<http::HttpRequest>>,
 }
 
 impl Operation {

@@ -1,0 +1,157 @@
+//! What of a message goes on record: its bytes up to a limit, and the digest of all of them beyond it.
+
+use std::fmt;
+
+use aws_lc_rs::digest;
+use bytes::Bytes;
+
+use crate::{
+    limits,
+    operation::{Digest, Protocol},
+    record::{ContentRecord, Event, ResponseRecord, ResponseStatus, Speaker, Timestamp},
+};
+
+/// Collects one side of an exchange for the record.
+pub struct Recorder {
+    number: u64,
+    of: Speaker,
+    released: Timestamp,
+    /// Bytes that may still be kept.
+    left: u64,
+    head: Option<Bytes>,
+    /// Kept and not on record yet.
+    data: Vec<Bytes>,
+    data_bytes: usize,
+    /// Reached the other side and isn't on record yet.
+    passed: u64,
+    total: u64,
+    /// Of all of the content, once it is clear that not all of it is kept.
+    digest: Option<digest::Context>,
+    /// What was kept so far, to be hashed when that becomes clear.
+    kept: Vec<Bytes>,
+    masked: Vec<Box<str>>,
+}
+
+impl fmt::Debug for Recorder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Recorder")
+            .field("number", &self.number)
+            .field("of", &self.of)
+            .field("total", &self.total)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Recorder {
+    /// A recorder of operation `number`, which was released at `released`.
+    #[must_use]
+    pub const fn new(number: u64, of: Speaker, released: Timestamp, limit: u64) -> Self {
+        Self {
+            number,
+            of,
+            released,
+            left: limit,
+            head: None,
+            data: Vec::new(),
+            data_bytes: 0,
+            passed: 0,
+            total: 0,
+            digest: None,
+            kept: Vec::new(),
+            masked: Vec::new(),
+        }
+    }
+
+    /// Adds a head, which is always kept and isn't content.
+    pub fn head(&mut self, head: Bytes) {
+        self.data_bytes += head.len();
+        self.head = Some(head);
+    }
+
+    /// Adds content.
+    pub fn content(&mut self, bytes: Bytes) {
+        let length = bytes.len() as u64;
+        self.total += length;
+        self.passed += length;
+        if let Some(digest) = &mut self.digest {
+            digest.update(&bytes);
+            return;
+        }
+        if length <= self.left {
+            self.left -= length;
+            self.data_bytes += bytes.len();
+            self.kept.push(bytes.clone());
+            self.data.push(bytes);
+            return;
+        }
+        let mut context = digest::Context::new(&digest::SHA256);
+        for part in self.kept.drain(..) {
+            context.update(&part);
+        }
+        context.update(&bytes);
+        self.digest = Some(context);
+        let keep = usize::try_from(self.left)
+            .unwrap_or(usize::MAX)
+            .min(bytes.len());
+        self.data_bytes += keep;
+        self.data.push(bytes.slice(..keep));
+        self.left = 0;
+    }
+
+    /// Says what was masked, once it is known.
+    pub fn masked(&mut self, names: impl IntoIterator<Item = Box<str>>) {
+        self.masked.extend(names);
+    }
+
+    /// A part of the record, where so much has come together that it shouldn't wait.
+    pub fn part(&mut self, now: Timestamp) -> Option<Event> {
+        (self.data_bytes >= limits::RESPONSE_PART_BYTES)
+            .then(|| self.event(ResponseStatus::Continues, now))
+    }
+
+    /// The last part; `status` is how it ended. Behind it, the digest of what isn't on record.
+    pub fn end(&mut self, status: ResponseStatus, now: Timestamp) -> [Option<Event>; 2] {
+        let digest = self.digest.take().map(|context| {
+            let mut bytes = [0; 32];
+            bytes.copy_from_slice(context.finish().as_ref());
+            Event::Content(ContentRecord {
+                number: self.number,
+                of: self.of,
+                data: Vec::new(),
+                bytes: self.total,
+                sha256: Some(Digest(bytes)),
+            })
+        });
+        let last = match self.of {
+            // A request's body is on record when its last byte is.
+            Speaker::Client if self.data.is_empty() && digest.is_some() => None,
+            _ => Some(self.event(status, now)),
+        };
+        [last, digest]
+    }
+
+    fn event(&mut self, status: ResponseStatus, now: Timestamp) -> Event {
+        let data = std::mem::take(&mut self.data);
+        self.data_bytes = 0;
+        match self.of {
+            Speaker::Upstream => Event::Response(ResponseRecord {
+                number: self.number,
+                protocol: Protocol::Http,
+                status,
+                rows: 0,
+                bytes: std::mem::take(&mut self.passed),
+                elapsed_ns: now.0.saturating_sub(self.released.0),
+                shape: self.head.take(),
+                data,
+                masked: std::mem::take(&mut self.masked).into(),
+            }),
+            Speaker::Client => Event::Content(ContentRecord {
+                number: self.number,
+                of: self.of,
+                data,
+                bytes: self.total,
+                sha256: None,
+            }),
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! Answers in the place of the server: problem details (RFC 9457) that a language model can act on.
+
+use bytes::Bytes;
+use serde::Serialize;
+
+use crate::ruling::{Cause, Refusal};
+
+/// The body of an answer of ours.
+#[derive(Debug, Serialize)]
+pub struct Problem {
+    /// What kind of problem it is.
+    r#type: &'static str,
+    title: &'static str,
+    status: u16,
+    /// What happened, in a sentence or two.
+    detail: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rule: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    approval: Option<String>,
+    /// What to do instead.
+    remedy: &'static str,
+}
+
+impl Problem {
+    /// What became of a request that may not go.
+    #[must_use]
+    pub fn refused(refusal: &Refusal) -> Self {
+        let (r#type, title, status, remedy) = match refusal.cause {
+            Cause::Denied => (
+                "urn:interceptor:problem:denied",
+                "Denied by policy",
+                403,
+                "Don't repeat this request: it will be denied again. Do it in another way that the reason allows, or ask the operator of this host for a rule.",
+            ),
+            Cause::Rejected => (
+                "urn:interceptor:problem:rejected",
+                "Rejected by a reviewer",
+                403,
+                "Don't repeat this request. A person looked at it and said no; the reason says why.",
+            ),
+            Cause::TimedOut => (
+                "urn:interceptor:problem:timed-out",
+                "No reviewer answered in time",
+                403,
+                "It was not carried out. Try again when somebody is there to approve it.",
+            ),
+            Cause::Cancelled => (
+                "urn:interceptor:problem:cancelled",
+                "Cancelled",
+                403,
+                "It was taken back while people were asked, and was not carried out.",
+            ),
+            Cause::Unavailable => (
+                "urn:interceptor:problem:unavailable",
+                "Can't be decided or recorded now",
+                503,
+                "It was not carried out. Try again later; the operator of this host sees the cause with `interceptor status`.",
+            ),
+        };
+        let detail = if refusal.reason.is_empty() {
+            format!(
+                "interceptor refused this request by rule `{}`.",
+                refusal.rule
+            )
+        } else {
+            format!(
+                "interceptor refused this request by rule `{}`: {}",
+                refusal.rule, refusal.reason
+            )
+        };
+        Self {
+            r#type,
+            title,
+            status,
+            detail,
+            rule: Some(refusal.rule.to_string()),
+            reason: (!refusal.reason.is_empty()).then(|| refusal.reason.to_string()),
+            approval: refusal.approval.map(|id| id.to_string()),
+            remedy,
+        }
+    }
+
+    /// A request that two servers could take for two things.
+    #[must_use]
+    pub fn malformed(status: u16, reason: &str) -> Self {
+        Self {
+            r#type: "urn:interceptor:problem:malformed",
+            title: "Not a request with one meaning",
+            status,
+            detail: format!("interceptor refused this request: {reason}"),
+            rule: None,
+            reason: None,
+            approval: None,
+            remedy: "Send it in the plainest form that RFC 9112 allows; it was not carried out.",
+        }
+    }
+
+    /// A body that is larger than what can be looked at.
+    #[must_use]
+    pub fn too_large(limit: usize) -> Self {
+        Self {
+            r#type: "urn:interceptor:problem:too-large",
+            title: "Too large to be decided",
+            status: 413,
+            detail: format!(
+                "interceptor has to see the whole body before this request can be decided, and it is larger than {limit} bytes."
+            ),
+            rule: None,
+            reason: None,
+            approval: None,
+            remedy: "Send less at once, or ask the operator of this host for a rule that doesn't look at the body.",
+        }
+    }
+
+    /// A server that can't be reached, or doesn't answer in HTTP.
+    #[must_use]
+    pub fn upstream(reason: &str) -> Self {
+        Self {
+            r#type: "urn:interceptor:problem:upstream",
+            title: "No answer from the server",
+            status: 502,
+            detail: format!("interceptor could not get an answer from the server: {reason}"),
+            rule: None,
+            reason: None,
+            approval: None,
+            remedy: "Check that it is running and listens on this address.",
+        }
+    }
+
+    /// A response that a rule wants masked and that can't be.
+    #[must_use]
+    pub fn unmaskable(reason: &str) -> Self {
+        Self {
+            r#type: "urn:interceptor:problem:unmaskable",
+            title: "The response can't be masked",
+            status: 502,
+            detail: format!(
+                "The server answered, but a rule has to mask the response and can't: {reason}"
+            ),
+            rule: None,
+            reason: None,
+            approval: None,
+            remedy: "The request was carried out. Ask for the response in another form (no Range, `Accept-Encoding: identity`, JSON).",
+        }
+    }
+
+    /// A journal that takes no records.
+    #[must_use]
+    pub fn unrecorded() -> Self {
+        Self {
+            r#type: "urn:interceptor:problem:unavailable",
+            title: "Can't be recorded now",
+            status: 503,
+            detail: "interceptor can't record what this connection does, so it ends here; what was asked last may or may not have been carried out.".to_owned(),
+            rule: None,
+            reason: None,
+            approval: None,
+            remedy: "Try again later; the operator of this host sees the cause with `interceptor status`.",
+        }
+    }
+
+    /// Its status.
+    #[must_use]
+    pub const fn status(&self) -> u16 {
+        self.status
+    }
+
+    /// The body, as `application/problem+json`.
+    #[must_use]
+    pub fn body(&self) -> Bytes {
+        serde_json::to_vec(self).unwrap_or_default().into()
+    }
+
+    /// The whole response in HTTP/1.
+    #[must_use]
+    pub fn response(&self, with_body: bool, keep_alive: bool) -> Bytes {
+        let body = self.body();
+        let reason = match self.status {
+            400 => "Bad Request",
+            403 => "Forbidden",
+            413 => "Content Too Large",
+            417 => "Expectation Failed",
+            421 => "Misdirected Request",
+            431 => "Request Header Fields Too Large",
+            501 => "Not Implemented",
+            502 => "Bad Gateway",
+            503 => "Service Unavailable",
+            505 => "HTTP Version Not Supported",
+            _ => "Error",
+        };
+        let connection = if keep_alive {
+            ""
+        } else {
+            "Connection: close\r\n"
+        };
+        let mut out = format!(
+            "HTTP/1.1 {} {reason}\r\nContent-Type: application/problem+json\r\nContent-Length: {}\r\nCache-Control: no-store\r\n{connection}\r\n",
+            self.status,
+            body.len(),
+        )
+        .into_bytes();
+        if with_body {
+            out.extend_from_slice(&body);
+        }
+        out.into()
+    }
+}
