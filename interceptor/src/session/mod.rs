@@ -1,5 +1,6 @@
 //! The one byte loop: the only place that touches both sockets and executes a decoder's steps.
 
+mod http2;
 mod secure;
 
 use std::{
@@ -43,6 +44,9 @@ use crate::{
 
 /// How long a client may take to say enough for its protocol to be known; after that it is opaque.
 const SNIFF_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What a client of HTTP/2 says first (RFC 9113, section 3.4), as far as it has to be there.
+const HTTP2_PREFACE: &[u8] = b"PRI *";
 
 /// Names that are looked up for one connection in the clear: an agent can't have us ask for ever.
 const CLAIMED_NAMES_MAX: usize = 64;
@@ -177,6 +181,10 @@ impl Session {
                     Err(ended) => ended,
                 }
             }
+            (Protocol::Http, Ok(upstream)) if first.starts_with(HTTP2_PREFACE) => {
+                client.unread(first);
+                self.http2(client, Leg::plain(upstream)).await
+            }
             (protocol, dialled) => {
                 let mut decoder = self.decoder(protocol);
                 decoder.receive(Peer::Client, &mut first, self.now);
@@ -206,6 +214,9 @@ impl Session {
                 upstream,
                 alpn,
             } => {
+                if alpn.as_deref() == Some(b"h2") {
+                    return self.http2(client, upstream).await;
+                }
                 let mut first = BytesMut::with_capacity(limits::READ_BYTES / 8);
                 let protocol = match alpn.as_deref() {
                     Some(b"postgresql") => Protocol::Postgres,
@@ -225,16 +236,20 @@ impl Session {
         }
     }
 
+    fn http_context(&self) -> http::Context {
+        http::Context {
+            secure: self.is_secure,
+            address: Some(self.origin.destination.0.ip().to_canonical()),
+            names: self.origin.names.clone(),
+            certified: self.certified.clone(),
+        }
+    }
+
     fn decoder(&self, protocol: Protocol) -> Box<dyn Decoder> {
         match protocol {
             Protocol::Postgres => Box::new(Postgres::new(self.services.postgres.clone())),
             Protocol::Http => {
-                let context = http::Context {
-                    secure: self.is_secure,
-                    address: Some(self.origin.destination.0.ip().to_canonical()),
-                    names: self.origin.names.clone(),
-                    certified: self.certified.clone(),
-                };
+                let context = self.http_context();
                 Box::new(Http1::new(self.services.http.clone(), context))
             }
             Protocol::Opaque | Protocol::Tls => Box::new(Opaque::default()),

@@ -129,7 +129,9 @@ impl HttpMatch {
                 }
             }),
             Err(_) => {
-                let claimed = request.content_type().is_some_and(|media| media.contains("json"));
+                let claimed = request
+                    .content_type()
+                    .is_some_and(|media| media.contains("json"));
                 let looks = matches!(body.trim_ascii_start().first(), Some(b'{' | b'['));
                 !permissive && (claimed || looks)
             }

@@ -1,0 +1,553 @@
+//! HTTP/2: h2 frames both sides; each stream is a request, decided and recorded like one of HTTP/1.
+
+use std::{future::poll_fn, sync::Arc, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use h2::{Reason, RecvStream, SendStream, client::SendRequest, server::SendResponse};
+use http::{HeaderMap, Request, Response, StatusCode, header, request};
+use interceptor_core::{
+    limits,
+    operation::http::{Body, Fields},
+    protocol::http::{
+        Context, Malformed, Shared,
+        describe::{self, Asked, Described},
+        recorder::Recorder,
+        refuse::Problem,
+    },
+    record::{Event, ResponseStatus, Speaker},
+    ruling::Ruling,
+};
+use tokio::sync::Mutex;
+
+use super::{Decided, Ended, Session};
+use crate::leg::Leg;
+
+/// Streams that an agent may have open at once on one connection.
+const STREAMS_MAX: u32 = 128;
+
+/// Bytes that may be under way on one stream, and on one connection, in one direction.
+const STREAM_WINDOW_BYTES: u32 = 256 << 10;
+const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
+
+/// Largest frame that is read, in bytes.
+const FRAME_BYTES_MAX: u32 = 32 << 10;
+
+/// How long the destination may take to agree to HTTP/2.
+const PREFACE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a client may leave a stream's window closed before the stream is given up, which bounds what
+/// stalled streams hold.
+const STALLED_PATIENCE: Duration = Duration::from_secs(120);
+
+/// What the streams of one connection share.
+struct Connection<'a> {
+    session: Mutex<&'a mut Session>,
+    shared: Arc<Shared>,
+    context: Context,
+}
+
+/// Why a stream ends before its time.
+enum Broken {
+    /// The client did something wrong, or is gone.
+    Client(Reason),
+    /// The server did; nothing of its answer has been sent.
+    Upstream(String),
+    /// The server broke off its answer.
+    Reset(Reason),
+    /// The request's body is larger than what is held back for a decision.
+    TooLarge,
+    /// It can't be recorded.
+    Unrecorded,
+}
+
+impl Session {
+    /// Serves the streams of one connection until either side is done.
+    pub(super) async fn http2(&mut self, client: Leg, upstream: Leg) -> Ended {
+        let context = self.http_context();
+        let shared = self.services.http.clone();
+        let to_upstream = h2::client::Builder::new()
+            .enable_push(false)
+            .initial_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .max_frame_size(FRAME_BYTES_MAX)
+            .max_header_list_size(limits::HTTP_HEAD_BYTES_MAX as u32)
+            .handshake::<_, Bytes>(upstream);
+        let (send_request, mut upstream) =
+            match tokio::time::timeout(PREFACE_PATIENCE, to_upstream).await {
+                Ok(Ok(ready)) => ready,
+                Ok(Err(error)) => return Ended(format!("upstream: {error}")),
+                Err(_) => return Ended("upstream: no HTTP/2 within 10 s".to_owned()),
+            };
+        let from_client = h2::server::Builder::new()
+            .max_concurrent_streams(STREAMS_MAX)
+            .initial_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .max_frame_size(FRAME_BYTES_MAX)
+            .max_header_list_size(limits::HTTP_HEAD_BYTES_MAX as u32)
+            .max_send_buffer_size(STREAM_WINDOW_BYTES as usize)
+            .handshake::<_, Bytes>(client);
+        let mut client = match tokio::time::timeout(PREFACE_PATIENCE, from_client).await {
+            Ok(Ok(ready)) => ready,
+            Ok(Err(error)) => return Ended(format!("client: {error}")),
+            Err(_) => return Ended("client: no HTTP/2 within 10 s".to_owned()),
+        };
+        let connection = Connection {
+            session: Mutex::new(self),
+            shared,
+            context,
+        };
+        let mut streams = FuturesUnordered::new();
+        let mut upstream_open = true;
+        let mut closing = false;
+        loop {
+            tokio::select! {
+                accepted = client.accept() => match accepted {
+                    Some(Ok((request, respond))) => {
+                        streams.push(connection.stream(request, respond, send_request.clone()));
+                    }
+                    Some(Err(error)) => return Ended(format!("client: {error}")),
+                    None => return Ended("finished".to_owned()),
+                },
+                Some(unrecorded) = streams.next() => {
+                    if unrecorded && !closing {
+                        closing = true;
+                        client.abrupt_shutdown(Reason::INTERNAL_ERROR);
+                    }
+                }
+                ended = &mut upstream, if upstream_open => {
+                    upstream_open = false;
+                    if let Err(error) = ended {
+                        tracing::debug!(%error, "an upstream connection ended");
+                    }
+                    // Streams that run are told by their own; new ones belong on another connection.
+                    client.graceful_shutdown();
+                }
+            }
+        }
+    }
+}
+
+impl Connection<'_> {
+    /// Serves one stream; whether the connection has to end because nothing can be recorded.
+    async fn stream(
+        &self,
+        request: Request<RecvStream>,
+        mut respond: SendResponse<Bytes>,
+        send_request: SendRequest<Bytes>,
+    ) -> bool {
+        match self.exchange(request, &mut respond, send_request).await {
+            Ok(()) => false,
+            Err(Broken::Client(reason) | Broken::Reset(reason)) => {
+                respond.send_reset(reason);
+                false
+            }
+            Err(Broken::Upstream(reason)) => {
+                let _ = answer(&mut respond, &Problem::upstream(&reason), true);
+                false
+            }
+            Err(Broken::TooLarge) => {
+                let problem = Problem::too_large(self.shared.message_bytes_max);
+                let _ = answer(&mut respond, &problem, true);
+                false
+            }
+            Err(Broken::Unrecorded) => {
+                if answer(&mut respond, &Problem::unrecorded(), true).is_err() {
+                    respond.send_reset(Reason::INTERNAL_ERROR);
+                }
+                true
+            }
+        }
+    }
+
+    async fn exchange(
+        &self,
+        request: Request<RecvStream>,
+        respond: &mut SendResponse<Bytes>,
+        send_request: SendRequest<Bytes>,
+    ) -> Result<(), Broken> {
+        let (mut parts, mut from_client) = request.into_parts();
+        let fields = fields(&parts);
+        let with_body = parts.method != http::Method::HEAD;
+        let described = match self.describe(&parts, &fields) {
+            Ok(described) => described,
+            Err(malformed) => {
+                self.record(Event::notice(
+                    "http_refused",
+                    [
+                        ("status", malformed.status.to_string()),
+                        ("reason", malformed.reason.clone()),
+                    ],
+                ))
+                .await?;
+                let problem = Problem::malformed(malformed.status, &malformed.reason);
+                answer(respond, &problem, with_body)?;
+                return Ok(());
+            }
+        };
+        let length = parts
+            .headers
+            .get(header::CONTENT_LENGTH)
+            .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+        let mut whole = None;
+        if from_client.is_end_stream() {
+            whole = Some((Bytes::new(), None));
+        } else if length.is_some_and(|length| length <= limits::HTTP_BODY_AWAITED_MAX) {
+            whole = Some(self.gather(&mut from_client).await?);
+        }
+        let head = describe::recorded(&fields);
+        let number = loop {
+            let (body, content) = match &whole {
+                Some((body, _)) if body.is_empty() => (Body::None, head.clone()),
+                Some((body, _)) => (Body::Whole(body.clone()), [&*head, body].concat().into()),
+                None => (Body::Coming(length), head.clone()),
+            };
+            let operation = describe::operation(&described, fields.clone(), body, content);
+            let mut session = self.session.lock().await;
+            session.now = crate::clock::now();
+            let decided = session.decide(operation).await;
+            let number = session.operations;
+            if session.stopped {
+                return Err(Broken::Unrecorded);
+            }
+            drop(session);
+            let ruling = match decided {
+                Decided::Now(ruling) => ruling,
+                Decided::Later(mut held) => tokio::select! {
+                    outcome = held.pending.outcome() => held.ruled(outcome),
+                    // Whoever hangs up while people are asked withdraws the question.
+                    reset = poll_fn(|context| respond.poll_reset(context)) => {
+                        return Err(Broken::Client(reset.unwrap_or(Reason::CANCEL)));
+                    }
+                },
+            };
+            match ruling {
+                Ruling::Permit(_) => break number,
+                Ruling::Gather => whole = Some(self.gather(&mut from_client).await?),
+                Ruling::Refuse(refusal) => {
+                    let problem = Problem::refused(&refusal);
+                    let mut recorder = self.recorder(number, Speaker::Upstream);
+                    recorder.content(problem.body());
+                    answer(respond, &problem, with_body)?;
+                    return self.end(recorder, ResponseStatus::Refused).await;
+                }
+            }
+        };
+        // WebSocket's compression and the like don't exist here: nothing has to be left out.
+        parts.version = http::Version::HTTP_2;
+        let trailers = whole.as_mut().and_then(|(_, trailers)| trailers.take());
+        let body = whole.map(|(body, _)| body);
+        self.run(
+            number,
+            parts,
+            (from_client, body, trailers),
+            respond,
+            send_request,
+            with_body,
+        )
+        .await
+    }
+
+    /// Sends what was released, and its answer back.
+    async fn run(
+        &self,
+        number: u64,
+        parts: request::Parts,
+        (mut from_client, body, trailers): (RecvStream, Option<Bytes>, Option<HeaderMap>),
+        respond: &mut SendResponse<Bytes>,
+        send_request: SendRequest<Bytes>,
+        with_body: bool,
+    ) -> Result<(), Broken> {
+        let upstream = |error: h2::Error| Broken::Upstream(error.to_string());
+        let mut send_request = send_request.ready().await.map_err(upstream)?;
+        let ends = body.as_ref().is_some_and(Bytes::is_empty) && trailers.is_none();
+        let (response, mut to_upstream) = send_request
+            .send_request(Request::from_parts(parts, ()), ends)
+            .map_err(upstream)?;
+        let mut sent = self.recorder(number, Speaker::Client);
+        let sending = async {
+            match body {
+                Some(body) if !ends => {
+                    send(&mut to_upstream, body, trailers.is_none()).await?;
+                    if let Some(trailers) = trailers {
+                        to_upstream
+                            .send_trailers(trailers)
+                            .map_err(|error| Broken::Upstream(error.to_string()))?;
+                    }
+                }
+                Some(_) => {}
+                None => {
+                    self.stream_body(
+                        &mut from_client,
+                        &mut to_upstream,
+                        &mut sent,
+                        Broken::Client,
+                    )
+                    .await?;
+                    return self.end(sent, ResponseStatus::Continues).await;
+                }
+            }
+            Ok(())
+        };
+        let receiving = async {
+            let response = response.await.map_err(|error| match error.reason() {
+                Some(reason) if error.is_reset() => Broken::Reset(reason),
+                _ => Broken::Upstream(error.to_string()),
+            })?;
+            let (parts, mut from_upstream) = response.into_parts();
+            let status = parts.status;
+            let mut received = self.recorder(number, Speaker::Upstream);
+            received.head(describe::recorded(&response_fields(status, &parts.headers)));
+            let mut out = Response::new(());
+            *out.status_mut() = status;
+            *out.headers_mut() = parts.headers;
+            let ends = from_upstream.is_end_stream();
+            let mut to_client = respond
+                .send_response(out, ends)
+                .map_err(|_| Broken::Client(Reason::CANCEL))?;
+            let streamed = if ends {
+                Ok(())
+            } else {
+                self.stream_body(
+                    &mut from_upstream,
+                    &mut to_client,
+                    &mut received,
+                    Broken::Reset,
+                )
+                .await
+            };
+            let status = match &streamed {
+                Ok(()) => ResponseStatus::Complete(status.as_u16().to_string().into()),
+                Err(_) => ResponseStatus::Interrupted,
+            };
+            self.end(received, status).await?;
+            streamed
+        };
+        let _ = with_body;
+        tokio::pin!(sending, receiving);
+        let mut is_sent = false;
+        loop {
+            tokio::select! {
+                biased;
+                sent = &mut sending, if !is_sent => {
+                    is_sent = true;
+                    // An answer may be on its way that says why the rest isn't wanted.
+                    if let Err(broken @ (Broken::Client(_) | Broken::Unrecorded)) = sent {
+                        return Err(broken);
+                    }
+                }
+                received = &mut receiving => return received,
+            }
+        }
+    }
+
+    fn describe(&self, parts: &request::Parts, fields: &Fields) -> Result<Described, Malformed> {
+        let target = parts
+            .uri
+            .path_and_query()
+            .map(|target| target.as_str())
+            .or_else(|| parts.uri.authority().map(|authority| authority.as_str()))
+            .unwrap_or("*");
+        let authority = parts
+            .uri
+            .authority()
+            .map(|authority| authority.as_str().as_bytes());
+        if authority.is_none() && !parts.headers.contains_key(header::HOST) {
+            return Err(Malformed {
+                status: 400,
+                reason: "neither :authority nor Host".to_owned(),
+            });
+        }
+        describe::describe(
+            &Asked {
+                method: parts.method.as_str().as_bytes(),
+                target: target.as_bytes(),
+                authority,
+                version: "2",
+                fields,
+            },
+            &self.context,
+        )
+    }
+
+    /// Collects a body of which all is needed.
+    async fn gather(&self, from: &mut RecvStream) -> Result<(Bytes, Option<HeaderMap>), Broken> {
+        let mut body = BytesMut::new();
+        while let Some(data) = from.data().await {
+            let data = data.map_err(|error| client_error(&error))?;
+            let _ = from.flow_control().release_capacity(data.len());
+            body.extend_from_slice(&data);
+            if body.len() > self.shared.message_bytes_max {
+                self.record(Event::notice(
+                    "http_refused",
+                    [
+                        ("status", "413".to_owned()),
+                        ("reason", "the body is too large to be decided".to_owned()),
+                    ],
+                ))
+                .await?;
+                return Err(Broken::TooLarge);
+            }
+        }
+        let trailers = from
+            .trailers()
+            .await
+            .map_err(|error| client_error(&error))?;
+        Ok((body.freeze(), trailers))
+    }
+
+    /// Carries a body as it comes, no faster than it is taken.
+    async fn stream_body(
+        &self,
+        from: &mut RecvStream,
+        to: &mut SendStream<Bytes>,
+        recorder: &mut Recorder,
+        broken: impl Fn(Reason) -> Broken,
+    ) -> Result<(), Broken> {
+        while let Some(data) = from.data().await {
+            let data = data.map_err(|error| broken(error.reason().unwrap_or(Reason::CANCEL)))?;
+            let length = data.len();
+            recorder.content(data.clone());
+            send(to, data, false).await?;
+            let _ = from.flow_control().release_capacity(length);
+            if let Some(event) = recorder.part(crate::clock::now()) {
+                self.record(event).await?;
+            }
+        }
+        let trailers = from
+            .trailers()
+            .await
+            .map_err(|error| broken(error.reason().unwrap_or(Reason::CANCEL)))?;
+        let ended = match trailers {
+            Some(trailers) => to.send_trailers(trailers),
+            None => to.send_data(Bytes::new(), true),
+        };
+        // Who is gone by now has had all of it.
+        let _ = ended;
+        Ok(())
+    }
+
+    fn recorder(&self, number: u64, of: Speaker) -> Recorder {
+        let limit = self.shared.recorded_bytes_max;
+        Recorder::new(number, of, crate::clock::now(), limit)
+    }
+
+    async fn record(&self, event: Event) -> Result<(), Broken> {
+        let mut session = self.session.lock().await;
+        session.now = crate::clock::now();
+        session.record(event).await;
+        if session.stopped {
+            return Err(Broken::Unrecorded);
+        }
+        Ok(())
+    }
+
+    async fn end(&self, mut recorder: Recorder, status: ResponseStatus) -> Result<(), Broken> {
+        for event in recorder
+            .end(status, crate::clock::now())
+            .into_iter()
+            .flatten()
+        {
+            self.record(event).await?;
+        }
+        Ok(())
+    }
+}
+
+fn client_error(error: &h2::Error) -> Broken {
+    Broken::Client(error.reason().unwrap_or(Reason::CANCEL))
+}
+
+/// Sends `data` as the other side has room for it.
+async fn send(to: &mut SendStream<Bytes>, mut data: Bytes, ends: bool) -> Result<(), Broken> {
+    if data.is_empty() {
+        if ends {
+            to.send_data(data, true)
+                .map_err(|_| Broken::Client(Reason::CANCEL))?;
+        }
+        return Ok(());
+    }
+    while !data.is_empty() {
+        to.reserve_capacity(data.len());
+        let capacity = poll_fn(|context| to.poll_capacity(context));
+        let room = match tokio::time::timeout(STALLED_PATIENCE, capacity).await {
+            Ok(Some(Ok(room))) => room,
+            Ok(Some(Err(error))) => {
+                return Err(Broken::Reset(error.reason().unwrap_or(Reason::CANCEL)));
+            }
+            Ok(None) | Err(_) => return Err(Broken::Reset(Reason::CANCEL)),
+        };
+        let piece = data.split_to(room.min(data.len()));
+        to.send_data(piece, ends && data.is_empty())
+            .map_err(|error| Broken::Reset(error.reason().unwrap_or(Reason::CANCEL)))?;
+    }
+    Ok(())
+}
+
+/// Answers in the server's place.
+fn answer(
+    respond: &mut SendResponse<Bytes>,
+    problem: &Problem,
+    with_body: bool,
+) -> Result<(), Broken> {
+    let gone = |_| Broken::Client(Reason::CANCEL);
+    let body = problem.body();
+    let mut response = Response::new(());
+    *response.status_mut() =
+        StatusCode::from_u16(problem.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let headers = response.headers_mut();
+    headers.insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static("application/problem+json"),
+    );
+    headers.insert(header::CONTENT_LENGTH, body.len().into());
+    headers.insert(
+        header::CACHE_CONTROL,
+        header::HeaderValue::from_static("no-store"),
+    );
+    let mut stream = respond.send_response(response, !with_body).map_err(gone)?;
+    if with_body {
+        stream.send_data(body, true).map_err(gone)?;
+    }
+    Ok(())
+}
+
+/// The head of a request as text, for the record and for rules.
+fn fields(parts: &request::Parts) -> Fields {
+    let authority = parts
+        .uri
+        .authority()
+        .map_or("", |authority| authority.as_str());
+    let target = parts
+        .uri
+        .path_and_query()
+        .map_or(authority, |target| target.as_str());
+    let mut first = format!("{} {target} HTTP/2\r\n", parts.method).into_bytes();
+    if !authority.is_empty() {
+        first.extend_from_slice(format!(":authority: {authority}\r\n").as_bytes());
+    }
+    text(first, &parts.headers)
+}
+
+fn response_fields(status: StatusCode, headers: &HeaderMap) -> Fields {
+    text(
+        format!("HTTP/2 {}\r\n", status.as_u16()).into_bytes(),
+        headers,
+    )
+}
+
+fn text(mut out: Vec<u8>, headers: &HeaderMap) -> Fields {
+    let mut places = Vec::with_capacity(headers.len());
+    for (name, value) in headers {
+        let start = out.len();
+        out.extend_from_slice(name.as_str().as_bytes());
+        let name = start..out.len();
+        out.extend_from_slice(b": ");
+        let start = out.len();
+        out.extend_from_slice(value.as_bytes());
+        places.push((name, start..out.len()));
+        out.extend_from_slice(b"\r\n");
+    }
+    out.extend_from_slice(b"\r\n");
+    Fields::new(out.into(), places)
+}
