@@ -92,3 +92,13 @@ fn policies() {
 fn secrets() {
     replay("patterns", targets::patterns);
 }
+
+#[test]
+fn http_connections() {
+    replay("http", targets::http);
+}
+
+#[test]
+fn client_hellos() {
+    replay("hello", targets::hello);
+}

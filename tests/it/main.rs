@@ -20,4 +20,5 @@ mod postgres_clients;
 mod redirect;
 mod refusals;
 mod support;
+mod tls;
 mod walls;

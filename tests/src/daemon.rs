@@ -36,11 +36,23 @@ impl Daemon {
         Self::of(paths::interceptor()?, policy)
     }
 
+    /// Starts the program that was built beside this one under `policy`, with `configuration` in its file.
+    ///
+    /// # Errors
+    /// Where it has not been built or doesn't come up, with what it said.
+    pub fn configured(policy: &str, configuration: &str) -> Result<Self> {
+        Self::with(paths::interceptor()?, policy, configuration)
+    }
+
     /// Starts `program` under `policy`.
     ///
     /// # Errors
     /// Where it doesn't come up, with what it said.
     pub fn of(program: PathBuf, policy: &str) -> Result<Self> {
+        Self::with(program, policy, "")
+    }
+
+    fn with(program: PathBuf, policy: &str, configuration: &str) -> Result<Self> {
         let folder = scratch::folder("daemon")?;
         let mut daemon = Self {
             program,
@@ -51,6 +63,7 @@ impl Daemon {
         };
         fs::create_dir(daemon.policies())?;
         daemon.write_policy(policy)?;
+        fs::write(daemon.configuration(), configuration)?;
         daemon.restart()?;
         Ok(daemon)
     }
@@ -96,6 +109,7 @@ impl Daemon {
     pub fn serve(&self) -> Command {
         let mut command = Command::new(&self.program);
         command
+            .args([OsStr::new("--config"), self.configuration().as_os_str()])
             .args([OsStr::new("--control"), self.control().as_os_str()])
             .arg("serve")
             .args([OsStr::new("--state"), self.state().as_os_str()])
@@ -229,6 +243,12 @@ impl Daemon {
     #[must_use]
     pub fn policies(&self) -> PathBuf {
         self.folder.join("policies")
+    }
+
+    /// Its configuration file.
+    #[must_use]
+    pub fn configuration(&self) -> PathBuf {
+        self.folder.join("interceptor.yaml")
     }
 
     /// Its control socket.

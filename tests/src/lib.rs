@@ -3,6 +3,7 @@
 //! Everything that is started here is given to a [`keeper::Keeper`], so it ends with the process
 //! that started it, however that one ends. Nothing here decides what is right; the tests do.
 
+pub mod certificates;
 pub mod clients;
 pub mod cluster;
 pub mod daemon;
@@ -12,3 +13,4 @@ pub mod netns;
 pub mod paths;
 pub mod run;
 pub mod scratch;
+pub mod web;

@@ -21,7 +21,7 @@ const EBPF_REMEDY: &str = "the eBPF toolchain is missing; these two commands ins
 /// A compiler with a prebuilt `core` for bpfel-unknown-none; it leaves rustup's alone.
 const EBPF_PACKAGES: [&str; 2] = ["rustc-web", "libstd-rust-web-dev-bpf"];
 
-const PACKAGES: [&str; 9] = [
+const PACKAGES: [&str; 11] = [
     // C for libpg_query, aws-lc and zstd, and libclang for bindgen.
     "build-essential",
     "clang",
@@ -31,6 +31,8 @@ const PACKAGES: [&str; 9] = [
     "postgresql-15-pgaudit",
     "postgresql-client-15",
     "python3-venv",
+    "nginx-light",
+    "curl",
     // Network namespaces.
     "iproute2",
     "ca-certificates",

@@ -11,9 +11,13 @@ use interceptor_core::{
     operation::{Effects, Operation},
     origin::{Agent, Destination, Origin, Process},
     policy::Policy,
-    protocol::postgres::{
-        Postgres, Shared,
-        describe::{Describer, Encoding, Lexing},
+    protocol::{
+        http,
+        postgres::{
+            Postgres, Shared,
+            describe::{Describer, Encoding, Lexing},
+        },
+        tls::{ClientHello, Reading},
     },
     record::Timestamp,
     ruling::{Cause, Judge, Judgement, Refusal, Ruling},
@@ -33,7 +37,7 @@ const POLICY: &str = "
 default: {action: deny, reason: no}
 rules:
   - id: reads
-    match: {protocol: postgres, class: [read]}
+    match: {class: [read]}
     action: allow
     mask: [{column: \"e*\", with: email}, {pattern: email}, {pattern: card}]
 ";
@@ -44,6 +48,34 @@ rules:
 /// means that this side has finished. Whatever happens, no denied statement is released.
 pub fn session(data: &[u8]) {
     let mut decoder = Postgres::new(Arc::new(Shared::new(MESSAGE_BYTES_MAX)));
+    converse(&mut decoder, data);
+}
+
+/// An HTTP/1 connection, in the same pieces. Only what reads is released.
+pub fn http(data: &[u8]) {
+    let shared = http::Shared {
+        message_bytes_max: MESSAGE_BYTES_MAX,
+        recorded_bytes_max: 64,
+    };
+    let context = http::Context {
+        secure: data.len() % 2 == 0,
+        ..Default::default()
+    };
+    converse(&mut http::Http1::new(Arc::new(shared), context), data);
+}
+
+/// A ClientHello; what is read of it doesn't depend on how much of it is there.
+pub fn hello(data: &[u8]) {
+    let whole = ClientHello::read(data);
+    for end in 0..data.len().min(64) {
+        let part = ClientHello::read(data.get(..end).unwrap_or_default());
+        if let (Reading::Complete(_), Reading::Complete(_)) = (&part, &whole) {
+            panic!("two ends of one message");
+        }
+    }
+}
+
+fn converse(decoder: &mut dyn Decoder, data: &[u8]) {
     let policy = Policy::parse(&[("fuzz.yaml".to_owned(), POLICY.to_owned())])
         .unwrap_or_else(|error| panic!("{error}"));
     let mut judge = Judge::new(&Arc::new(policy), Arc::new(origin()));
@@ -61,18 +93,19 @@ pub fn session(data: &[u8]) {
         } else {
             decoder.receive(from, &mut BytesMut::from(piece), NOW);
         }
-        if !take_steps(&mut decoder, &mut judge) {
+        if !take_steps(decoder, &mut judge) {
             return;
         }
     }
 }
 
 /// Whether the session goes on.
-fn take_steps(decoder: &mut Postgres, judge: &mut Judge) -> bool {
+fn take_steps(decoder: &mut dyn Decoder, judge: &mut Judge) -> bool {
     for _ in 0..STEPS_MAX {
         match decoder.poll() {
             Step::Wait => return true,
             Step::Close(_) => return false,
+            Step::StartTls => decoder.secured(),
             Step::Propose(operation) => decoder.rule(rule(judge, &operation), NOW),
             _ => {}
         }
@@ -82,6 +115,7 @@ fn take_steps(decoder: &mut Postgres, judge: &mut Judge) -> bool {
 
 fn rule(judge: &mut Judge, operation: &Operation) -> Ruling {
     match judge.judge(operation, NOW) {
+        Judgement::Incomplete => Ruling::Gather,
         Judgement::Permit(permit) => {
             let may = Effects::READ;
             assert!(
