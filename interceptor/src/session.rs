@@ -206,7 +206,7 @@ impl Session {
                 }
                 // Without a server nothing gets so far.
                 Step::Cancellable(_) | Step::Cancel(_) => {}
-                Step::Propose(_) | Step::Send(Peer::Upstream, _) => {
+                Step::Propose(_) | Step::Login { .. } | Step::Send(Peer::Upstream, _) => {
                     told = true;
                     decoder.fail(failure);
                 }
@@ -270,6 +270,7 @@ impl Session {
                     Step::Send(Peer::Client, bytes) => client_queue.push(bytes),
                     Step::Send(Peer::Upstream, bytes) => upstream_queue.push(bytes),
                     Step::Record(event) => self.record(event).await,
+                    Step::Login { .. } => decoder.login(None),
                     Step::Cancellable(key) => {
                         let cancellations = &self.services.cancellations;
                         self.cancellable =

@@ -74,6 +74,7 @@ fn take_steps(decoder: &mut Postgres, judge: &mut Judge) -> bool {
             Step::Wait => return true,
             Step::Close(_) => return false,
             Step::Propose(operation) => decoder.rule(rule(judge, &operation), NOW),
+            Step::Login { .. } => decoder.login(None),
             _ => {}
         }
     }

@@ -3,7 +3,8 @@
 //! Source: the PostgreSQL documentation, chapter "Frontend/Backend Protocol", versions 3.0 and 3.2.
 //!
 //! The way a byte takes: [`startup`] answers SSLRequest and GSSENCRequest, decides start-up packets
-//! that change more than they seem to, and relays authentication; [`frontend`] reads what the client
+//! that change more than they seem to; [`login`] authenticates, in the agent's place where there is a
+//! credential for it, and relays else; [`frontend`] reads what the client
 //! sends, and turns Query, Execute and FunctionCall into operations; [`backend`] reads what the server
 //! answers, against the [`pipeline`] of what it owes, masks and records it. [`names`] knows what
 //! prepared statements, portals and cursors stand for; [`refuse`] makes the server fail in the place
@@ -16,6 +17,7 @@ pub mod describe;
 mod extended;
 mod failure;
 mod frontend;
+mod login;
 pub mod mask;
 mod names;
 mod pipeline;
@@ -46,6 +48,7 @@ use self::{
     catalog::{Catalog, CatalogBuilder},
     describe::{Describer, Encoding, Lexing},
     frontend::Proposal,
+    login::{Attempt, Identity, Relay},
     names::Names,
     pipeline::Pipeline,
     rows::Shapes,
@@ -53,6 +56,7 @@ use self::{
 };
 use crate::{
     decoder::{Closing, Decoder, Failure, Peer, Step},
+    login::Login,
     operation::Operation,
     record::Timestamp,
     ruling::{Permit, Ruling},
@@ -74,7 +78,9 @@ pub struct Shared {
 enum Phase {
     /// Before the StartupMessage.
     Startup,
-    /// Between StartupMessage and the first ReadyForQuery.
+    /// Whether to log in in the client's place is asked, or that is being done.
+    Login,
+    /// Between StartupMessage, or AuthenticationOk of a login of ours, and the first ReadyForQuery.
     Authentication,
     /// Queries flow.
     Ready,
@@ -101,6 +107,11 @@ pub struct Postgres {
     shared: Arc<Shared>,
     phase: Phase,
     replication: bool,
+    /// The server's host and port, as the configuration would name them.
+    destination: Option<String>,
+    identity: Identity,
+    attempt: Option<Box<Attempt>>,
+    relay: Relay,
     /// Bytes from the client. Those before `accepted` may be sent; those after haven't been looked at.
     client: BytesMut,
     accepted: usize,
@@ -159,6 +170,10 @@ impl Postgres {
             shared,
             phase: Phase::Startup,
             replication: false,
+            destination: None,
+            identity: Identity::default(),
+            attempt: None,
+            relay: Relay::default(),
             client: BytesMut::new(),
             accepted: 0,
             client_finished: false,
@@ -192,6 +207,14 @@ impl Postgres {
         }
     }
 
+    /// The same for a server that the configuration would name `destination` (`host:port`), for the
+    /// errors that say what to configure.
+    #[must_use]
+    pub fn towards(mut self, destination: String) -> Self {
+        self.destination = Some(destination);
+        self
+    }
+
     fn send(&mut self, to: Peer, bytes: Bytes) {
         if !bytes.is_empty() {
             self.steps.push_back(Step::Send(to, bytes));
@@ -212,6 +235,7 @@ impl Postgres {
         self.phase = Phase::Closed;
         self.proposal = None;
         self.deferred = None;
+        self.attempt = None;
         self.steps.push_back(Step::Close(closing));
     }
 
@@ -279,6 +303,10 @@ impl Postgres {
                 self.fail(&Failure::Unreachable(
                     "it closed the connection before the client said anything".to_owned(),
                 ));
+            } else if self.phase == Phase::Login {
+                self.fail(&Failure::Unreachable(
+                    "it closed the connection during the login".to_owned(),
+                ));
             } else {
                 self.close(Closing::Finished);
             }
@@ -328,6 +356,17 @@ impl Decoder for Postgres {
                 self.send(Peer::Client, error);
                 self.close(closing);
             }
+            Failure::NoSecret(reason) => {
+                let error = refuse::error(
+                    "FATAL",
+                    refuse::INVALID_AUTHORIZATION,
+                    &format!("interceptor: {reason}"),
+                    "",
+                    "The operator of this host finds the cause in interceptor's log and journal.",
+                );
+                self.send(Peer::Client, error);
+                self.close(closing);
+            }
             Failure::Unrecorded => {
                 let error = refuse::error(
                     "FATAL",
@@ -338,6 +377,7 @@ impl Decoder for Postgres {
                 );
                 self.steps.clear();
                 self.phase = Phase::Closed;
+                self.attempt = None;
                 self.send(Peer::Client, error);
                 self.steps.push_back(Step::Close(closing));
             }
@@ -352,6 +392,17 @@ impl Decoder for Postgres {
         match ruling {
             Ruling::Permit(permit) => self.permitted(self.operations, proposal, permit),
             Ruling::Refuse(refusal) => self.refused(self.operations, proposal, refusal),
+        }
+    }
+
+    fn login(&mut self, login: Option<Login>) {
+        self.answer_login_question(login);
+    }
+
+    fn secured(&mut self, peer: Peer) {
+        match peer {
+            Peer::Client => self.relay.client_tls = true,
+            Peer::Upstream => self.relay.upstream_tls = true,
         }
     }
 

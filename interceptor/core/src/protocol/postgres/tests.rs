@@ -211,6 +211,7 @@ impl Wired {
                 Step::Send(Peer::Upstream, bytes) => self.upstream.extend_from_slice(&bytes),
                 Step::Record(event) => self.records.push(event),
                 Step::Cancellable(_) | Step::Cancel(_) => {}
+                Step::Login { .. } => self.decoder.login(None),
                 Step::Close(closing) => self.closed = Some(closing),
                 Step::Propose(operation) => {
                     let ruling = if denied(&operation) {
@@ -378,6 +379,7 @@ fn queries_before_authentication_has_ended_are_refused() {
                 );
                 break;
             }
+            Step::Login { .. } => decoder.login(None),
             Step::Wait => panic!("it waits"),
             _ => {}
         }
