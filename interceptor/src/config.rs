@@ -13,6 +13,8 @@ use std::{
 use interceptor_core::limits;
 use serde::Deserialize;
 
+use crate::credentials::Credential;
+
 /// Where the configuration is read from unless said otherwise.
 pub const PATH: &str = "/etc/interceptor/interceptor.yaml";
 
@@ -43,6 +45,8 @@ pub struct Config {
     pub limits: Limits,
     /// The people behind the groups that `hold` rules name: user names or numeric user ids.
     pub reviewers: BTreeMap<Box<str>, BTreeSet<Box<str>>>,
+    /// What to log in to servers with, in agents' place; the first that matches is taken.
+    pub credentials: Vec<Credential>,
     /// What the daemon tells on stderr: a level, or `tracing` directives.
     pub log: LogFilter,
 }
@@ -57,6 +61,7 @@ impl Default for Config {
             listen: Listen::default(),
             limits: Limits::default(),
             reviewers: BTreeMap::new(),
+            credentials: Vec::new(),
             log: LogFilter::default(),
         }
     }
@@ -415,6 +420,83 @@ mod tests {
             let error = error(text);
             assert!(error.starts_with("i.yaml:1:"), "{error}");
             assert!(!error.contains('\n'), "{error}");
+        }
+    }
+
+    #[test]
+    fn credentials_name_where_their_secrets_stand() {
+        let config = Config::parse(
+            "credentials:\n\
+             - destination: 'db.example.com:5432'\n  protocol: postgres\n  user: app\n  database: '*'\n  login: app_real\n  \
+               password: {file: /etc/interceptor/secrets/app}\n  placeholder: {env: APP_PLACEHOLDER}\n\
+             - {destination: 192.0.2.0/24, protocol: postgres, password: {command: [/usr/bin/vault, read, app], ttl: 5m}}\n",
+            Path::new("i.yaml"),
+        )
+        .unwrap();
+        assert_eq!(config.credentials.len(), 2);
+        let debug = format!("{config:?}");
+        assert!(
+            debug.contains("app_real") && debug.contains("300s"),
+            "{debug}"
+        );
+    }
+
+    #[test]
+    fn errors_in_credentials_name_place_and_remedy() {
+        let entry = |rest: &str| {
+            format!("credentials:\n- destination: 192.0.2.1\n  protocol: postgres\n{rest}")
+        };
+        for (text, expected) in [
+            (
+                entry("  pasword: {env: A}\n"),
+                "i.yaml:4:3: unknown name `pasword`; did you mean `password`?",
+            ),
+            (
+                entry("  password: {env: A, file: /b}\n"),
+                "i.yaml:4:13: a secret stands in one place: `{file: /path}`, `{env: NAME}` or `{command: [/path, …]}`",
+            ),
+            (
+                entry("  password: {}\n"),
+                "i.yaml:4:13: a secret stands in one place: `{file: /path}`, `{env: NAME}` or `{command: [/path, …]}`",
+            ),
+            (
+                entry("  password: {file: secrets/app}\n"),
+                "i.yaml:4:13: `secrets/app` depends on where the daemon is started: give the whole path",
+            ),
+            (
+                entry("  password: {env: A, ttl: 5m}\n"),
+                "i.yaml:4:13: `ttl` belongs to a `command`; files and variables are read anew",
+            ),
+            (
+                entry("  password: {command: [/bin/true], ttl: 5}\n"),
+                "i.yaml:4:13: `ttl` is `5`; `90s`, `15m` and `2h` are durations",
+            ),
+            (
+                entry("  password: {command: []}\n"),
+                "i.yaml:4:13: `command` is empty: `[/path/to/program, argument, …]` belongs here",
+            ),
+            (
+                entry("  login: ''\n  password: {env: A}\n"),
+                "i.yaml:4:10: `` names no user",
+            ),
+            (
+                "credentials: [{destination: '*', protocol: postgres, password: {env: A}}]"
+                    .to_owned(),
+                "i.yaml:1:29: `*` would give the password to whatever server an agent connects to; name the servers it is for",
+            ),
+            (
+                "credentials: [{destination: a.b, protocol: mysql, password: {env: A}}]".to_owned(),
+                "i.yaml:1:44: ",
+            ),
+            (
+                "credentials: [{destination: a.b, protocol: postgres}]".to_owned(),
+                "i.yaml:1:34: missing field `password`",
+            ),
+            (entry("  password: s3cret\n"), "i.yaml:4:13: "),
+        ] {
+            let error = error(&text);
+            assert!(error.starts_with(expected), "{error}");
+            assert!(!error.contains("s3cret"), "{error}");
         }
     }
 

@@ -14,6 +14,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use interceptor_core::{
     decoder::{Closing, Decoder, Failure, Peer, Step},
     limits,
+    login::Login,
     operation::{Operation, Protocol},
     origin::Origin,
     protocol::{
@@ -38,6 +39,7 @@ use crate::{
     approval::{Approvals, Outcome, Pending, Request},
     cancellations::{Cancellable, Cancellations},
     clock::now,
+    credentials::{Credentials, Wanted},
     journal::Journal,
     policies::Policies,
     upstream,
@@ -56,6 +58,8 @@ pub struct Services {
     pub approvals: Approvals,
     /// Who can be cancelled while people are asked.
     pub cancellations: Cancellations,
+    /// What agents are logged in with.
+    pub credentials: Credentials,
     /// What PostgreSQL sessions share.
     pub postgres: Arc<postgres::Shared>,
     /// How long to wait for an upstream to answer a connect.
@@ -245,7 +249,10 @@ impl Session {
             }
         };
         Ok(match protocol {
-            Protocol::Postgres => Box::new(Postgres::new(self.services.postgres.clone())),
+            Protocol::Postgres => Box::new(
+                Postgres::new(self.services.postgres.clone())
+                    .towards(self.origin.destination.to_string()),
+            ),
             Protocol::Opaque => Box::new(Opaque::default()),
         })
     }
@@ -270,7 +277,12 @@ impl Session {
                     Step::Send(Peer::Client, bytes) => client_queue.push(bytes),
                     Step::Send(Peer::Upstream, bytes) => upstream_queue.push(bytes),
                     Step::Record(event) => self.record(event).await,
-                    Step::Login { .. } => decoder.login(None),
+                    Step::Login { user, database } => {
+                        match self.credential(&user, &database).await {
+                            Ok(login) => decoder.login(login),
+                            Err(failure) => decoder.fail(&failure),
+                        }
+                    }
                     Step::Cancellable(key) => {
                         let cancellations = &self.services.cancellations;
                         self.cancellable =
@@ -356,6 +368,38 @@ impl Session {
                     }
                     Some(Ok(0) | Err(_)) => decoder.finish(peer),
                 }
+            }
+        }
+    }
+
+    /// What to log in as `user` with, in the agent's place.
+    async fn credential(&mut self, user: &str, database: &str) -> Result<Option<Login>, Failure> {
+        let wanted = Wanted {
+            user,
+            database,
+            ..Wanted::default()
+        };
+        let credentials = &self.services.credentials;
+        let found = credentials.login(self.origin.destination, wanted).await;
+        self.now = now();
+        match found {
+            Ok(login) => Ok(login),
+            Err(error) => {
+                let credential = error.credential;
+                tracing::error!(session = %self.id, %error, "an agent can't be logged in");
+                let notice = Event::notice(
+                    "postgres_login",
+                    [
+                        ("credential", credential.to_string()),
+                        ("user", user.to_owned()),
+                        ("database", database.to_owned()),
+                        ("error", error.to_string()),
+                    ],
+                );
+                self.record(notice).await;
+                Err(Failure::NoSecret(format!(
+                    "credential {credential}, which logs in here, can't be used now"
+                )))
             }
         }
     }
