@@ -41,6 +41,22 @@ impl Daemon {
     /// # Errors
     /// Where it doesn't come up, with what it said.
     pub fn of(program: PathBuf, policy: &str) -> Result<Self> {
+        Self::made(program, policy, |_| String::new())
+    }
+
+    /// Starts it under `policy` with the configuration file that `configuration` makes of its folder.
+    ///
+    /// # Errors
+    /// Where it has not been built or doesn't come up, with what it said.
+    pub fn configured(policy: &str, configuration: impl FnOnce(&Path) -> String) -> Result<Self> {
+        Self::made(paths::interceptor()?, policy, configuration)
+    }
+
+    fn made(
+        program: PathBuf,
+        policy: &str,
+        configuration: impl FnOnce(&Path) -> String,
+    ) -> Result<Self> {
         let folder = scratch::folder("daemon")?;
         let mut daemon = Self {
             program,
@@ -51,6 +67,8 @@ impl Daemon {
         };
         fs::create_dir(daemon.policies())?;
         daemon.write_policy(policy)?;
+        let configuration = configuration(&daemon.folder);
+        fs::write(daemon.configuration(), configuration)?;
         daemon.restart()?;
         Ok(daemon)
     }
@@ -96,6 +114,7 @@ impl Daemon {
     pub fn serve(&self) -> Command {
         let mut command = Command::new(&self.program);
         command
+            .args([OsStr::new("--config"), self.configuration().as_os_str()])
             .args([OsStr::new("--control"), self.control().as_os_str()])
             .arg("serve")
             .args([OsStr::new("--state"), self.state().as_os_str()])
@@ -229,6 +248,12 @@ impl Daemon {
     #[must_use]
     pub fn policies(&self) -> PathBuf {
         self.folder.join("policies")
+    }
+
+    /// Its configuration file.
+    #[must_use]
+    pub fn configuration(&self) -> PathBuf {
+        self.folder.join("interceptor.yaml")
     }
 
     /// Its control socket.
