@@ -71,7 +71,7 @@ pub struct Wanted<'a> {
     pub user: &'a str,
     /// The database that it names.
     pub database: &'a str,
-    /// The hash of the server's certificate, where it was verified.
+    /// The hash of the server's certificate, where the way to it is TLS.
     pub upstream_binding: Option<Bytes>,
     /// The hash of the certificate that the agent was shown.
     pub agent_binding: Option<Bytes>,
