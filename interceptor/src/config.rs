@@ -6,13 +6,14 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, fs, io,
-    net::{IpAddr, SocketAddr},
     num::NonZeroU32,
     path::{Path, PathBuf},
 };
 
-use interceptor_core::{glob::Glob, limits};
+use interceptor_core::limits;
 use serde::Deserialize;
+
+use crate::credentials::{Credential, Servers};
 
 /// Where the configuration is read from unless said otherwise.
 pub const PATH: &str = "/etc/interceptor/interceptor.yaml";
@@ -46,6 +47,8 @@ pub struct Config {
     pub tls: TlsConfig,
     /// The people behind the groups that `hold` rules name: user names or numeric user ids.
     pub reviewers: BTreeMap<Box<str>, BTreeSet<Box<str>>>,
+    /// What to log in to servers with, in agents' place; the first that matches is taken.
+    pub credentials: Vec<Credential>,
     /// What the daemon tells on stderr: a level, or `tracing` directives.
     pub log: LogFilter,
 }
@@ -61,6 +64,7 @@ impl Default for Config {
             limits: Limits::default(),
             tls: TlsConfig::default(),
             reviewers: BTreeMap::new(),
+            credentials: Vec::new(),
             log: LogFilter::default(),
         }
     }
@@ -163,116 +167,11 @@ fn ca_days<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u32, D::
 #[serde(deny_unknown_fields)]
 pub struct ClientCertificate {
     /// The servers it is for.
-    pub destination: DestinationPattern,
+    pub destination: Servers,
     /// PEM file of the certificate and what is between it and its authority.
     pub certificate: PathBuf,
     /// PEM file of its private key.
     pub key: PathBuf,
-}
-
-/// Servers: a name (`*` stands for any characters), an address or a network, and optionally a port.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub struct DestinationPattern {
-    text: Box<str>,
-    host: HostPattern,
-    port: Option<u16>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum HostPattern {
-    Name(Glob),
-    Network(IpAddr, u8),
-}
-
-impl DestinationPattern {
-    /// Whether the server called `name` at `address` is one of them.
-    #[must_use]
-    pub fn matches(&self, name: &str, address: SocketAddr) -> bool {
-        self.port.is_none_or(|port| port == address.port())
-            && match &self.host {
-                HostPattern::Name(glob) => glob.matches(&name.to_ascii_lowercase()),
-                HostPattern::Network(network, bits) => {
-                    is_within(address.ip().to_canonical(), *network, *bits)
-                }
-            }
-    }
-}
-
-fn is_within(address: IpAddr, network: IpAddr, bits: u8) -> bool {
-    let shift = |width: u32| width.saturating_sub(bits.into());
-    match (address, network) {
-        (IpAddr::V4(a), IpAddr::V4(b)) => {
-            (u32::from(a) ^ u32::from(b))
-                .checked_shr(shift(32))
-                .unwrap_or(0)
-                == 0
-        }
-        (IpAddr::V6(a), IpAddr::V6(b)) => {
-            (u128::from(a) ^ u128::from(b))
-                .checked_shr(shift(128))
-                .unwrap_or(0)
-                == 0
-        }
-        _ => false,
-    }
-}
-
-impl fmt::Display for DestinationPattern {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
-}
-
-impl TryFrom<String> for DestinationPattern {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        let wrong = || {
-            format!(
-                "`{}` is no destination; `db.example.com:5432`, `*.example.com`, `192.0.2.0/24` and `[2001:db8::1]:443` are",
-                text.escape_debug()
-            )
-        };
-        let (host, port) = match text.rsplit_once(':') {
-            // An IPv6 address without brackets has no port.
-            Some((host, _)) if host.contains(':') && !host.ends_with(']') => (&*text, None),
-            Some((host, port)) => (host, Some(port.parse().map_err(|_| wrong())?)),
-            None => (&*text, None),
-        };
-        let bare = host
-            .strip_prefix('[')
-            .map_or(Some(host), |rest| rest.strip_suffix(']'))
-            .ok_or_else(wrong)?;
-        let (address, bits) = match bare.split_once('/') {
-            Some((address, bits)) => (address, Some(bits.parse::<u8>().map_err(|_| wrong())?)),
-            None => (bare, None),
-        };
-        let host = match address.parse::<IpAddr>() {
-            Ok(address) => {
-                let most = if address.is_ipv4() { 32 } else { 128 };
-                let bits = bits.unwrap_or(most);
-                if bits > most {
-                    return Err(wrong());
-                }
-                HostPattern::Network(address, bits)
-            }
-            Err(_) => {
-                let fits = |byte: u8| {
-                    byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b'*')
-                };
-                if bits.is_some() || bare.is_empty() || !bare.bytes().all(fits) {
-                    return Err(wrong());
-                }
-                HostPattern::Name(Glob::new(&bare.to_ascii_lowercase()))
-            }
-        };
-        Ok(Self {
-            host,
-            port,
-            text: text.into(),
-        })
-    }
 }
 
 /// Bounds that may be moved.
@@ -586,6 +485,83 @@ mod tests {
             let error = error(text);
             assert!(error.starts_with("i.yaml:1:"), "{error}");
             assert!(!error.contains('\n'), "{error}");
+        }
+    }
+
+    #[test]
+    fn credentials_name_where_their_secrets_stand() {
+        let config = Config::parse(
+            "credentials:\n\
+             - destination: 'db.example.com:5432'\n  protocol: postgres\n  user: app\n  database: '*'\n  login: app_real\n  \
+               password: {file: /etc/interceptor/secrets/app}\n  placeholder: {env: APP_PLACEHOLDER}\n\
+             - {destination: 192.0.2.0/24, protocol: postgres, password: {command: [/usr/bin/vault, read, app], ttl: 5m}}\n",
+            Path::new("i.yaml"),
+        )
+        .unwrap();
+        assert_eq!(config.credentials.len(), 2);
+        let debug = format!("{config:?}");
+        assert!(
+            debug.contains("app_real") && debug.contains("300s"),
+            "{debug}"
+        );
+    }
+
+    #[test]
+    fn errors_in_credentials_name_place_and_remedy() {
+        let entry = |rest: &str| {
+            format!("credentials:\n- destination: 192.0.2.1\n  protocol: postgres\n{rest}")
+        };
+        for (text, expected) in [
+            (
+                entry("  pasword: {env: A}\n"),
+                "i.yaml:4:3: unknown name `pasword`; did you mean `password`?",
+            ),
+            (
+                entry("  password: {env: A, file: /b}\n"),
+                "i.yaml:4:13: a secret stands in one place: `{file: /path}`, `{env: NAME}` or `{command: [/path, …]}`",
+            ),
+            (
+                entry("  password: {}\n"),
+                "i.yaml:4:13: a secret stands in one place: `{file: /path}`, `{env: NAME}` or `{command: [/path, …]}`",
+            ),
+            (
+                entry("  password: {file: secrets/app}\n"),
+                "i.yaml:4:13: `secrets/app` depends on where the daemon is started: give the whole path",
+            ),
+            (
+                entry("  password: {env: A, ttl: 5m}\n"),
+                "i.yaml:4:13: `ttl` belongs to a `command`; files and variables are read anew",
+            ),
+            (
+                entry("  password: {command: [/bin/true], ttl: 5}\n"),
+                "i.yaml:4:13: `ttl` is `5`; `90s`, `15m` and `2h` are durations",
+            ),
+            (
+                entry("  password: {command: []}\n"),
+                "i.yaml:4:13: `command` is empty: `[/path/to/program, argument, …]` belongs here",
+            ),
+            (
+                entry("  login: ''\n  password: {env: A}\n"),
+                "i.yaml:4:10: `` names no user",
+            ),
+            (
+                "credentials: [{destination: '*', protocol: postgres, password: {env: A}}]"
+                    .to_owned(),
+                "i.yaml:1:29: `*` would give the password to whatever server an agent connects to; name the servers it is for",
+            ),
+            (
+                "credentials: [{destination: a.b, protocol: mysql, password: {env: A}}]".to_owned(),
+                "i.yaml:1:44: ",
+            ),
+            (
+                "credentials: [{destination: a.b, protocol: postgres}]".to_owned(),
+                "i.yaml:1:34: missing field `password`",
+            ),
+            (entry("  password: s3cret\n"), "i.yaml:4:13: "),
+        ] {
+            let error = error(&text);
+            assert!(error.starts_with(expected), "{error}");
+            assert!(!error.contains("s3cret"), "{error}");
         }
     }
 

@@ -29,6 +29,7 @@ use crate::{
         self, ControlSocket, Failure, FailureKind, Host, JournalStatus, NewTag, Person,
         PolicyStatus, SocketError, Status, TagTarget, Tagged, Trouble,
     },
+    credentials::Credentials,
     journal::{Journal, JournalError, Stopped},
     kernel::{Kernel, KernelError, Tag, TagKind},
     policies::{Change, Policies},
@@ -113,6 +114,10 @@ pub fn serve(config: Config, remove_hooks: bool) -> Result<(), ServeError> {
     let control = ControlSocket::bind(&config.control)?;
     // Moves this process into its own cgroup: every socket opened from here on is the daemon's.
     let kernel = Arc::new(Kernel::open(config.instance.as_str())?);
+    let credentials = Credentials::new(config.credentials.clone());
+    for problem in credentials.problems() {
+        tracing::warn!("agents can't be logged in with {problem}");
+    }
     let approvals = Approvals::new(
         journal.clone(),
         Reviewers::new(config.reviewers.clone()),
@@ -124,6 +129,7 @@ pub fn serve(config: Config, remove_hooks: bool) -> Result<(), ServeError> {
         policies,
         approvals,
         cancellations: Cancellations::default(),
+        credentials,
         postgres: Arc::new(postgres::Shared::new(config.limits.message_bytes)),
         http: Arc::new(http::Shared {
             message_bytes_max: config.limits.message_bytes,

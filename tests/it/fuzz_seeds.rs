@@ -79,6 +79,11 @@ fn sessions() {
 }
 
 #[test]
+fn logins() {
+    replay("login", targets::login);
+}
+
+#[test]
 fn statements() {
     replay("describe", targets::describe);
 }

@@ -11,6 +11,7 @@
 
 mod approvals;
 mod classify_oracle;
+mod credentials;
 mod fuzz_seeds;
 mod hostile;
 mod journal;

@@ -17,7 +17,7 @@ pub(crate) fn web() -> &'static Web {
 }
 
 pub(crate) fn daemon(policy: &str) -> Daemon {
-    Daemon::configured(policy, &web().configuration()).unwrap()
+    Daemon::configured(policy, |_| web().configuration()).unwrap()
 }
 
 /// curl as an agent that believes our certificates, asking for a server by name.
@@ -261,7 +261,7 @@ fn postgresql_over_tls_is_decoded_like_any() {
     .unwrap();
     let configuration = format!("tls: {{roots: [{}]}}\n", authority.authority().display());
     let policy = "default: {action: allow}\nrules:\n  - {id: no-drops, match: {protocol: postgres, action: \"DROP TABLE\", destination: {name: db.test}}, action: deny, reason: \"tables stay\"}\n";
-    let daemon = Daemon::configured(policy, &configuration).unwrap();
+    let daemon = Daemon::configured(policy, |_| configuration).unwrap();
     let ask = |mode: &str, sql: &str| {
         let connection = format!(
             "host=db.test hostaddr=127.0.0.1 port={} user=postgres dbname=postgres sslmode={mode} sslrootcert={}",

@@ -36,11 +36,12 @@ impl Daemon {
         Self::of(paths::interceptor()?, policy)
     }
 
-    /// Starts the program that was built beside this one under `policy`, with `configuration` in its file.
+    /// Starts the program that was built beside this one under `policy`, with the configuration file that
+    /// `configuration` makes of its folder.
     ///
     /// # Errors
     /// Where it has not been built or doesn't come up, with what it said.
-    pub fn configured(policy: &str, configuration: &str) -> Result<Self> {
+    pub fn configured(policy: &str, configuration: impl FnOnce(&Path) -> String) -> Result<Self> {
         Self::with(paths::interceptor()?, policy, configuration)
     }
 
@@ -49,10 +50,14 @@ impl Daemon {
     /// # Errors
     /// Where it doesn't come up, with what it said.
     pub fn of(program: PathBuf, policy: &str) -> Result<Self> {
-        Self::with(program, policy, "")
+        Self::with(program, policy, |_| String::new())
     }
 
-    fn with(program: PathBuf, policy: &str, configuration: &str) -> Result<Self> {
+    fn with(
+        program: PathBuf,
+        policy: &str,
+        configuration: impl FnOnce(&Path) -> String,
+    ) -> Result<Self> {
         let folder = scratch::folder("daemon")?;
         let mut daemon = Self {
             program,
@@ -63,7 +68,7 @@ impl Daemon {
         };
         fs::create_dir(daemon.policies())?;
         daemon.write_policy(policy)?;
-        fs::write(daemon.configuration(), configuration)?;
+        fs::write(daemon.configuration(), configuration(&daemon.folder))?;
         daemon.restart()?;
         Ok(daemon)
     }

@@ -9,6 +9,7 @@ use std::fmt;
 use bytes::{Bytes, BytesMut};
 
 use crate::{
+    login::Login,
     operation::Operation,
     record::{Event, Timestamp},
     ruling::Ruling,
@@ -30,6 +31,14 @@ pub enum Step {
     Wait,
     /// Have this decided, then call [`Decoder::rule`]. At most one proposal is open at a time.
     Propose(Operation),
+    /// Say, with [`Decoder::login`], whether the configuration has a credential for this login; nothing
+    /// goes on before.
+    Login {
+        /// The user that the agent wants to be.
+        user: String,
+        /// The database that it wants to be in.
+        database: String,
+    },
     /// Send these bytes.
     Send(Peer, Bytes),
     /// Put this into the session's record.
@@ -73,6 +82,9 @@ pub enum Closing {
 pub enum Failure {
     /// The true destination can't be reached; the reason is for people.
     Unreachable(String),
+    /// There is a credential for this login, but not what it refers to; the reason is for the agent,
+    /// which the operator's paths are not.
+    NoSecret(String),
     /// The journal takes no records. Nothing that is still to be sent may be sent.
     Unrecorded,
 }
@@ -81,6 +93,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unreachable(reason) => write!(f, "unreachable: {reason}"),
+            Self::NoSecret(reason) => f.write_str(reason),
             Self::Unrecorded => f.write_str("the journal takes no records"),
         }
     }
@@ -106,6 +119,12 @@ pub trait Decoder: Send {
     /// The proposal is still open because people are asked; a protocol that has a way to keep its client
     /// waiting uses it.
     fn still_held(&mut self) {}
+
+    /// Answers [`Step::Login`]: the credential to log in with, or that the agent's own messages do.
+    fn login(&mut self, login: Option<Login>) {
+        // Only protocols that ask have something to do.
+        let _ = login;
+    }
 
     /// What to do next.
     fn poll(&mut self) -> Step;

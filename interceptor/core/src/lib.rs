@@ -10,6 +10,7 @@
 pub mod decoder;
 pub mod glob;
 pub mod limits;
+pub mod login;
 pub mod mask;
 pub mod operation;
 pub mod origin;

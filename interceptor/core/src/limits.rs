@@ -60,3 +60,18 @@ pub const HTTP_BODY_AWAITED_MAX: u64 = 64 << 10;
 
 /// Bytes of one body that go on record, unless configured; of the rest the digest does.
 pub const HTTP_RECORDED_BYTES_MAX: u64 = 1 << 20;
+
+/// Largest message of a login that is taken from either side while we end it: PostgreSQL's own
+/// PG_MAX_AUTH_TOKEN_LENGTH. SCRAM's have some hundred bytes.
+pub const LOGIN_MESSAGE_BYTES_MAX: usize = 65_535;
+
+/// Longest secret, in bytes: a password has a few, a token of a cloud some thousand.
+pub const SECRET_BYTES_MAX: usize = 16 << 10;
+
+/// Rounds of hashing that a server may ask a login for. PostgreSQL's default is 4 096; this many take
+/// a thread of the data plane about 0.3 s, in which it serves nobody else.
+pub const SCRAM_ITERATIONS_MAX: u32 = 1_000_000;
+
+/// Rounds below which a proof can be guessed from too quickly to be sent where somebody may listen
+/// (RFC 7677, section 4); also what we ask agents for.
+pub const SCRAM_ITERATIONS: u32 = 4_096;

@@ -72,7 +72,7 @@ mod tests {
         for bytes in [
             &b"EHLO there\r\n"[..],
             b"\x16\x03\x01\x02\0\x02",
-            b"SSH-2.0-x",
+            b"SSH-2.0-x\r\n",
             b"\0\0\0\x07\0\x03\0\0",
             b"\0\x01",
         ] {

@@ -11,10 +11,11 @@ use std::{
     time::Duration,
 };
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use interceptor_core::{
     decoder::{Closing, Decoder, Failure, Peer, Step},
     limits,
+    login::Login,
     operation::{Operation, Protocol, attribute},
     origin::Origin,
     protocol::{
@@ -35,6 +36,7 @@ use crate::{
     approval::{Approvals, Outcome, Pending, Request},
     cancellations::{Cancellable, Cancellations},
     clock::now,
+    credentials::{Credentials, Wanted},
     journal::Journal,
     leg::{Leg, Queue},
     policies::Policies,
@@ -64,6 +66,8 @@ pub struct Services {
     pub approvals: Approvals,
     /// Who can be cancelled while people are asked.
     pub cancellations: Cancellations,
+    /// What agents are logged in with.
+    pub credentials: Credentials,
     /// What PostgreSQL sessions share.
     pub postgres: Arc<postgres::Shared>,
     /// What HTTP sessions share.
@@ -83,6 +87,8 @@ pub struct Session {
     judge: Judge,
     /// TLS is on it.
     is_secure: bool,
+    /// What channel binding takes for the destination's certificate and for ours.
+    bindings: [Option<Bytes>; 2],
     /// The names that the destination's certificate is for, wildcards included.
     certified: Arc<[Box<str>]>,
     /// Names that requests in the clear claimed, and whether they are the destination's.
@@ -118,6 +124,7 @@ impl Session {
             agent,
             judge,
             is_secure: false,
+            bindings: [None, None],
             certified: [].into(),
             claimed_names: Vec::new(),
             cancellable: None,
@@ -236,6 +243,14 @@ impl Session {
         }
     }
 
+    /// The destination as the configuration would name it.
+    fn destination(&self) -> String {
+        match &*self.origin.names {
+            [name, ..] => format!("{name}:{}", self.origin.destination.0.port()),
+            [] => self.origin.destination.to_string(),
+        }
+    }
+
     fn http_context(&self) -> http::Context {
         http::Context {
             secure: self.is_secure,
@@ -247,7 +262,9 @@ impl Session {
 
     fn decoder(&self, protocol: Protocol) -> Box<dyn Decoder> {
         match protocol {
-            Protocol::Postgres => Box::new(Postgres::new(self.services.postgres.clone())),
+            Protocol::Postgres => {
+                Box::new(Postgres::new(self.services.postgres.clone()).towards(self.destination()))
+            }
             Protocol::Http => {
                 let context = self.http_context();
                 Box::new(Http1::new(self.services.http.clone(), context))
@@ -293,7 +310,9 @@ impl Session {
                 }
                 // Without a server nothing gets so far.
                 Step::Cancellable(_) | Step::Cancel(_) | Step::Finish(_) | Step::StartTls => {}
-                Step::Propose(_) | Step::Send(Peer::Upstream, _) => decoder.fail(failure),
+                Step::Propose(_) | Step::Login { .. } | Step::Send(Peer::Upstream, _) => {
+                    decoder.fail(failure);
+                }
             }
         };
         if answers.is_empty() {
@@ -349,6 +368,12 @@ impl Session {
                     Step::Send(Peer::Client, bytes) => client_queue.push(bytes),
                     Step::Send(Peer::Upstream, bytes) => upstream_queue.push(bytes),
                     Step::Record(event) => self.record(event).await,
+                    Step::Login { user, database } => {
+                        match self.credential(&user, &database).await {
+                            Ok(login) => decoder.login(login),
+                            Err(failure) => decoder.fail(&failure),
+                        }
+                    }
                     Step::Cancellable(key) => {
                         let cancellations = &self.services.cancellations;
                         self.cancellable =
@@ -464,6 +489,47 @@ impl Session {
                     }
                     Some(Ok(0) | Err(_)) => decoder.finish(peer),
                 }
+            }
+        }
+    }
+
+    /// What to log in as `user` with, in the agent's place.
+    async fn credential(&mut self, user: &str, database: &str) -> Result<Option<Login>, Failure> {
+        let [upstream_binding, agent_binding] = self.bindings.clone();
+        let wanted = Wanted {
+            // Only TLS proves a name: credentials are given to nobody else.
+            host: self
+                .origin
+                .names
+                .first()
+                .filter(|_| self.is_secure)
+                .map(|name| &**name),
+            user,
+            database,
+            upstream_binding,
+            agent_binding,
+        };
+        let credentials = &self.services.credentials;
+        let found = credentials.login(self.origin.destination, wanted).await;
+        self.now = now();
+        match found {
+            Ok(login) => Ok(login),
+            Err(error) => {
+                let credential = error.credential;
+                tracing::error!(session = %self.id, %error, "an agent can't be logged in");
+                let notice = Event::notice(
+                    "postgres_login",
+                    [
+                        ("credential", credential.to_string()),
+                        ("user", user.to_owned()),
+                        ("database", database.to_owned()),
+                        ("error", error.to_string()),
+                    ],
+                );
+                self.record(notice).await;
+                Err(Failure::NoSecret(format!(
+                    "credential {credential}, which logs in here, can't be used now"
+                )))
             }
         }
     }

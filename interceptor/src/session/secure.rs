@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use super::{Ended, Session};
 use crate::{
     leg::{Leg, Queue},
-    tls::{NoHello, Reached, Server, Unmet, Unreached, read_hello, version_names},
+    tls::{NoHello, Reached, Server, Unmet, Unreached, end_point, read_hello, version_names},
     upstream,
 };
 
@@ -147,6 +147,7 @@ impl Session {
         self.now = crate::clock::now();
         self.tls_notice("tls", facts).await;
         self.know(&reached);
+        self.bindings = [reached.binding(), end_point(&met.certificate)];
         let Reached {
             connection, alpn, ..
         } = reached;

@@ -16,7 +16,8 @@ use std::{
 };
 
 use aws_lc_rs::digest;
-use interceptor_core::protocol::tls::Alert;
+use bytes::Bytes;
+use interceptor_core::{origin::Destination, protocol::tls::Alert};
 use rustls::{
     ClientConfig, ClientConnection, Connection, ProtocolVersion, ServerConfig, ServerConnection,
     SignatureScheme,
@@ -205,13 +206,13 @@ impl Tls {
         server: &Server,
         alpn: Vec<Vec<u8>>,
     ) -> Result<Reached, Unreached> {
+        let name = server.name.to_str();
         let config = self
             .certified
             .iter()
             .find(|(certificate, _)| {
-                certificate
-                    .destination
-                    .matches(&server.name.to_str(), server.address)
+                let servers = &certificate.destination;
+                servers.contains(Destination(server.address), Some(&name))
             })
             .map_or(&self.plain, |(_, config)| config);
         let fail = |error: &rustls::Error| Unreached {
@@ -407,6 +408,13 @@ impl Reached {
         facts
     }
 
+    /// What channel binding `tls-server-end-point` (RFC 5929) takes for its certificate.
+    #[must_use]
+    pub fn binding(&self) -> Option<Bytes> {
+        let chain = self.connection.peer_certificates().unwrap_or_default();
+        end_point(chain.first()?)
+    }
+
     /// The names that its certificate is for, lower case, wildcards included.
     #[must_use]
     pub fn names(&self) -> Vec<Box<str>> {
@@ -427,6 +435,28 @@ impl Reached {
             })
             .collect()
     }
+}
+
+/// The hash of a certificate that channel binding `tls-server-end-point` asks for: that of its signature,
+/// or SHA-256 where that is weaker.
+#[must_use]
+pub fn end_point(certificate: &CertificateDer<'_>) -> Option<Bytes> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    let algorithm = match &*parsed.signature_algorithm.algorithm.to_id_string() {
+        // md5, sha1 and sha256 with RSA, sha256 with ECDSA.
+        "1.2.840.113549.1.1.4"
+        | "1.2.840.113549.1.1.5"
+        | "1.2.840.113549.1.1.11"
+        | "1.2.840.10045.4.1"
+        | "1.2.840.10045.4.3.2" => &digest::SHA256,
+        "1.2.840.113549.1.1.12" | "1.2.840.10045.4.3.3" => &digest::SHA384,
+        "1.2.840.113549.1.1.13" | "1.2.840.10045.4.3.4" => &digest::SHA512,
+        // Undefined for signatures that name no hash (Ed25519, RSASSA-PSS).
+        _ => return None,
+    };
+    Some(Bytes::copy_from_slice(
+        digest::digest(algorithm, certificate).as_ref(),
+    ))
 }
 
 /// A chain as one line: each certificate's subject, issuer, end and fingerprint.

@@ -4,9 +4,10 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, str::FromStr, sync::Arc};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use interceptor_core::{
     decoder::{Decoder, Peer, Step},
+    login::{Login, Randomness, Secret},
     mask::{Pattern, PatternMask, Patterns},
     operation::{Effects, Operation},
     origin::{Agent, Destination, Origin, Process},
@@ -99,6 +100,61 @@ fn converse(decoder: &mut dyn Decoder, data: &[u8]) {
     }
 }
 
+/// A PostgreSQL session that is logged in to in the agent's place, in one of the ways that the first
+/// byte chooses; the rest is as in [`session`]. Whatever happens, nothing goes to the server before a
+/// placeholder was proved, and no record holds the password.
+pub fn login(data: &[u8]) {
+    let Some((&how, mut rest)) = data.split_first() else {
+        return;
+    };
+    let chosen = |bit: u8| how >> bit & 1 == 1;
+    let mut decoder = Postgres::new(Arc::new(Shared::new(MESSAGE_BYTES_MAX)));
+    while let Some((&header, after)) = rest.split_first() {
+        let from = if header & 0x80 == 0 {
+            Peer::Upstream
+        } else {
+            Peer::Client
+        };
+        let (piece, after) = after.split_at(usize::from(header & 0x7f).min(after.len()));
+        rest = after;
+        decoder.receive(from, &mut BytesMut::from(piece), NOW);
+        for steps in 0.. {
+            assert!(steps < STEPS_MAX, "the decoder is spinning");
+            match decoder.poll() {
+                Step::Wait => break,
+                Step::Close(_) => return,
+                Step::Login { .. } => decoder.login(Some(Login {
+                    credential: 1,
+                    user: if chosen(1) { "other" } else { "u" }.to_owned(),
+                    password: Secret::new(PASSWORD.as_bytes().to_vec()),
+                    placeholder: chosen(0).then(|| Secret::new(b"p".to_vec())),
+                    upstream_binding: chosen(2).then(|| Bytes::from_static(b"up")),
+                    agent_binding: chosen(3).then(|| Bytes::from_static(b"down")),
+                    confidential: chosen(4),
+                    randomness: Randomness {
+                        client_nonce: [0; 18],
+                        server_nonce: [0; 18],
+                        salt: [0; 16],
+                    },
+                })),
+                // What a start-up packet sets is not what is looked for here.
+                Step::Propose(_) => return,
+                Step::Send(Peer::Upstream, _) => {
+                    assert!(!chosen(0), "nobody can prove the placeholder by chance");
+                }
+                Step::Record(event) => assert!(
+                    !format!("{event:?}").contains(PASSWORD),
+                    "the password is on record"
+                ),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// What no input happens to hold.
+const PASSWORD: &str = "correct horse battery staple";
+
 /// Whether the session goes on.
 fn take_steps(decoder: &mut dyn Decoder, judge: &mut Judge) -> bool {
     for _ in 0..STEPS_MAX {
@@ -107,6 +163,7 @@ fn take_steps(decoder: &mut dyn Decoder, judge: &mut Judge) -> bool {
             Step::Close(_) => return false,
             Step::StartTls => decoder.secured(),
             Step::Propose(operation) => decoder.rule(rule(judge, &operation), NOW),
+            Step::Login { .. } => decoder.login(None),
             _ => {}
         }
     }

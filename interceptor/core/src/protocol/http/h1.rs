@@ -657,7 +657,7 @@ impl Decoder for Http1 {
 
     fn fail(&mut self, failure: &Failure) {
         let problem = match failure {
-            Failure::Unreachable(reason) => Problem::upstream(reason),
+            Failure::Unreachable(reason) | Failure::NoSecret(reason) => Problem::upstream(reason),
             Failure::Unrecorded => Problem::unrecorded(),
         };
         let answer = match &self.stage {
@@ -676,7 +676,9 @@ impl Decoder for Http1 {
             Failure::Unrecorded => self
                 .steps
                 .push_back(Step::Close(Closing::Refused(failure.to_string()))),
-            Failure::Unreachable(_) => self.close(Closing::Refused(failure.to_string())),
+            Failure::Unreachable(_) | Failure::NoSecret(_) => {
+                self.close(Closing::Refused(failure.to_string()))
+            }
         }
     }
 

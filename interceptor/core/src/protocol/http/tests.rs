@@ -91,7 +91,9 @@ impl World {
                 Step::Record(event) => self.records.push(event),
                 Step::Finish(peer) => self.finished.push(peer),
                 Step::Close(closing) => self.closed = Some(closing),
-                Step::Cancellable(_) | Step::Cancel(_) | Step::StartTls => panic!("not in HTTP"),
+                Step::Cancellable(_) | Step::Cancel(_) | Step::StartTls | Step::Login { .. } => {
+                    panic!("not in HTTP")
+                }
                 Step::Propose(operation) => {
                     let answer = (self.rule)(&operation);
                     self.operations.push(operation);

@@ -111,6 +111,7 @@ impl Postgres {
                     frame.tag.escape_ascii()
                 )));
             }
+            Phase::Login => return self.answer_login(frame).map(|pass| (pass, Ends::No)),
             Phase::Authentication => {
                 return self.answer_startup(frame).map(|pass| (pass, Ends::No));
             }
@@ -170,7 +171,8 @@ impl Postgres {
                 let key = CancelKey(Bytes::copy_from_slice(self.upstream_payload(frame)));
                 self.steps.push_back(Step::Cancellable(key));
             }
-            b'E' | b'N' | b'R' | b'v' => {}
+            b'R' => return self.relay_demand(frame),
+            b'E' | b'N' | b'v' => {}
             tag => {
                 return Err(Malformed(format!(
                     "message `{}` during authentication",

@@ -91,6 +91,7 @@ impl Postgres {
             }
             let read = match self.phase {
                 Phase::Startup => self.read_startup(),
+                Phase::Login => self.read_login(),
                 Phase::Authentication => self.read_authentication(),
                 Phase::Ready => self.read_message(),
                 Phase::Encryption | Phase::Cancelling | Phase::Closed => return,

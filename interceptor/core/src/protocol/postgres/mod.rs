@@ -3,7 +3,8 @@
 //! Source: the PostgreSQL documentation, chapter "Frontend/Backend Protocol", versions 3.0 and 3.2.
 //!
 //! The way a byte takes: [`startup`] answers SSLRequest and GSSENCRequest, decides start-up packets
-//! that change more than they seem to, and relays authentication; [`frontend`] reads what the client
+//! that change more than they seem to; [`login`] authenticates, in the agent's place where there is a
+//! credential for it, and relays else; [`frontend`] reads what the client
 //! sends, and turns Query, Execute and FunctionCall into operations; [`backend`] reads what the server
 //! answers, against the [`pipeline`] of what it owes, masks and records it. [`names`] knows what
 //! prepared statements, portals and cursors stand for; [`refuse`] makes the server fail in the place
@@ -16,6 +17,7 @@ pub mod describe;
 mod extended;
 mod failure;
 mod frontend;
+mod login;
 pub mod mask;
 mod names;
 mod pipeline;
@@ -46,6 +48,7 @@ use self::{
     catalog::{Catalog, CatalogBuilder},
     describe::{Describer, Encoding, Lexing},
     frontend::Proposal,
+    login::{Attempt, Identity, Relay},
     names::Names,
     pipeline::Pipeline,
     rows::Shapes,
@@ -53,6 +56,7 @@ use self::{
 };
 use crate::{
     decoder::{Closing, Decoder, Failure, Peer, Step},
+    login::Login,
     operation::Operation,
     record::Timestamp,
     ruling::{Permit, Ruling},
@@ -76,7 +80,9 @@ enum Phase {
     Startup,
     /// The client asked for TLS, and so did we: the server's answer is due.
     Encryption,
-    /// Between StartupMessage and the first ReadyForQuery.
+    /// Whether to log in in the client's place is asked, or that is being done.
+    Login,
+    /// Between StartupMessage, or AuthenticationOk of a login of ours, and the first ReadyForQuery.
     Authentication,
     /// Queries flow.
     Ready,
@@ -102,9 +108,12 @@ enum Copy {
 pub struct Postgres {
     shared: Arc<Shared>,
     phase: Phase,
-    /// TLS is on both sides.
-    encrypted: bool,
     replication: bool,
+    /// The server's host and port, as the configuration would name them.
+    destination: Option<String>,
+    identity: Identity,
+    attempt: Option<Box<Attempt>>,
+    relay: Relay,
     /// Bytes from the client. Those before `accepted` may be sent; those after haven't been looked at.
     client: BytesMut,
     accepted: usize,
@@ -162,8 +171,11 @@ impl Postgres {
         Self {
             shared,
             phase: Phase::Startup,
-            encrypted: false,
             replication: false,
+            destination: None,
+            identity: Identity::default(),
+            attempt: None,
+            relay: Relay::default(),
             client: BytesMut::new(),
             accepted: 0,
             client_finished: false,
@@ -197,6 +209,14 @@ impl Postgres {
         }
     }
 
+    /// The same for a server that the configuration would name `destination` (`host:port`), for the
+    /// errors that say what to configure.
+    #[must_use]
+    pub fn towards(mut self, destination: String) -> Self {
+        self.destination = Some(destination);
+        self
+    }
+
     fn send(&mut self, to: Peer, bytes: Bytes) {
         if !bytes.is_empty() {
             self.steps.push_back(Step::Send(to, bytes));
@@ -217,6 +237,7 @@ impl Postgres {
         self.phase = Phase::Closed;
         self.proposal = None;
         self.deferred = None;
+        self.attempt = None;
         self.steps.push_back(Step::Close(closing));
     }
 
@@ -284,6 +305,10 @@ impl Postgres {
                 self.fail(&Failure::Unreachable(
                     "it closed the connection before the client said anything".to_owned(),
                 ));
+            } else if self.phase == Phase::Login {
+                self.fail(&Failure::Unreachable(
+                    "it closed the connection during the login".to_owned(),
+                ));
             } else {
                 self.close(Closing::Finished);
             }
@@ -338,6 +363,17 @@ impl Decoder for Postgres {
                 self.send(Peer::Client, error);
                 self.close(closing);
             }
+            Failure::NoSecret(reason) => {
+                let error = refuse::error(
+                    "FATAL",
+                    refuse::INVALID_AUTHORIZATION,
+                    &format!("interceptor: {reason}"),
+                    "",
+                    "The operator of this host finds the cause in interceptor's log and journal.",
+                );
+                self.send(Peer::Client, error);
+                self.close(closing);
+            }
             Failure::Unrecorded => {
                 let error = refuse::error(
                     "FATAL",
@@ -348,6 +384,7 @@ impl Decoder for Postgres {
                 );
                 self.steps.clear();
                 self.phase = Phase::Closed;
+                self.attempt = None;
                 self.send(Peer::Client, error);
                 self.steps.push_back(Step::Close(closing));
             }
@@ -355,7 +392,7 @@ impl Decoder for Postgres {
     }
 
     fn secured(&mut self) {
-        self.encrypted = true;
+        self.relay.is_secure = true;
         self.phase = Phase::Startup;
     }
 
@@ -373,6 +410,10 @@ impl Decoder for Postgres {
                 self.fail(&Failure::Unreachable("it can't be decided".to_owned()));
             }
         }
+    }
+
+    fn login(&mut self, login: Option<Login>) {
+        self.answer_login_question(login);
     }
 
     fn poll(&mut self) -> Step {

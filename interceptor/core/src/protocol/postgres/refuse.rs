@@ -16,6 +16,10 @@ use crate::ruling::{Cause, Refusal};
 pub(super) const INSUFFICIENT_PRIVILEGE: &str = "42501";
 /// SQLSTATE query_canceled.
 pub(super) const QUERY_CANCELED: &str = "57014";
+/// SQLSTATE invalid_authorization_specification.
+pub(super) const INVALID_AUTHORIZATION: &str = "28000";
+/// SQLSTATE invalid_password.
+pub(super) const INVALID_PASSWORD: &str = "28P01";
 /// SQLSTATE protocol_violation.
 pub(super) const PROTOCOL_VIOLATION: &str = "08P01";
 /// SQLSTATE connection_failure.

@@ -25,7 +25,7 @@ impl Postgres {
             return self.too_late(number, &proposal);
         }
         match proposal {
-            Proposal::Startup(packet) => self.start(packet),
+            Proposal::Startup(packet) => self.ask_for_login(packet),
             Proposal::Cancel(packet) => {
                 self.phase = Phase::Cancelling;
                 let key = CancelKey(packet.slice(StartupFrame::HEADER..));

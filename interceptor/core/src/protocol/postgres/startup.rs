@@ -2,15 +2,17 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{
     Phase, Postgres,
     frontend::Proposal,
-    wire::{Malformed, Reader, StartupFrame, code},
+    login::Identity,
+    wire::{self, Malformed, Reader, StartupFrame, code},
 };
 use crate::{
     decoder::{Peer, Step},
+    limits,
     operation::{Description, Effects, Operation, Protocol, Resource, ResourceKind, Touch},
     record::Event,
 };
@@ -37,7 +39,7 @@ impl Postgres {
                     return Ok(false);
                 }
                 let request = self.client.split_to(frame.len).freeze();
-                if self.encrypted {
+                if self.relay.is_secure {
                     return Err(Malformed("an encryption request inside of TLS".to_owned()));
                 }
                 // What is sent before the answer would count as sent under TLS (CVE-2021-23222).
@@ -126,6 +128,10 @@ impl Postgres {
         })?;
         self.replication = parameters.replication;
         let database = parameters.database.clone().unwrap_or_else(|| user.clone());
+        self.identity = Identity {
+            user: user.clone(),
+            database: database.clone(),
+        };
         let notice = Event::notice(
             "postgres_startup",
             [
@@ -149,16 +155,10 @@ impl Postgres {
                 Ok(false)
             }
             None => {
-                self.start(packet);
-                Ok(true)
+                self.ask_for_login(packet);
+                Ok(false)
             }
         }
-    }
-
-    /// Sends the StartupMessage on.
-    pub(super) fn start(&mut self, packet: Bytes) {
-        self.phase = Phase::Authentication;
-        self.send(Peer::Upstream, packet);
     }
 
     /// The operation that a StartupMessage is, where it is more than a plain connection: replication,
@@ -237,6 +237,15 @@ impl Postgres {
         match frame.tag {
             // PasswordMessage, SASLInitialResponse, SASLResponse, GSSResponse: never recorded.
             b'p' => {
+                let binds = {
+                    let range = self.accepted + wire::HEADER..self.accepted + frame.len;
+                    let payload = self.client.get(range).unwrap_or_default();
+                    self.relay.binds_in_vain(payload)
+                };
+                if binds {
+                    self.refuse_binding();
+                    return Ok(false);
+                }
                 self.accepted += frame.len;
                 Ok(true)
             }
@@ -299,6 +308,44 @@ impl Parameters {
             }
         }
     }
+}
+
+/// The StartupMessage `packet` with another user, and the same database: without one it would be that
+/// of the user's name.
+pub(super) fn with_user(packet: &[u8], user: &str, database: &str) -> Result<Bytes, Malformed> {
+    let mut reader = Reader::new(packet, "StartupMessage");
+    let head = reader.take(StartupFrame::HEADER)?;
+    let mut out = BytesMut::with_capacity(packet.len() + user.len() + database.len() + 16);
+    out.put_slice(head);
+    let mut put = |name: &[u8], value: &[u8]| {
+        for text in [name, value] {
+            out.extend(text.iter().filter(|byte| **byte != 0));
+            out.put_u8(0);
+        }
+    };
+    put(b"user", user.as_bytes());
+    put(b"database", database.as_bytes());
+    loop {
+        let name = reader.string()?;
+        if name.is_empty() {
+            break;
+        }
+        let value = reader.string()?;
+        if !matches!(name, b"user" | b"database") {
+            put(name, value);
+        }
+    }
+    out.put_u8(0);
+    if out.len() > limits::STARTUP_BYTES_MAX {
+        return Err(Malformed(
+            "the StartupMessage is too long with the configured user's name".to_owned(),
+        ));
+    }
+    let length = u32::try_from(out.len()).unwrap_or(u32::MAX);
+    if let Some(place) = out.get_mut(..4) {
+        place.copy_from_slice(&length.to_be_bytes());
+    }
+    Ok(out.freeze())
 }
 
 fn text(bytes: &[u8]) -> Result<String, Malformed> {

@@ -212,6 +212,7 @@ impl Wired {
                 Step::Record(event) => self.records.push(event),
                 Step::Cancellable(_) | Step::Cancel(_) | Step::Finish(_) => {}
                 Step::StartTls => self.decoder.secured(),
+                Step::Login { .. } => self.decoder.login(None),
                 Step::Close(closing) => self.closed = Some(closing),
                 Step::Propose(operation) => {
                     let ruling = if denied(&operation) {
@@ -379,6 +380,7 @@ fn queries_before_authentication_has_ended_are_refused() {
                 );
                 break;
             }
+            Step::Login { .. } => decoder.login(None),
             Step::Wait => panic!("it waits"),
             _ => {}
         }
