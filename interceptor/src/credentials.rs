@@ -67,6 +67,8 @@ type Cache = Mutex<Option<(Instant, Secret)>>;
 pub struct Wanted<'a> {
     /// The server's name, where TLS has verified it.
     pub host: Option<&'a str>,
+    /// TLS is on the way to it, and it has proved to be who was asked for.
+    pub is_verified: bool,
     /// The user that the agent names.
     pub user: &'a str,
     /// The database that it names.
@@ -154,7 +156,7 @@ impl Credentials {
             user: user.to_owned(),
             password,
             placeholder,
-            confidential: wanted.host.is_some() || destination.0.ip().to_canonical().is_loopback(),
+            confidential: wanted.is_verified || destination.0.ip().to_canonical().is_loopback(),
             upstream_binding: wanted.upstream_binding,
             agent_binding: wanted.agent_binding,
             randomness,

@@ -407,6 +407,10 @@ fn tagged(tag: Tag) -> Tagged {
 }
 
 impl Host for Daemon {
+    fn authority(&self) -> String {
+        self.services.tls.authority_pem().to_owned()
+    }
+
     fn status(&self) -> Result<Status, Failure> {
         let policies = &self.services.policies;
         let state = policies.state();

@@ -20,4 +20,5 @@ pub mod rfc3339;
 pub mod secret;
 pub mod session;
 pub mod tls;
+pub mod trust;
 pub mod upstream;

@@ -22,4 +22,5 @@ mod redirect;
 mod refusals;
 mod support;
 mod tls;
+mod trust;
 mod walls;

@@ -79,7 +79,15 @@ fn crates_depend_one_way() {
     // Metadata names what could be switched on too; what is built is what counts here.
     let built = run::output(
         Command::new(env!("CARGO"))
-            .args(["tree", "--package", "interceptor", "--edges", "normal", "--prefix", "none"])
+            .args([
+                "tree",
+                "--package",
+                "interceptor",
+                "--edges",
+                "normal",
+                "--prefix",
+                "none",
+            ])
             .args(["--offline", "--locked"])
             .current_dir(paths::root()),
     )

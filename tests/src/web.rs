@@ -83,9 +83,9 @@ impl Web {
             (6, &withdrawn, both),
             (7, &good, &mutual),
         ] {
-            write!(
+            writeln!(
                 servers,
-                "server {{ listen 127.0.0.1:{} ssl http2; ssl_certificate {}; ssl_certificate_key {}; {more} include locations; }}\n",
+                "server {{ listen 127.0.0.1:{} ssl http2; ssl_certificate {}; ssl_certificate_key {}; {more} include locations; }}",
                 port(index),
                 files.certificate.display(),
                 files.key.display(),

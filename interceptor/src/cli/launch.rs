@@ -18,6 +18,7 @@ use nix::{
 };
 
 use super::{Outcome, failed::Failed};
+use crate::trust;
 
 /// Enter a cgroup and become a command
 #[derive(Debug, clap::Args)]
@@ -28,6 +29,9 @@ pub(super) struct Arguments {
     as_user: Option<String>,
     #[arg(long)]
     no_new_privs: bool,
+    /// The certificate that the command is to trust, as PEM
+    #[arg(long)]
+    authority: Option<String>,
     #[arg(required = true, last = true)]
     command: Vec<OsString>,
 }
@@ -50,9 +54,16 @@ pub(super) fn run(arguments: Arguments) -> Outcome {
     SigSet::empty()
         .thread_set_mask()
         .map_err(|error| denied("unblock signals", error))?;
-    enter(&arguments.cgroup)?;
     let mut command = Command::new(program);
     command.args(rest);
+    if let Some(certificate) = &arguments.authority {
+        let home = match &user {
+            Some(user) => Some(user.dir.clone()),
+            None => std::env::var_os("HOME").map(PathBuf::from),
+        };
+        trust(&mut command, certificate, home.as_deref());
+    }
+    enter(&arguments.cgroup)?;
     if let Some(user) = user {
         setgid(user.gid).map_err(|error| denied("take on the user's group", error))?;
         setuid(user.uid).map_err(|error| denied("become the user", error))?;
@@ -76,6 +87,22 @@ pub(super) fn run(arguments: Arguments) -> Outcome {
         program.to_string_lossy()
     ));
     Ok(ExitCode::from(code))
+}
+
+/// Has the command find `certificate` wherever its programs look for those they trust. What can't be
+/// shown it there is said: TLS fails then where it would have worked, which is no reason not to start.
+fn trust(command: &mut Command, certificate: &str, home: Option<&Path>) {
+    match trust::show(certificate, home) {
+        Ok(shown) => {
+            command.envs(shown.environment);
+            for problem in shown.problems {
+                super::display::message(&format!("the local certificate authority: {problem}"));
+            }
+        }
+        Err(error) => super::display::message(&format!(
+            "the command can't be shown the local certificate authority ({error}), so its TLS connections will fail; `interceptor ca install` has the whole system trust it"
+        )),
+    }
 }
 
 fn enter(cgroup: &Path) -> Result<(), Failed> {

@@ -5,6 +5,7 @@
 
 mod agents;
 mod approvals;
+mod ca;
 mod client;
 mod completions;
 mod display;
@@ -90,6 +91,8 @@ enum Command {
     Policy(policy::Command),
     Export(export::Arguments),
     Verify(verify::Arguments),
+    #[command(subcommand)]
+    Ca(ca::Command),
     Status(status::Arguments),
     Completions(completions::Arguments),
     #[command(hide = true)]
@@ -155,6 +158,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Policy(command) => policy::run(&context, &command),
         Command::Export(arguments) => export::run(&context, &arguments),
         Command::Verify(arguments) => verify::run(&context, &arguments),
+        Command::Ca(command) => ca::run(&context, &command),
         Command::Status(arguments) => status::run(&context, &arguments),
         Command::Completions(_) | Command::Man(_) | Command::Launch(_) => Ok(ExitCode::SUCCESS),
     }

@@ -25,7 +25,7 @@ use super::{
     failed::Failed,
     tag,
 };
-use crate::console::{Label, NewTag, TagTarget, Tagged, agent_name};
+use crate::console::{AuthorityCertificate, Label, NewTag, TagTarget, Tagged, agent_name};
 
 /// Launch a command as an agent; the exit status is the command's
 #[derive(Debug, clap::Args)]
@@ -75,8 +75,10 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> Outcome {
         target: TagTarget::New,
     };
     let tagged: Tagged = context.client.post("/v1/agents", &tag)?;
+    let authority: Result<AuthorityCertificate, _> = context.client.get("/v1/ca");
     let ended = Signals::block().and_then(|signals| {
         let child = launch(
+            authority.as_ref().ok().map(|authority| &*authority.pem),
             &tagged.cgroup,
             arguments.user.as_deref(),
             arguments.no_new_privs,
@@ -90,6 +92,7 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> Outcome {
 
 /// Starts this program again, as the small step that enters the cgroup and becomes the command.
 fn launch(
+    authority: Option<&str>,
     cgroup: &Path,
     user: Option<&str>,
     no_new_privs: bool,
@@ -106,6 +109,10 @@ fn launch(
     }
     if no_new_privs {
         launcher.arg("--no-new-privs");
+    }
+    if let Some(certificate) = authority {
+        // One argument: PEM begins like an option.
+        launcher.arg(format!("--authority={certificate}"));
     }
     let child = launcher
         .arg("--")

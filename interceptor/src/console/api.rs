@@ -7,6 +7,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::{journal::SessionSummary, kernel::TagKind};
 
+/// The certificate that clients have to trust.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuthorityCertificate {
+    /// As PEM.
+    pub pem: String,
+}
+
 /// `GET /v1/status`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {

@@ -26,6 +26,9 @@ pub trait Host: Send + Sync + 'static {
     /// Where that can't be told.
     fn status(&self) -> Result<Status, Failure>;
 
+    /// The certificate that clients have to trust, as PEM.
+    fn authority(&self) -> String;
+
     /// All agents, by name.
     ///
     /// # Errors

@@ -14,8 +14,8 @@ mod tests;
 
 pub use self::{
     api::{
-        Ballot, ErrorBody, ExportQuery, JournalStatus, Label, NewTag, PolicyStatus, Session,
-        Status, TagTarget, Tagged, Trouble, agent_name,
+        AuthorityCertificate, Ballot, ErrorBody, ExportQuery, JournalStatus, Label, NewTag,
+        PolicyStatus, Session, Status, TagTarget, Tagged, Trouble, agent_name,
     },
     host::{Failure, FailureKind, Host},
     peer::Person,

@@ -17,7 +17,10 @@ use serde::Deserialize;
 use tokio::sync::watch;
 
 use super::{
-    api::{Ballot, ExportQuery, Label, NewTag, PolicyStatus, Session, Status, Tagged},
+    api::{
+        AuthorityCertificate, Ballot, ExportQuery, Label, NewTag, PolicyStatus, Session, Status,
+        Tagged,
+    },
     host::{Failure, FailureKind, Host},
     peer::{self, Person},
     streams,
@@ -42,6 +45,7 @@ pub(super) type Stopping = watch::Receiver<bool>;
 pub(super) fn router(host: Arc<dyn Host>, stopping: Stopping) -> Router {
     Router::new()
         .route("/v1/status", get(status))
+        .route("/v1/ca", get(authority))
         .route("/v1/agents", get(agents).post(tag).delete(untag))
         .route("/v1/sessions", get(sessions))
         .route("/v1/sessions/{id}", get(session))
@@ -73,6 +77,12 @@ pub(super) async fn blocking<T: Send + 'static>(
 
 async fn status(State(host): HostState) -> Answer<Status> {
     blocking(move || host.status()).await.map(Json)
+}
+
+async fn authority(State(host): HostState) -> Json<AuthorityCertificate> {
+    Json(AuthorityCertificate {
+        pem: host.authority(),
+    })
 }
 
 async fn agents(State(host): HostState) -> Answer<Vec<Tagged>> {

@@ -36,6 +36,10 @@ struct Fake {
 }
 
 impl Host for Fake {
+    fn authority(&self) -> String {
+        "-----BEGIN CERTIFICATE-----".to_owned()
+    }
+
     fn status(&self) -> Result<Status, Failure> {
         let policy = self.policy();
         Ok(Status {

@@ -504,6 +504,7 @@ impl Session {
                 .first()
                 .filter(|_| self.is_secure)
                 .map(|name| &**name),
+            is_verified: self.is_secure,
             user,
             database,
             upstream_binding,

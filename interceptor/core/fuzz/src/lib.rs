@@ -59,7 +59,7 @@ pub fn http(data: &[u8]) {
         recorded_bytes_max: 64,
     };
     let context = http::Context {
-        secure: data.len() % 2 == 0,
+        secure: data.len().is_multiple_of(2),
         ..Default::default()
     };
     converse(&mut http::Http1::new(Arc::new(shared), context), data);

@@ -351,7 +351,7 @@ fn normal_path(path: &[u8]) -> Result<String, Malformed> {
             return Err(Malformed::new("a path with `%` that encodes nothing"));
         }
         rest = after;
-        match percent_decoded(&[&[b'%'], digits].concat(), false).first() {
+        match percent_decoded(&[b"%", digits].concat(), false).first() {
             Some(0) => return Err(Malformed::new("a path with a NUL")),
             Some(b'\\') => return Err(Malformed::new("a path with an encoded `\\`")),
             // To some servers it parts segments, to others it doesn't.

@@ -607,14 +607,13 @@ impl Http1 {
                 }
                 Response::Done => self.close(Closing::Finished),
             },
-            Stage::Running(exchange) if self.client_finished => {
-                // Half of a request is none; who has sent all of one may still want the answer.
-                if !exchange.request.is_done() {
-                    self.close(Closing::Malformed(
-                        "client: closed in the middle of a request".to_owned(),
-                    ));
-                }
+            // Half of a request is none; who has sent all of one may still want the answer.
+            Stage::Running(exchange) if self.client_finished && !exchange.request.is_done() => {
+                self.close(Closing::Malformed(
+                    "client: closed in the middle of a request".to_owned(),
+                ));
             }
+            Stage::Running(_) if self.client_finished => {}
             Stage::Proposed(_) if self.upstream_finished && !self.client_finished => {
                 // It may come back by the time there is a decision: the connection can't.
                 self.upstream_gone();
