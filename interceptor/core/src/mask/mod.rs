@@ -1,5 +1,6 @@
 //! Masks: what has to be taken out of responses, and how.
 
+pub mod body;
 mod digits;
 mod find;
 pub mod kind;

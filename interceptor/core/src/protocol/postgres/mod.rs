@@ -348,7 +348,7 @@ impl Decoder for Postgres {
         let closing = Closing::Refused(failure.to_string());
         match failure {
             // In the place of the answer to an SSLRequest libpq shows no error: it is told of it later.
-            Failure::Unreachable(_) if self.phase == Phase::Encryption => {
+            Failure::Unreachable(_) | Failure::Unrecorded if self.phase == Phase::Encryption => {
                 self.phase = Phase::Startup;
                 self.send(Peer::Client, Bytes::from_static(b"N"));
             }
