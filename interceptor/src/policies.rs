@@ -9,9 +9,12 @@ use std::{
 
 use arc_swap::ArcSwap;
 use interceptor_core::{
-    operation::{Description, Protocol},
+    operation::{Operation, Protocol},
     policy::{Outcome, Policy, PolicyError, Problem},
-    protocol::postgres::describe::{Describer, Lexing},
+    protocol::{
+        http,
+        postgres::describe::{Describer, Lexing},
+    },
     record::Timestamp,
 };
 use notify::Watcher as _;
@@ -103,13 +106,20 @@ pub fn load(path: &Path) -> Result<Arc<Policy>, PolicyError> {
 #[must_use]
 pub fn test(policy: &Arc<Policy>) -> Vec<(String, Outcome)> {
     let describer = Describer::default();
-    let describe = |protocol, statement: &str| -> Option<Arc<Description>> {
-        (protocol == Protocol::Postgres).then(|| {
-            describer
+    let describe = |protocol, statement: &str| match protocol {
+        Protocol::Postgres => Some(Operation {
+            protocol,
+            description: describer
                 .describe(statement.as_bytes(), Lexing::default())
                 .description
-                .clone()
-        })
+                .clone(),
+            content: statement.to_owned().into(),
+            parameters: [].into(),
+            options: Vec::new(),
+            http: None,
+        }),
+        Protocol::Http => http::describe::example(statement),
+        Protocol::Tls | Protocol::Opaque => None,
     };
     policy
         .cases()

@@ -24,3 +24,4 @@ mod support;
 mod tls;
 mod trust;
 mod walls;
+mod web;

@@ -8,9 +8,13 @@ use h2::{Reason, RecvStream, SendStream, client::SendRequest, server::SendRespon
 use http::{HeaderMap, Request, Response, StatusCode, header, request};
 use interceptor_core::{
     limits,
+    mask::{
+        MaskPlan,
+        body::{BodyMasker, Unmaskable},
+    },
     operation::http::{Body, Fields},
     protocol::http::{
-        Context, Malformed, Shared,
+        Context, Malformed, Shared, answer,
         describe::{self, Asked, Described},
         recorder::Recorder,
         refuse::Problem,
@@ -45,6 +49,16 @@ struct Connection<'a> {
     session: Mutex<&'a mut Session>,
     shared: Arc<Shared>,
     context: Context,
+}
+
+/// A request that may go.
+struct Released {
+    number: u64,
+    masks: Arc<MaskPlan>,
+    parts: request::Parts,
+    /// Its body, where it was waited for.
+    body: Option<Bytes>,
+    trailers: Option<HeaderMap>,
 }
 
 /// Why a stream ends before its time.
@@ -143,16 +157,16 @@ impl Connection<'_> {
                 false
             }
             Err(Broken::Upstream(reason)) => {
-                let _ = answer(&mut respond, &Problem::upstream(&reason), true);
+                let _ = say(&mut respond, &Problem::upstream(&reason), true);
                 false
             }
             Err(Broken::TooLarge) => {
                 let problem = Problem::too_large(self.shared.message_bytes_max);
-                let _ = answer(&mut respond, &problem, true);
+                let _ = say(&mut respond, &problem, true);
                 false
             }
             Err(Broken::Unrecorded) => {
-                if answer(&mut respond, &Problem::unrecorded(), true).is_err() {
+                if say(&mut respond, &Problem::unrecorded(), true).is_err() {
                     respond.send_reset(Reason::INTERNAL_ERROR);
                 }
                 true
@@ -181,7 +195,7 @@ impl Connection<'_> {
                 ))
                 .await?;
                 let problem = Problem::malformed(malformed.status, &malformed.reason);
-                answer(respond, &problem, with_body)?;
+                say(respond, &problem, with_body)?;
                 return Ok(());
             }
         };
@@ -196,7 +210,7 @@ impl Connection<'_> {
             whole = Some(self.gather(&mut from_client).await?);
         }
         let head = describe::recorded(&fields);
-        let number = loop {
+        let (number, masks) = loop {
             let (body, content) = match &whole {
                 Some((body, _)) if body.is_empty() => (Body::None, head.clone()),
                 Some((body, _)) => (Body::Whole(body.clone()), [&*head, body].concat().into()),
@@ -222,13 +236,13 @@ impl Connection<'_> {
                 },
             };
             match ruling {
-                Ruling::Permit(_) => break number,
+                Ruling::Permit(permit) => break (number, permit.masks().clone()),
                 Ruling::Gather => whole = Some(self.gather(&mut from_client).await?),
                 Ruling::Refuse(refusal) => {
                     let problem = Problem::refused(&refusal);
                     let mut recorder = self.recorder(number, Speaker::Upstream);
                     recorder.content(problem.body());
-                    answer(respond, &problem, with_body)?;
+                    say(respond, &problem, with_body)?;
                     return self.end(recorder, ResponseStatus::Refused).await;
                 }
             }
@@ -237,27 +251,31 @@ impl Connection<'_> {
         parts.version = http::Version::HTTP_2;
         let trailers = whole.as_mut().and_then(|(_, trailers)| trailers.take());
         let body = whole.map(|(body, _)| body);
-        self.run(
+        let released = Released {
             number,
+            masks,
             parts,
-            (from_client, body, trailers),
-            respond,
-            send_request,
-            with_body,
-        )
-        .await
+            body,
+            trailers,
+        };
+        self.run(released, from_client, respond, send_request).await
     }
 
     /// Sends what was released, and its answer back.
     async fn run(
         &self,
-        number: u64,
-        parts: request::Parts,
-        (mut from_client, body, trailers): (RecvStream, Option<Bytes>, Option<HeaderMap>),
+        released: Released,
+        mut from_client: RecvStream,
         respond: &mut SendResponse<Bytes>,
         send_request: SendRequest<Bytes>,
-        with_body: bool,
     ) -> Result<(), Broken> {
+        let Released {
+            number,
+            masks,
+            parts,
+            body,
+            trailers,
+        } = released;
         let upstream = |error: h2::Error| Broken::Upstream(error.to_string());
         let mut send_request = send_request.ready().await.map_err(upstream)?;
         let ends = body.as_ref().is_some_and(Bytes::is_empty) && trailers.is_none();
@@ -281,6 +299,7 @@ impl Connection<'_> {
                         &mut from_client,
                         &mut to_upstream,
                         &mut sent,
+                        None,
                         Broken::Client,
                     )
                     .await?;
@@ -294,28 +313,65 @@ impl Connection<'_> {
                 Some(reason) if error.is_reset() => Broken::Reset(reason),
                 _ => Broken::Upstream(error.to_string()),
             })?;
-            let (parts, mut from_upstream) = response.into_parts();
+            let (mut parts, mut from_upstream) = response.into_parts();
             let status = parts.status;
             let mut received = self.recorder(number, Speaker::Upstream);
+            let ends = from_upstream.is_end_stream();
+            let fields = response_fields(status, &parts.headers);
+            let masker = if ends {
+                Ok(None)
+            } else {
+                answer::masker(&masks, &fields, status.as_u16())
+            };
+            let mut masker = match masker {
+                Ok(masker) => masker,
+                Err(Unmaskable(why)) => return self.unmaskable(received, respond, &why).await,
+            };
+            if masker.is_some() {
+                let stale: Vec<_> = parts
+                    .headers
+                    .keys()
+                    .filter(|name| answer::is_of_the_body(name.as_str().as_bytes()))
+                    .cloned()
+                    .collect();
+                for name in stale {
+                    parts.headers.remove(name);
+                }
+            }
+            for (name, value) in &mut parts.headers {
+                let masked = answer::masked_value(
+                    &masks.headers,
+                    name.as_str().as_bytes(),
+                    value.as_bytes(),
+                );
+                if let Some(masked) = masked {
+                    *value = header::HeaderValue::from_bytes(&masked)
+                        .unwrap_or(header::HeaderValue::from_static("[redacted]"));
+                }
+            }
             received.head(describe::recorded(&response_fields(status, &parts.headers)));
             let mut out = Response::new(());
             *out.status_mut() = status;
             *out.headers_mut() = parts.headers;
-            let ends = from_upstream.is_end_stream();
             let mut to_client = respond
                 .send_response(out, ends)
                 .map_err(|_| Broken::Client(Reason::CANCEL))?;
             let streamed = if ends {
                 Ok(())
             } else {
+                let masker = masker.as_mut();
                 self.stream_body(
                     &mut from_upstream,
                     &mut to_client,
                     &mut received,
+                    masker,
                     Broken::Reset,
                 )
                 .await
             };
+            if let Some(masker) = &masker {
+                received.masked(masker.masked().iter().cloned());
+            }
             let status = match &streamed {
                 Ok(()) => ResponseStatus::Complete(status.as_u16().to_string().into()),
                 Err(_) => ResponseStatus::Interrupted,
@@ -323,7 +379,6 @@ impl Connection<'_> {
             self.end(received, status).await?;
             streamed
         };
-        let _ = with_body;
         tokio::pin!(sending, receiving);
         let mut is_sent = false;
         loop {
@@ -402,12 +457,23 @@ impl Connection<'_> {
         from: &mut RecvStream,
         to: &mut SendStream<Bytes>,
         recorder: &mut Recorder,
+        mut masker: Option<&mut BodyMasker>,
         broken: impl Fn(Reason) -> Broken,
     ) -> Result<(), Broken> {
         while let Some(data) = from.data().await {
             let data = data.map_err(|error| broken(error.reason().unwrap_or(Reason::CANCEL)))?;
             let length = data.len();
-            recorder.content(data.clone());
+            let data = match &mut masker {
+                None => data,
+                Some(masker) => {
+                    let mut out = BytesMut::new();
+                    self.masked(masker.push(&data, &mut out)).await?;
+                    out.freeze()
+                }
+            };
+            if !data.is_empty() {
+                recorder.content(data.clone());
+            }
             send(to, data, false).await?;
             let _ = from.flow_control().release_capacity(length);
             if let Some(event) = recorder.part(crate::clock::now()) {
@@ -418,6 +484,15 @@ impl Connection<'_> {
             .trailers()
             .await
             .map_err(|error| broken(error.reason().unwrap_or(Reason::CANCEL)))?;
+        if let Some(masker) = masker {
+            let mut out = BytesMut::new();
+            self.masked(masker.finish(&mut out)).await?;
+            let out = out.freeze();
+            if !out.is_empty() {
+                recorder.content(out.clone());
+            }
+            send(to, out, false).await?;
+        }
         let ended = match trailers {
             Some(trailers) => to.send_trailers(trailers),
             None => to.send_data(Bytes::new(), true),
@@ -425,6 +500,31 @@ impl Connection<'_> {
         // Who is gone by now has had all of it.
         let _ = ended;
         Ok(())
+    }
+
+    /// A rule has to mask the response, and can't.
+    async fn unmaskable(
+        &self,
+        mut recorder: Recorder,
+        respond: &mut SendResponse<Bytes>,
+        why: &str,
+    ) -> Result<(), Broken> {
+        let notice = Event::notice("http_unmaskable", [("reason", why.to_owned())]);
+        self.record(notice).await?;
+        let problem = Problem::unmaskable(why);
+        recorder.content(problem.body());
+        say(respond, &problem, true)?;
+        self.end(recorder, ResponseStatus::Refused).await
+    }
+
+    /// What came of masking a part of a body; where it can't be, the stream is broken off.
+    async fn masked(&self, masked: Result<(), Unmaskable>) -> Result<(), Broken> {
+        let Err(Unmaskable(why)) = masked else {
+            return Ok(());
+        };
+        let notice = Event::notice("http_unmaskable", [("reason", why)]);
+        self.record(notice).await?;
+        Err(Broken::Reset(Reason::INTERNAL_ERROR))
     }
 
     fn recorder(&self, number: u64, of: Speaker) -> Recorder {
@@ -485,7 +585,7 @@ async fn send(to: &mut SendStream<Bytes>, mut data: Bytes, ends: bool) -> Result
 }
 
 /// Answers in the server's place.
-fn answer(
+fn say(
     respond: &mut SendResponse<Bytes>,
     problem: &Problem,
     with_body: bool,

@@ -23,6 +23,10 @@ pub struct MaskPlan {
     pub columns: Vec<ColumnMask>,
     /// Masks by form, applied to all text that no column mask took.
     pub patterns: Patterns,
+    /// What is to be masked in the bodies of HTTP.
+    pub body: Arc<body::BodyPlan>,
+    /// Header fields of responses that are masked.
+    pub headers: Vec<body::KeyMask>,
 }
 
 /// One column mask of a rule.

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
+use bytes::Bytes;
 use serde_saphyr::Spanned;
 
 use super::{
@@ -11,7 +12,7 @@ use super::{
     file::{ActionSpec, CaseSpec},
 };
 use crate::{
-    operation::{Description, Effects, Operation, Protocol},
+    operation::{Description, Effects, Operation, Protocol, attribute},
     origin::{Agent, Destination, Origin, Process},
     record::Timestamp,
 };
@@ -117,12 +118,12 @@ impl Case {
         })
     }
 
-    /// Runs it against `policy`. `describe` tells what a statement of a protocol does, where that is
-    /// known: policies know no protocols.
+    /// Runs it against `policy`. `describe` makes an operation of a statement of a protocol, where that
+    /// is known: policies know no protocols.
     pub fn run(
         &self,
         policy: &Arc<Policy>,
-        describe: &dyn Fn(Protocol, &str) -> Option<Arc<Description>>,
+        describe: &dyn Fn(Protocol, &str) -> Option<Operation>,
     ) -> Outcome {
         let failed = |what: String| {
             let what = format!("test \"{}\": {what}", self.name);
@@ -133,28 +134,32 @@ impl Case {
                 what,
             })
         };
-        let description = match &self.statement {
-            None => Arc::new(self.description.clone()),
+        let operation = match &self.statement {
+            None => Operation {
+                protocol: self.protocol,
+                description: Arc::new(self.description.clone()),
+                content: Bytes::new(),
+                parameters: [].into(),
+                options: Vec::new(),
+                http: None,
+            },
             Some(statement) => match describe(self.protocol, statement) {
-                Some(description) => description,
+                Some(operation) => operation,
                 None => {
                     return failed(format!(
-                        "statements of {} can't be described; give `actions` and `effects`",
+                        "this can't be read as {}; give `actions` and `effects`",
                         self.protocol
                     ));
                 }
             },
         };
-        let operation = Operation {
-            protocol: self.protocol,
-            description,
-            content: self.statement.clone().unwrap_or_default().into(),
-            parameters: [].into(),
-            options: Vec::new(),
-            http: None,
-        };
+        let mut origin = (*self.origin).clone();
+        let claimed = operation.description.attributes.get(attribute::HTTP_HOST);
+        if let Some(name) = claimed.filter(|_| origin.names.is_empty()) {
+            origin.names.push(name.clone());
+        }
         let (decision, _) =
-            Policy::scope(policy, self.origin.clone()).evaluate(&operation, Timestamp(0));
+            Policy::scope(policy, Arc::new(origin)).evaluate(&operation, Timestamp(0));
         let Decision { verdict, rule, .. } = &*decision;
         let found = match verdict {
             Verdict::Allow => ActionSpec::Allow,

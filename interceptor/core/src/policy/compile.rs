@@ -13,11 +13,16 @@ use super::{
         ReviewersSpec, RuleSpec, TlsSpec,
     },
     http::{HttpMatch, JsonPath, PathPattern},
-    rule::{Network, Rate, ResourceMatch, Rule, Says, ScopeMatch, Time, TlsRule, Treatment},
+    rule::{
+        Network, Rate, ResourceMatch, Rule, Says, ScopeMatch, Time, TlsRule, Treatment, WebMasks,
+    },
 };
 use crate::{
     glob::Glob,
-    mask::{ColumnMask, MaskKind, Pattern, PatternMask},
+    mask::{
+        ColumnMask, MaskKind, Pattern, PatternMask,
+        body::{JsonPath as JsonMaskPath, KeyMask, PathMask},
+    },
     operation::{Effects, Protocol, ResourceKind, Touch},
 };
 
@@ -110,9 +115,15 @@ impl Compiler {
             .as_ref()
             .map(|resources| tables(&resources.value))
             .unwrap_or_default();
-        let (mut columns, mut patterns) = (Vec::new(), Vec::new());
+        let (mut columns, mut patterns, mut web) = (Vec::new(), Vec::new(), WebMasks::default());
         for mask in &spec.mask {
-            self.mask(file, &id, &resources, mask, &mut columns, &mut patterns);
+            self.mask(
+                file,
+                &id,
+                &resources,
+                mask,
+                (&mut columns, &mut patterns, &mut web),
+            );
         }
         let rule = Rule {
             scope: self.scope(file, matches),
@@ -157,6 +168,7 @@ impl Compiler {
             reason: spec.reason.as_str().into(),
             columns,
             patterns,
+            web,
             enforced: spec.enforce.unwrap_or(true),
             strict: spec
                 .durability
@@ -333,8 +345,7 @@ impl Compiler {
         id: &Arc<str>,
         tables: &[String],
         spec: &Spanned<MaskSpec>,
-        columns: &mut Vec<ColumnMask>,
-        patterns: &mut Vec<PatternMask>,
+        (columns, patterns, web): (&mut Vec<ColumnMask>, &mut Vec<PatternMask>, &mut WebMasks),
     ) {
         let place = spec.referenced;
         let with = match &spec.value.with {
@@ -352,7 +363,40 @@ impl Compiler {
                 }
             },
         };
-        match (&spec.value.column, &spec.value.pattern) {
+        let MaskSpec {
+            column,
+            json,
+            key,
+            header,
+            pattern,
+            strict,
+            ..
+        } = &spec.value;
+        let redact = with.unwrap_or(MaskKind::Redact);
+        let named = |name: &str| KeyMask {
+            name: Glob::new(&name.to_lowercase()),
+            with: redact,
+        };
+        let given = [column, json, key, header, pattern];
+        if given.iter().filter(|what| what.is_some()).count() != 1 {
+            return self.problem(
+                file,
+                place,
+                "a mask is for a `column`, a `json` path, a `key`, a `header` or a `pattern`, one of them",
+            );
+        }
+        if column.is_none() {
+            web.strict |= strict;
+        }
+        if let Some(path) = json {
+            match JsonMaskPath::new(path) {
+                Ok(path) => web.paths.push(PathMask { path, with: redact }),
+                Err(what) => self.problem(file, place, what),
+            }
+        }
+        web.keys.extend(key.as_deref().map(named));
+        web.headers.extend(header.as_deref().map(named));
+        match (column, pattern) {
             (Some(column), None) => {
                 let with = with.unwrap_or(MaskKind::Redact);
                 columns.push(ColumnMask::new(id, tables, column, with, spec.value.strict));
@@ -375,11 +419,7 @@ impl Compiler {
                     ),
                 ),
             },
-            _ => self.problem(
-                file,
-                place,
-                "a mask is for a `column` or for a `pattern`, one of the two",
-            ),
+            _ => {}
         }
     }
 

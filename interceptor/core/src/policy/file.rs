@@ -172,6 +172,12 @@ pub(super) struct MaskSpec {
     #[serde(default, deserialize_with = "given")]
     pub(super) column: Option<String>,
     #[serde(default, deserialize_with = "given")]
+    pub(super) json: Option<String>,
+    #[serde(default, deserialize_with = "given")]
+    pub(super) key: Option<String>,
+    #[serde(default, deserialize_with = "given")]
+    pub(super) header: Option<String>,
+    #[serde(default, deserialize_with = "given")]
     pub(super) pattern: Option<String>,
     #[serde(default, deserialize_with = "given")]
     pub(super) with: Option<Option<String>>,

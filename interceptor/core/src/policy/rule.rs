@@ -13,7 +13,10 @@ use regex::bytes::Regex;
 use super::{decision::HoldTerms, http::HttpMatch};
 use crate::{
     glob::Glob,
-    mask::{ColumnMask, PatternMask},
+    mask::{
+        ColumnMask, PatternMask,
+        body::{KeyMask, PathMask},
+    },
     operation::{Effects, Operation, Protocol, Resource, ResourceKind, Touch, attribute},
     origin::Origin,
     record::Timestamp,
@@ -38,8 +41,24 @@ pub(super) struct Rule {
     pub(super) reason: Arc<str>,
     pub(super) columns: Vec<ColumnMask>,
     pub(super) patterns: Vec<PatternMask>,
+    pub(super) web: WebMasks,
     pub(super) enforced: bool,
     pub(super) strict: Option<bool>,
+}
+
+/// The masks of a rule on what HTTP carries.
+#[derive(Debug, Default)]
+pub(super) struct WebMasks {
+    pub(super) paths: Vec<PathMask>,
+    pub(super) keys: Vec<KeyMask>,
+    pub(super) headers: Vec<KeyMask>,
+    pub(super) strict: bool,
+}
+
+impl WebMasks {
+    pub(super) fn is_empty(&self) -> bool {
+        self.paths.is_empty() && self.keys.is_empty() && self.headers.is_empty()
+    }
 }
 
 /// A rule about TLS: asked before anything is known of what is inside.

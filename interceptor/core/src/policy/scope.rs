@@ -10,8 +10,8 @@ use super::{
     rule::{Rule, Says},
 };
 use crate::{
-    mask::{MaskPlan, Patterns},
-    operation::{Description, Effects, Operation},
+    mask::{MaskPlan, Patterns, body::BodyPlan},
+    operation::{Description, Effects, Operation, Protocol},
     origin::Origin,
     record::Timestamp,
 };
@@ -34,11 +34,70 @@ pub struct Scope {
     fixed: Vec<(usize, Arc<Rule>)>,
     /// Rules that look at content, time or rate: asked each time, as far as they could change anything.
     varying: Vec<(usize, Arc<Rule>)>,
-    masks: Arc<MaskPlan>,
-    masked_by: Arc<[Box<str>]>,
+    /// What is masked, for each protocol in the order of [`Protocol::ALL`].
+    masks: [Masks; Protocol::ALL.len()],
     /// What the fixed rules say, by the description's address, which its own entry keeps from being used
     /// again.
     decided: FxHashMap<usize, Arc<Decided>>,
+}
+
+/// What is masked in one protocol, and by which rules.
+#[derive(Debug, Default)]
+struct Masks {
+    plan: Arc<MaskPlan>,
+    by: Arc<[Box<str>]>,
+}
+
+impl Masks {
+    fn new(
+        policy: &Policy,
+        origin: &Origin,
+        rules: &[(usize, Arc<Rule>)],
+        protocol: Protocol,
+    ) -> Self {
+        let masking = || {
+            let rules = rules.iter().map(|(_, rule)| rule);
+            // A destination whose name isn't known may be any.
+            rules.filter(|rule| {
+                rule.enforced
+                    && policy.enforced
+                    && rule.scope.protocol.is_none_or(|of| of == protocol)
+                    && (origin.names.is_empty() || rule.is_for_names(&origin.names))
+            })
+        };
+        let patterns = Patterns::new(
+            masking()
+                .flat_map(|rule| rule.patterns.iter().cloned())
+                .collect(),
+        );
+        let body = BodyPlan {
+            paths: masking()
+                .flat_map(|rule| rule.web.paths.iter().cloned())
+                .collect(),
+            keys: masking()
+                .flat_map(|rule| rule.web.keys.iter().cloned())
+                .collect(),
+            patterns: patterns.clone(),
+            strict: masking().any(|rule| rule.web.strict),
+        };
+        let plan = MaskPlan {
+            columns: masking()
+                .flat_map(|rule| rule.columns.iter().cloned())
+                .collect(),
+            headers: masking()
+                .flat_map(|rule| rule.web.headers.iter().cloned())
+                .collect(),
+            patterns,
+            body: Arc::new(body),
+        };
+        let by = masking().filter(|rule| {
+            !rule.columns.is_empty() || !rule.patterns.is_empty() || !rule.web.is_empty()
+        });
+        Self {
+            plan: Arc::new(plan),
+            by: by.map(|rule| Box::from(&*rule.id)).collect(),
+        }
+    }
 }
 
 /// What the fixed rules say of a description.
@@ -89,33 +148,12 @@ impl Scope {
             .enumerate()
             .filter(|(_, rule)| rule.scope.matches(&origin))
             .collect();
-        let masking = || {
-            let rules = rules.iter().map(|(_, rule)| rule);
-            // A destination whose name isn't known may be any.
-            rules.filter(|rule| {
-                rule.enforced
-                    && policy.enforced
-                    && (origin.names.is_empty() || rule.is_for_names(&origin.names))
-            })
-        };
-        let columns = masking()
-            .flat_map(|rule| rule.columns.iter().cloned())
-            .collect();
-        let patterns = Patterns::new(
-            masking()
-                .flat_map(|rule| rule.patterns.iter().cloned())
-                .collect(),
-        );
-        let masked_by = masking()
-            .filter(|rule| !rule.columns.is_empty() || !rule.patterns.is_empty())
-            .map(|rule| Box::from(&*rule.id))
-            .collect();
+        let masks = Protocol::ALL.map(|protocol| Masks::new(&policy, &origin, &rules, protocol));
         let (varying, fixed) = rules
             .into_iter()
             .partition(|(_, rule)| rule.depends_on_more_than_the_description());
         Self {
-            masks: Arc::new(MaskPlan { columns, patterns }),
-            masked_by,
+            masks,
             fixed,
             varying,
             policy,
@@ -155,7 +193,11 @@ impl Scope {
                 found.add(&self.fixed, matches);
                 let decided = Arc::new(Decided {
                     description: operation.description.clone(),
-                    decision: Arc::new(self.decision(&found, &operation.description)),
+                    decision: Arc::new(self.decision(
+                        &found,
+                        operation.protocol,
+                        &operation.description,
+                    )),
                     found,
                 });
                 if self.decided.len() >= REMEMBERED_MAX {
@@ -170,15 +212,23 @@ impl Scope {
         } else {
             let mut found = decided.found.clone();
             match found.add(&self.varying, matches) {
-                true => Arc::new(self.decision(&found, &decided.description)),
+                true => Arc::new(self.decision(&found, operation.protocol, &decided.description)),
                 false => decided.decision.clone(),
             }
         };
-        (decision, self.masks.clone())
+        (decision, self.masks(operation.protocol).plan.clone())
+    }
+
+    fn masks(&self, protocol: Protocol) -> &Masks {
+        let place = Protocol::ALL.iter().position(|of| *of == protocol);
+        let [first, ..] = &self.masks;
+        place
+            .and_then(|place| self.masks.get(place))
+            .unwrap_or(first)
     }
 
     /// The decision that the rules found make of `description`.
-    fn decision(&self, found: &Found, description: &Description) -> Decision {
+    fn decision(&self, found: &Found, protocol: Protocol, description: &Description) -> Decision {
         let best = found.best.as_ref().map(|(_, rule)| &**rule);
         let observed = found.observed.as_ref().map(|(_, rule)| &**rule);
         let (says, rule, reason) = match best {
@@ -218,7 +268,7 @@ impl Scope {
             verdict,
             rule,
             reason,
-            masked_by: self.masked_by.clone(),
+            masked_by: self.masks(protocol).by.clone(),
             policy: self.policy.hash,
         }
     }

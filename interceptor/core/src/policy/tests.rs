@@ -94,7 +94,7 @@ fn mistakes_are_told_with_their_place_and_a_remedy() {
         (rule("match: {rate: {over: 3, per: soon}}"), "`soon` is no time"),
         (rule("mask: [{column: x, with: emial}]"), "unknown mask `emial`; did you mean `email`?"),
         (rule("mask: [{pattern: cards}]"), "unknown pattern `cards`; did you mean `card`?"),
-        (rule("mask: [{column: x, pattern: card}]"), "one of the two"),
+        (rule("mask: [{column: x, pattern: card}]"), "one of them"),
         (rule("reviewers: {quorum: 2}"), "only a rule that holds has reviewers"),
         ("default: {action: deny}\nrules: [{id: a, action: hold, reviewers: {quorum: 0}}]".to_owned(), "a quorum of 0"),
         ("default: {action: deny}\nrules: [{id: a, action: deny, mask: [{pattern: card}]}]".to_owned(), "nothing to mask"),
@@ -322,12 +322,15 @@ fn the_packs_say_what_their_cases_say() {
         assert!(policy.cases().len() >= 10);
         for case in policy.cases() {
             let describe = |_, text: &str| {
-                Some(
-                    describer
-                        .describe(text.as_bytes(), lexing)
-                        .description
-                        .clone(),
-                )
+                let described = describer.describe(text.as_bytes(), lexing);
+                Some(Operation {
+                    protocol: Protocol::Postgres,
+                    description: described.description.clone(),
+                    content: text.to_owned().into(),
+                    parameters: [].into(),
+                    options: Vec::new(),
+                    http: None,
+                })
             };
             assert_eq!(case.run(&policy, &describe), Outcome::Passed);
         }

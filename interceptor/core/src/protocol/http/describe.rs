@@ -9,7 +9,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use regex::bytes::Regex;
 
-use super::head::Malformed;
+use super::head::{Malformed, RequestHead};
 use crate::operation::{
     Description, Effects, Operation, Protocol, Resource, ResourceKind, Touch, attribute,
     http::{Body, Fields, HttpRequest, percent_decoded},
@@ -157,6 +157,49 @@ pub fn operation(described: &Described, fields: Fields, body: Body, content: Byt
             body,
         })),
     }
+}
+
+/// The operation that an example is: `POST https://host/path`, then header fields, an empty line and the
+/// body. For the cases that policies are tested with.
+#[must_use]
+pub fn example(text: &str) -> Option<Operation> {
+    let (head, body) = text.split_once("\n\n").unwrap_or((text, ""));
+    let mut lines = head.lines();
+    let (method, url) = lines.next()?.split_once(' ')?;
+    let (scheme, rest) = url.split_once("://")?;
+    let authority = rest.split(['/', '?']).next()?;
+    let target = rest
+        .get(authority.len()..)
+        .filter(|target| target.starts_with('/'));
+    let mut raw = format!(
+        "{method} {} HTTP/1.1\r\nHost: {authority}\r\n",
+        target.unwrap_or("/")
+    );
+    for line in lines {
+        raw.push_str(&format!("{line}\r\n"));
+    }
+    raw.push_str("\r\n");
+    let raw = Bytes::from(raw);
+    let head = RequestHead::read(&raw).ok()?;
+    let context = Context {
+        secure: scheme == "https",
+        names: vec![authority.split(':').next()?.to_ascii_lowercase().into()],
+        ..Context::default()
+    };
+    let asked = Asked {
+        method: raw.get(head.method.clone())?,
+        target: raw.get(head.target.clone())?,
+        authority: None,
+        version: "1.1",
+        fields: &head.fields,
+    };
+    let described = describe(&asked, &context).ok()?;
+    let content = [&*recorded(&head.fields), body.as_bytes()].concat();
+    let body = match body {
+        "" => Body::None,
+        body => Body::Whole(Bytes::copy_from_slice(body.as_bytes())),
+    };
+    Some(operation(&described, head.fields, body, content.into()))
 }
 
 fn effects(method: &str) -> Effects {

@@ -5,8 +5,9 @@ use std::{collections::VecDeque, ops::Range, sync::Arc};
 use bytes::{Bytes, BytesMut};
 
 use super::{
-    Shared,
+    Shared, answer,
     describe::{self, Asked, Context, Described},
+    edit::{self, Edit},
     framing::{Body, Framing, Piece, is_token},
     head::{self, Malformed, RequestHead, ResponseHead},
     recorder::Recorder,
@@ -15,6 +16,10 @@ use super::{
 use crate::{
     decoder::{Closing, Decoder, Failure, Peer, Step},
     limits,
+    mask::{
+        MaskPlan,
+        body::{BodyMasker, Unmaskable},
+    },
     operation::http,
     record::{Event, ResponseStatus, Speaker, Timestamp},
     ruling::{Permit, Refusal, Ruling},
@@ -76,6 +81,8 @@ struct Pending {
 #[derive(Debug)]
 struct Exchange {
     method: Bytes,
+    minor: u8,
+    masks: Arc<MaskPlan>,
     described: Described,
     keep_alive: bool,
     request: Body,
@@ -87,7 +94,12 @@ struct Exchange {
 #[derive(Debug)]
 enum Response {
     Head,
-    Body { body: Body, status: u16 },
+    Body {
+        body: Body,
+        status: u16,
+        /// What masks the body, which is then framed anew.
+        masker: Option<Box<BodyMasker>>,
+    },
     Done,
 }
 
@@ -393,7 +405,6 @@ impl Http1 {
             expects_continue,
             ..
         } = *pending;
-        let _ = permit;
         let number = self.operations;
         let limit = self.shared.recorded_bytes_max;
         let raw = head.fields.raw().clone();
@@ -403,6 +414,8 @@ impl Http1 {
         self.send(Peer::Upstream, framed.freeze());
         self.stage = Stage::Running(Box::new(Exchange {
             method: raw.slice(head.method),
+            minor: head.minor,
+            masks: permit.masks().clone(),
             described,
             keep_alive,
             request: body,
@@ -443,17 +456,35 @@ impl Http1 {
         match &mut self.stage {
             Stage::Running(exchange) => match &mut exchange.response {
                 Response::Head => self.read_response(),
-                Response::Body { body, .. } => {
+                Response::Body { body, masker, .. } => {
                     let taken = take(body, &mut self.upstream)?;
                     let done = body.is_done();
                     let Some(taken) = taken else {
                         return Ok(false);
                     };
-                    for content in taken.contents {
-                        exchange.received.content(taken.bytes.slice(content));
-                    }
+                    let passed = match masker {
+                        None => {
+                            for content in taken.contents {
+                                exchange.received.content(taken.bytes.slice(content));
+                            }
+                            taken.bytes
+                        }
+                        Some(masker) => {
+                            let mut out = BytesMut::new();
+                            let parts = taken.contents.into_iter();
+                            let masked = parts
+                                .map(|part| taken.bytes.slice(part))
+                                .try_for_each(|part| masker.push(&part, &mut out));
+                            if let Err(Unmaskable(why)) = masked {
+                                self.unmaskable(&why);
+                                return Ok(true);
+                            }
+                            exchange.received.content(out.clone().freeze());
+                            chunk(&out, exchange.minor == 1)
+                        }
+                    };
                     let event = exchange.received.part(self.now);
-                    self.send(Peer::Client, taken.bytes);
+                    self.send(Peer::Client, passed);
                     self.record(event);
                     if done {
                         self.answered();
@@ -520,15 +551,41 @@ impl Http1 {
         }
         let framing =
             Framing::of_response(&head.fields, head.minor, head.status, &exchange.method)?;
-        exchange.received.head(describe::recorded(&head.fields));
         exchange.keep_alive &= keeps_alive(head.minor, &head.fields);
         let body = Body::new(framing);
         let done = body.is_done();
+        let masks = exchange.masks.clone();
+        let masker = match framing {
+            Framing::None => Ok(None),
+            _ => answer::masker(&masks, &head.fields, head.status),
+        };
+        let masker = match masker {
+            Ok(masker) => masker.map(Box::new),
+            Err(Unmaskable(why)) => {
+                self.unmaskable(&why);
+                return Ok(true);
+            }
+        };
+        let anew: Option<&[u8]> = masker.as_ref().map(|_| match exchange.minor {
+            1 => &b"Transfer-Encoding: chunked\r\n"[..],
+            _ => {
+                exchange.keep_alive = false;
+                b"Connection: close\r\n"
+            }
+        });
+        let outgoing = answer::head(&masks, &head.fields, anew);
+        let recorded = if outgoing == raw {
+            describe::recorded(&head.fields)
+        } else {
+            describe::recorded(&ResponseHead::read(&outgoing)?.fields)
+        };
+        exchange.received.head(recorded);
         exchange.response = Response::Body {
             body,
             status: head.status,
+            masker,
         };
-        self.send(Peer::Client, raw);
+        self.send(Peer::Client, outgoing);
         if done {
             self.answered();
         }
@@ -540,11 +597,24 @@ impl Http1 {
         let Stage::Running(mut exchange) = std::mem::replace(&mut self.stage, Stage::Idle) else {
             return;
         };
-        let status = match &exchange.response {
-            Response::Body { status, .. } => *status,
-            Response::Head | Response::Done => 0,
+        let (status, masker) = match std::mem::replace(&mut exchange.response, Response::Done) {
+            Response::Body { status, masker, .. } => (status, masker),
+            Response::Head | Response::Done => (0, None),
         };
-        exchange.response = Response::Done;
+        if let Some(mut masker) = masker {
+            let mut out = BytesMut::new();
+            if let Err(Unmaskable(why)) = masker.finish(&mut out) {
+                self.stage = Stage::Running(exchange);
+                return self.unmaskable(&why);
+            }
+            exchange.received.content(out.clone().freeze());
+            exchange.received.masked(masker.masked().iter().cloned());
+            let chunked = exchange.minor == 1;
+            self.send(Peer::Client, chunk(&out, chunked));
+            if chunked {
+                self.send(Peer::Client, Bytes::from_static(b"0\r\n\r\n"));
+            }
+        }
         let status = ResponseStatus::Complete(status.to_string().into());
         for event in exchange.received.end(status, self.now) {
             self.record(event);
@@ -558,6 +628,31 @@ impl Http1 {
         } else if !exchange.keep_alive {
             self.close(Closing::Finished);
         }
+    }
+
+    /// A rule has to mask the response, and can't: none of it goes on, or, where some has, no more.
+    fn unmaskable(&mut self, why: &str) {
+        self.record(Some(Event::notice(
+            "http_unmaskable",
+            [("reason", why.to_owned())],
+        )));
+        if let Stage::Running(exchange) = &mut self.stage
+            && matches!(exchange.response, Response::Head)
+        {
+            let problem = Problem::unmaskable(why);
+            let with_body = exchange.method[..] != *b"HEAD";
+            exchange.received.content(problem.body());
+            let sent = exchange.sent.end(ResponseStatus::Continues, self.now);
+            let received = exchange.received.end(ResponseStatus::Refused, self.now);
+            self.send(Peer::Client, problem.response(with_body, false));
+            for event in sent.into_iter().chain(received) {
+                self.record(event);
+            }
+            self.stage = Stage::Idle;
+        }
+        self.close(Closing::Refused(format!(
+            "the response can't be masked: {why}"
+        )));
     }
 
     fn tunnel(&mut self, status: u16) {
@@ -784,7 +879,6 @@ fn keeps_alive(minor: u8, fields: &http::Fields) -> bool {
 
 /// The head as it goes on: byte for byte, but for what can't be kept up.
 fn outgoing(head: &RequestHead, described: &Described, answered_continue: bool) -> Bytes {
-    let raw = head.fields.raw();
     let dropped = |name: &[u8]| {
         // WebSocket's compression would hide the messages.
         name.eq_ignore_ascii_case(b"sec-websocket-extensions")
@@ -794,19 +888,23 @@ fn outgoing(head: &RequestHead, described: &Described, answered_continue: bool) 
             // We have said it already.
             || answered_continue && name.eq_ignore_ascii_case(b"expect")
     };
-    if !head.fields.iter().any(|(name, _)| dropped(name)) {
-        return raw.clone();
-    }
-    let mut out = BytesMut::with_capacity(raw.len());
-    let mut done = 0;
-    for ((name, _), (place, value)) in head.fields.iter().zip(head.fields.places()) {
+    let edit = |name: &[u8], _: &[u8]| {
         if dropped(name) {
-            out.extend_from_slice(raw.get(done..place.start).unwrap_or_default());
-            // To the end of its line.
-            let rest = raw.get(value.end..).unwrap_or_default();
-            done = value.end + memchr::memchr(b'\n', rest).map_or(rest.len(), |feed| feed + 1);
+            Edit::Drop
+        } else {
+            Edit::Keep
         }
+    };
+    edit::head(&head.fields, edit, b"")
+}
+
+/// A chunk of a body that is framed anew; nothing is no chunk, for that would be the last.
+fn chunk(content: &[u8], chunked: bool) -> Bytes {
+    if !chunked || content.is_empty() {
+        return Bytes::copy_from_slice(content);
     }
-    out.extend_from_slice(raw.get(done..).unwrap_or_default());
-    out.freeze()
+    let mut out = format!("{:x}\r\n", content.len()).into_bytes();
+    out.extend_from_slice(content);
+    out.extend_from_slice(b"\r\n");
+    out.into()
 }

@@ -4,7 +4,9 @@
 //! frames of HTTP/2 are h2's, and the program's edge hands its streams to the same descriptions,
 //! refusals and recorders.
 
+pub mod answer;
 pub mod describe;
+mod edit;
 mod framing;
 mod h1;
 mod head;

@@ -14,6 +14,8 @@ fn plan(strict: bool) -> MaskPlan {
     let rule: Arc<str> = Arc::from("r");
     let tables = ["*.customers".to_owned()];
     MaskPlan {
+        body: Arc::default(),
+        headers: Vec::new(),
         columns: vec![ColumnMask::new(
             &rule,
             &tables,
