@@ -4,6 +4,10 @@ use std::{
     collections::VecDeque,
     io::{self, IoSlice, Read, Write},
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -23,6 +27,8 @@ pub struct Leg {
     tls: Option<Box<Connection>>,
     /// What was read and given back, to be read again.
     unread: BytesMut,
+    /// Bytes that h2 read from it, in plain text.
+    received: Option<Arc<AtomicU64>>,
     /// Nothing more will be written.
     finished: bool,
 }
@@ -48,6 +54,7 @@ impl Leg {
             socket,
             tls: None,
             unread: BytesMut::new(),
+            received: None,
             finished: false,
         }
     }
@@ -60,6 +67,7 @@ impl Leg {
             socket,
             tls: Some(Box::new(tls)),
             unread: BytesMut::new(),
+            received: None,
             finished: false,
         }
     }
@@ -79,6 +87,11 @@ impl Leg {
     /// Gives back what was read, to be read again by h2.
     pub fn unread(&mut self, bytes: BytesMut) {
         self.unread = bytes;
+    }
+
+    /// Has what h2 reads counted.
+    pub fn count_received(&mut self) -> Arc<AtomicU64> {
+        self.received.get_or_insert_default().clone()
     }
 
     /// Whether TLS is on it.
@@ -334,6 +347,22 @@ impl Write for Nonblocking<'_> {
 // For h2, which frames by itself.
 impl AsyncRead for Leg {
     fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = self.as_mut().poll_read_plain(context, buffer);
+        if let Some(received) = &self.received {
+            let count = buffer.filled().len().saturating_sub(before);
+            received.fetch_add(count as u64, Ordering::Relaxed);
+        }
+        read
+    }
+}
+
+impl Leg {
+    fn poll_read_plain(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,

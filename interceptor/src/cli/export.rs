@@ -19,13 +19,14 @@ use super::{
     failed::Failed,
     offline,
 };
-use crate::journal::{Filter, Lines};
+use crate::journal::{Filter, Har, Lines};
 
 /// Write the journal, or a part of it, for other programs
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   interceptor export --format jsonl --output audit.jsonl
   interceptor export --agent reporter --since 7d
+  interceptor export --session 8d3f00a1b2c4e5f6 --format har --output session.har
   interceptor export --state /path/to/copy --session 8d3f00a1b2c4e5f6")]
 pub(super) struct Arguments {
     /// Only this session
@@ -55,10 +56,41 @@ pub(super) struct Arguments {
 enum Format {
     /// A line of JSON a record.
     Jsonl,
+    /// The HTTP requests as one HAR 1.2 document, for a browser's developer tools.
+    Har,
+}
+
+/// Writes lines as they were asked for.
+enum Form {
+    Jsonl,
+    Har(Har),
+}
+
+impl Form {
+    /// Writes a line of the export; whether that is one more of what is counted.
+    fn line(&mut self, line: &[u8], out: &mut dyn Write) -> Result<bool, Failed> {
+        match self {
+            Self::Jsonl => {
+                out.write_all(line)?;
+                out.write_all(b"\n")?;
+                Ok(true)
+            }
+            Self::Har(har) => {
+                let line = serde_json::from_slice(line).map_err(Failed::because)?;
+                Ok(har.take(&line, out)?)
+            }
+        }
+    }
+
+    fn finish(&mut self, out: &mut dyn Write) -> Result<(), Failed> {
+        match self {
+            Self::Jsonl => Ok(()),
+            Self::Har(har) => Ok(har.finish(out)?),
+        }
+    }
 }
 
 pub(super) fn run(context: &Context, arguments: &Arguments) -> Outcome {
-    let Format::Jsonl = arguments.format;
     let Some(path) = &arguments.output else {
         let mut out = BufWriter::new(io::stdout().lock());
         write(context, arguments, &mut out)?;
@@ -75,7 +107,11 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> Outcome {
     });
     match written {
         Ok(records) => {
-            message(&format!("{records} records are in {}", path.display()));
+            let what = match arguments.format {
+                Format::Jsonl => "records",
+                Format::Har => "requests",
+            };
+            message(&format!("{records} {what} are in {}", path.display()));
             Ok(ExitCode::SUCCESS)
         }
         Err(failed) => {
@@ -105,6 +141,10 @@ fn to_file(context: &Context, arguments: &Arguments, path: &Path) -> Result<u64,
 /// Writes the records asked for; says how many.
 fn write(context: &Context, arguments: &Arguments, out: &mut dyn Write) -> Result<u64, Failed> {
     let mut records = 0;
+    let mut form = match arguments.format {
+        Format::Jsonl => Form::Jsonl,
+        Format::Har => Form::Har(Har::default()),
+    };
     let Some(folder) = &arguments.state else {
         let path = with_query(
             "/v1/export",
@@ -121,11 +161,10 @@ fn write(context: &Context, arguments: &Arguments, out: &mut dyn Write) -> Resul
             if line.starts_with(br#"{"error":"#) {
                 offline::check(&serde_json::from_slice(line).map_err(Failed::because)?)?;
             }
-            out.write_all(line)?;
-            out.write_all(b"\n")?;
-            records += 1;
+            records += u64::from(form.line(line, out)?);
             Ok(Reading::On)
         })?;
+        form.finish(out)?;
         return Ok(records);
     };
     let filter = Filter {
@@ -142,17 +181,24 @@ fn write(context: &Context, arguments: &Arguments, out: &mut dyn Write) -> Resul
             if !filter.takes(&record) {
                 return true;
             }
-            records += 1;
-            if let Err(error) = writeln!(out, "{line}") {
-                failed = Some(error);
-                return false;
+            match form.line(line.to_string().as_bytes(), out) {
+                Ok(counts) => {
+                    records += u64::from(counts);
+                    true
+                }
+                Err(error) => {
+                    failed = Some(error);
+                    false
+                }
             }
-            true
         })
         .map_err(Failed::because)?;
     match failed {
-        Some(error) => Err(error.into()),
-        None => Ok(records),
+        Some(error) => Err(error),
+        None => {
+            form.finish(out)?;
+            Ok(records)
+        }
     }
 }
 

@@ -32,6 +32,7 @@ impl Timeline {
             "approval" => self.approval(line),
             "response" => self.response(line),
             "session_end" => self.end(line),
+            "content" => self.content(line),
             _ => self.event(line),
         };
         let mut out = String::new();
@@ -198,6 +199,7 @@ impl Timeline {
         }
         out.push('\n');
         self.rows(line, &mut out);
+        self.body(line, &mut out);
         for notice in array(line, "notices") {
             _ = writeln!(
                 out,
@@ -241,6 +243,46 @@ impl Timeline {
                 count(left as u64, "more row")
             );
         }
+    }
+
+    /// The head and the beginning of the body of an HTTP response.
+    fn body(&self, line: &Value, out: &mut String) {
+        let gutter = self.gutter();
+        for part in ["head", "body"] {
+            match line.get(part) {
+                Some(Value::String(text)) => {
+                    let lines: Vec<&str> = text.trim_end().lines().collect();
+                    let shown = lines.iter().take(self.rows).copied();
+                    out.push_str(&block(&shown.collect::<Vec<_>>().join("\n"), &gutter));
+                    let left = lines.len().saturating_sub(self.rows);
+                    if left > 0 {
+                        _ = writeln!(out, "{gutter}… and {}", count(left as u64, "more line"));
+                    }
+                }
+                Some(_) => _ = writeln!(out, "{gutter}({part}: not text)"),
+                None => {}
+            }
+        }
+    }
+
+    /// What was sent within an operation, or the digest of what isn't on record.
+    fn content(&self, line: &Value) -> String {
+        let (arrow, who) = match text(line, "of") {
+            "client" => ("->", "the agent"),
+            _ => ("<-", "upstream"),
+        };
+        let mut out = format!(
+            "{arrow} #{} {} in all from {who}",
+            number(line, "operation"),
+            size(number(line, "bytes"))
+        );
+        let digest = text(line, "digest");
+        if !digest.is_empty() {
+            _ = write!(out, ", not all on record: {}", inert(digest));
+        }
+        out.push('\n');
+        self.body(line, &mut out);
+        out
     }
 
     fn end(&self, line: &Value) -> String {

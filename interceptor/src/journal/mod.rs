@@ -6,6 +6,7 @@
 
 mod checkpoint;
 mod export;
+mod har;
 mod index;
 mod reader;
 mod segment;
@@ -33,6 +34,7 @@ use tokio::sync::{broadcast, watch};
 use self::checkpoint::{Checkpoint, Tree};
 pub use self::{
     export::{Filter, Lines, export_jsonl, parameter, to_json},
+    har::Har,
     index::SessionSummary,
     reader::Reader,
     verify::{Problem, Report, verify},

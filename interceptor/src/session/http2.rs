@@ -1,6 +1,10 @@
 //! HTTP/2: h2 frames both sides; each stream is a request, decided and recorded like one of HTTP/1.
 
-use std::{future::poll_fn, sync::Arc, time::Duration};
+use std::{
+    future::poll_fn,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
@@ -77,7 +81,16 @@ enum Broken {
 
 impl Session {
     /// Serves the streams of one connection until either side is done.
-    pub(super) async fn http2(&mut self, client: Leg, upstream: Leg) -> Ended {
+    pub(super) async fn http2(&mut self, mut client: Leg, mut upstream: Leg) -> Ended {
+        let counts = [client.count_received(), upstream.count_received()];
+        let ended = self.streams(client, upstream).await;
+        for (total, count) in self.received.iter_mut().zip(counts) {
+            *total += count.load(Ordering::Relaxed);
+        }
+        ended
+    }
+
+    async fn streams(&mut self, client: Leg, upstream: Leg) -> Ended {
         let context = self.http_context();
         let shared = self.services.http.clone();
         let to_upstream = h2::client::Builder::new()
@@ -283,6 +296,7 @@ impl Connection<'_> {
             .send_request(Request::from_parts(parts, ()), ends)
             .map_err(upstream)?;
         let mut sent = self.recorder(number, Speaker::Client);
+        let mut received = self.recorder(number, Speaker::Upstream);
         let sending = async {
             match body {
                 Some(body) if !ends => {
@@ -315,7 +329,6 @@ impl Connection<'_> {
             })?;
             let (mut parts, mut from_upstream) = response.into_parts();
             let status = parts.status;
-            let mut received = self.recorder(number, Speaker::Upstream);
             let ends = from_upstream.is_end_stream();
             let fields = response_fields(status, &parts.headers);
             let masker = if ends {
