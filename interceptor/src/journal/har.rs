@@ -40,9 +40,9 @@ impl Har {
     /// # Errors
     /// The writer's.
     pub fn take(&mut self, line: &Value, out: &mut dyn Write) -> io::Result<bool> {
-        let text = |name: &str| line[name].as_str().unwrap_or_default().to_owned();
+        let text = |name: &str| get(line, name).as_str().unwrap_or_default().to_owned();
         let session = text("session");
-        let number = line["operation"].as_u64().unwrap_or(0);
+        let number = get(line, "operation").as_u64().unwrap_or(0);
         let key = (session.clone(), number);
         match &*text("kind") {
             "session_start" => {
@@ -62,9 +62,9 @@ impl Har {
                 self.addresses.remove(&session);
                 return Ok(any);
             }
-            "operation" if line["protocol"] == "http" => {
+            "operation" if get(line, "protocol") == "http" => {
                 let attribute = |name: &str| {
-                    line["attributes"][name]
+                    get(get(line, "attributes"), name)
                         .as_str()
                         .unwrap_or_default()
                         .to_owned()
@@ -73,7 +73,7 @@ impl Har {
                     key,
                     Entry {
                         started: text("time"),
-                        request: bytes(&line["content"]),
+                        request: bytes(get(line, "content")),
                         scheme: attribute("http.scheme"),
                         host: attribute("http.host"),
                         ..Entry::default()
@@ -88,17 +88,17 @@ impl Har {
             }
             "content" if text("of") == "client" => {
                 if let Some(entry) = self.open.get_mut(&key) {
-                    entry.request_body.extend(bytes(&line["body"]));
+                    entry.request_body.extend(bytes(get(line, "body")));
                 }
             }
             "response" => {
                 let Some(entry) = self.open.get_mut(&key) else {
                     return Ok(false);
                 };
-                entry.response.extend(bytes(&line["head"]));
-                entry.response_body.extend(bytes(&line["body"]));
-                entry.response_bytes += line["bytes"].as_u64().unwrap_or(0);
-                entry.elapsed_ms = line["elapsed_ns"].as_f64().unwrap_or(0.0) / 1e6;
+                entry.response.extend(bytes(get(line, "head")));
+                entry.response_body.extend(bytes(get(line, "body")));
+                entry.response_bytes += get(line, "bytes").as_u64().unwrap_or(0);
+                entry.elapsed_ms = get(line, "elapsed_ns").as_f64().unwrap_or(0.0) / 1e6;
                 let status = text("status");
                 if let Ok(tag) = text("tag").parse() {
                     entry.status = tag;
@@ -106,7 +106,7 @@ impl Har {
                 if status == "refused" {
                     let problem: Value =
                         serde_json::from_slice(&entry.response_body).unwrap_or_default();
-                    entry.status = problem["status"].as_u64().unwrap_or(403);
+                    entry.status = get(&problem, "status").as_u64().unwrap_or(403);
                     entry.comment.push_str("; answered by interceptor");
                 }
                 if status != "continues" {
@@ -192,11 +192,12 @@ impl Entry {
             "bodySize": sent.len(),
         });
         if !sent.is_empty() {
-            request["postData"] = json!({
+            let data = json!({
                 "mimeType": media(&headers),
                 "params": [],
                 "text": String::from_utf8_lossy(&sent),
             });
+            set(&mut request, "postData", data);
         }
         let (first, headers, _) = parts(&self.response);
         let mut words = first.splitn(3, ' ');
@@ -207,10 +208,11 @@ impl Entry {
         let reason = words.nth(1).unwrap_or_default();
         let mut content = json!({"size": self.response_bytes, "mimeType": media(&headers)});
         match std::str::from_utf8(&self.response_body) {
-            Ok(text) => content["text"] = text.into(),
+            Ok(text) => set(&mut content, "text", text.into()),
             Err(_) => {
-                content["text"] = STANDARD.encode(&self.response_body).into();
-                content["encoding"] = "base64".into();
+                let encoded = STANDARD.encode(&self.response_body);
+                set(&mut content, "text", encoded.into());
+                set(&mut content, "encoding", "base64".into());
             }
         }
         let location = headers
@@ -237,9 +239,23 @@ impl Entry {
             "comment": self.comment,
         });
         if let Ok(address) = address.parse::<std::net::SocketAddr>() {
-            entry["serverIPAddress"] = address.ip().to_string().into();
+            set(
+                &mut entry,
+                "serverIPAddress",
+                address.ip().to_string().into(),
+            );
         }
         entry
+    }
+}
+
+fn get<'a>(value: &'a Value, name: &str) -> &'a Value {
+    value.get(name).unwrap_or(&Value::Null)
+}
+
+fn set(value: &mut Value, name: &str, member: Value) {
+    if let Value::Object(members) = value {
+        members.insert(name.to_owned(), member);
     }
 }
 
@@ -247,7 +263,7 @@ impl Entry {
 fn bytes(value: &Value) -> Vec<u8> {
     match value {
         Value::String(text) => text.as_bytes().to_vec(),
-        other => other["base64"]
+        other => get(other, "base64")
             .as_str()
             .and_then(|encoded| STANDARD.decode(encoded).ok())
             .unwrap_or_default(),

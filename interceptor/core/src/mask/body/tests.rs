@@ -190,7 +190,8 @@ fn what_is_hidden_doesn_t_come_through() {
     let secrets = [SECRET, CARD, "hunter22"];
     let j = "application/json";
     let t = "text/plain";
-    let table: Vec<(&str, Option<&str>, Option<&str>, Vec<u8>)> = vec![
+    type Case<'a> = (&'a str, Option<&'a str>, Option<&'a str>, Vec<u8>);
+    let table: Vec<Case<'_>> = vec![
         ("plain JSON", Some(j), None, json.clone().into()),
         ("JSON said to be text", Some(t), None, json.clone().into()),
         (
