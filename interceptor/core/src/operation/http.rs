@@ -1,6 +1,6 @@
 //! What an HTTP request says, for those who decide it. The framing of each version is taken off.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use bytes::Bytes;
 
@@ -8,14 +8,17 @@ use bytes::Bytes;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Fields {
     raw: Bytes,
-    places: Vec<(Range<usize>, Range<usize>)>,
+    places: Arc<[(Range<usize>, Range<usize>)]>,
 }
 
 impl Fields {
     /// The fields at `places` (name and value each) of `raw`.
     #[must_use]
-    pub const fn new(raw: Bytes, places: Vec<(Range<usize>, Range<usize>)>) -> Self {
-        Self { raw, places }
+    pub fn new(raw: Bytes, places: Vec<(Range<usize>, Range<usize>)>) -> Self {
+        Self {
+            raw,
+            places: places.into(),
+        }
     }
 
     /// The bytes they came in.

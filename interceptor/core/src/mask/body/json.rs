@@ -1,7 +1,7 @@
 //! JSON (RFC 8259) as it streams: values are replaced by their place, their name or their form, the rest
 //! goes on byte for byte.
 
-use std::collections::BTreeSet;
+use std::{borrow::Cow, collections::BTreeSet};
 
 use bytes::BytesMut;
 
@@ -438,7 +438,8 @@ impl Json {
             let decoded = decoded(&token)?;
             self.emit_string(&token, &decoded, plan, masked, out);
             if let Some(Place::Member(last)) = self.places.last_mut() {
-                *last = decoded;
+                last.clear();
+                last.push_str(&decoded);
             }
             self.state = State::Colon;
         } else {
@@ -538,13 +539,13 @@ const fn is_word(byte: u8) -> bool {
 }
 
 /// A string's characters, escapes taken off; half of a pair of surrogates is a replacement character.
-fn decoded(token: &[u8]) -> Result<String, Unmaskable> {
+fn decoded(token: &[u8]) -> Result<Cow<'_, str>, Unmaskable> {
     let inner = token
         .strip_prefix(b"\"")
         .and_then(|rest| rest.strip_suffix(b"\""))
         .unwrap_or(token);
     if !inner.contains(&b'\\') {
-        return Ok(String::from_utf8_lossy(inner).into_owned());
+        return Ok(String::from_utf8_lossy(inner));
     }
     let text = String::from_utf8_lossy(inner);
     let mut out = String::with_capacity(text.len());
@@ -592,7 +593,7 @@ fn decoded(token: &[u8]) -> Result<String, Unmaskable> {
     if pending.is_some() {
         out.push(char::REPLACEMENT_CHARACTER);
     }
-    Ok(out)
+    Ok(out.into())
 }
 
 /// A value as JSON.

@@ -109,8 +109,17 @@ impl BodyPlan {
     }
 
     fn key(&self, name: &str) -> Option<MaskKind> {
-        let name = name.to_lowercase();
-        let mask = self.keys.iter().find(|mask| mask.name.matches(&name));
+        let lower;
+        let name = if name
+            .bytes()
+            .all(|byte| byte.is_ascii() && !byte.is_ascii_uppercase())
+        {
+            name
+        } else {
+            lower = name.to_lowercase();
+            &lower
+        };
+        let mask = self.keys.iter().find(|mask| mask.name.matches(name));
         mask.map(|mask| mask.with)
     }
 }

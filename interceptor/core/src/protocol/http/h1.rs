@@ -35,6 +35,7 @@ pub struct Http1 {
     /// Bytes of a head that were searched for its end already, of either side.
     searched: [usize; 2],
     stage: Stage,
+    last: Option<Understood>,
     steps: VecDeque<Step>,
     /// Operations proposed and ruled on so far.
     operations: u64,
@@ -62,10 +63,42 @@ enum Stage {
     Closed,
 }
 
+/// What a head says. Of a head like the one before it is the same: clients that poll send little else.
+#[derive(Debug, Clone)]
+struct Understood {
+    head: RequestHead,
+    framing: Framing,
+    described: Described,
+    recorded: Bytes,
+}
+
+impl Understood {
+    fn read(raw: &Bytes, context: &Context) -> Result<Self, Malformed> {
+        let head = RequestHead::read(raw)?;
+        let framing = Framing::of_request(&head.fields, head.minor)?;
+        let asked = Asked {
+            method: raw.get(head.method.clone()).unwrap_or_default(),
+            target: raw.get(head.target.clone()).unwrap_or_default(),
+            authority: None,
+            version: if head.minor == 0 { "1.0" } else { "1.1" },
+            fields: &head.fields,
+        };
+        let described = describe::describe(&asked, context)?;
+        Ok(Self {
+            recorded: describe::recorded(&head.fields),
+            framing,
+            described,
+            head,
+        })
+    }
+}
+
 /// A request that hasn't been released.
 #[derive(Debug)]
 struct Pending {
     head: RequestHead,
+    /// The head as it is recorded.
+    recorded: Bytes,
     described: Described,
     framing: Framing,
     body: Body,
@@ -99,6 +132,9 @@ enum Response {
         status: u16,
         /// What masks the body, which is then framed anew.
         masker: Option<Box<BodyMasker>>,
+        /// The head of a response that is masked, until some of its body could be: what can't be masked
+        /// is better told by a status than by a body that is cut.
+        head: Option<Bytes>,
     },
     Done,
 }
@@ -157,6 +193,7 @@ impl Http1 {
             upstream: BytesMut::new(),
             searched: [0; 2],
             stage: Stage::Idle,
+            last: None,
             steps: VecDeque::new(),
             operations: 0,
             client_finished: false,
@@ -293,18 +330,19 @@ impl Http1 {
         };
         self.searched[0] = 0;
         let raw = self.client.split_to(end).freeze();
-        let head = RequestHead::read(&raw)?;
-        let framing = Framing::of_request(&head.fields, head.minor)?;
-        let described = describe::describe(
-            &Asked {
-                method: raw.get(head.method.clone()).unwrap_or_default(),
-                target: raw.get(head.target.clone()).unwrap_or_default(),
-                authority: None,
-                version: if head.minor == 0 { "1.0" } else { "1.1" },
-                fields: &head.fields,
-            },
-            &self.context,
-        )?;
+        let Understood {
+            head,
+            framing,
+            described,
+            recorded,
+        } = match &self.last {
+            Some(last) if *last.head.fields.raw() == raw => last.clone(),
+            _ => {
+                let understood = Understood::read(&raw, &self.context)?;
+                self.last = Some(understood.clone());
+                understood
+            }
+        };
         let expects = head.fields.get("expect");
         if expects.is_some_and(|value| !value.eq_ignore_ascii_case(b"100-continue")) {
             return Err(Malformed::with(417, "an Expect other than `100-continue`"));
@@ -319,6 +357,7 @@ impl Http1 {
             content: BytesMut::new(),
             needed: false,
             head,
+            recorded,
             described,
             framing,
         };
@@ -384,7 +423,7 @@ impl Http1 {
             Framing::Length(length) => http::Body::Coming(Some(length)),
             Framing::Chunked | Framing::UntilClose => http::Body::Coming(None),
         };
-        let head = describe::recorded(&pending.head.fields);
+        let head = pending.recorded.clone();
         let content = match &body {
             http::Body::Whole(body) => [&*head, body].concat().into(),
             http::Body::None | http::Body::Coming(_) => head,
@@ -456,7 +495,9 @@ impl Http1 {
         match &mut self.stage {
             Stage::Running(exchange) => match &mut exchange.response {
                 Response::Head => self.read_response(),
-                Response::Body { body, masker, .. } => {
+                Response::Body {
+                    body, masker, head, ..
+                } => {
                     let taken = take(body, &mut self.upstream)?;
                     let done = body.is_done();
                     let Some(taken) = taken else {
@@ -480,6 +521,9 @@ impl Http1 {
                                 return Ok(true);
                             }
                             exchange.received.content(out.clone().freeze());
+                            let first = if out.is_empty() { None } else { head.take() };
+                            self.steps
+                                .extend(first.map(|head| Step::Send(Peer::Client, head)));
                             chunk(&out, exchange.minor == 1)
                         }
                     };
@@ -580,12 +624,21 @@ impl Http1 {
             describe::recorded(&ResponseHead::read(&outgoing)?.fields)
         };
         exchange.received.head(recorded);
+        // Who waits for events waits for the head first.
+        let is_stream = head
+            .fields
+            .get("content-type")
+            .is_some_and(|kind| kind.starts_with(b"text/event-stream"));
+        let waits = masker.is_some() && !is_stream;
         exchange.response = Response::Body {
             body,
             status: head.status,
             masker,
+            head: waits.then(|| outgoing.clone()),
         };
-        self.send(Peer::Client, outgoing);
+        if !waits {
+            self.send(Peer::Client, outgoing);
+        }
         if done {
             self.answered();
         }
@@ -597,19 +650,34 @@ impl Http1 {
         let Stage::Running(mut exchange) = std::mem::replace(&mut self.stage, Stage::Idle) else {
             return;
         };
-        let (status, masker) = match std::mem::replace(&mut exchange.response, Response::Done) {
-            Response::Body { status, masker, .. } => (status, masker),
-            Response::Head | Response::Done => (0, None),
+        let response = std::mem::replace(&mut exchange.response, Response::Done);
+        let Response::Body {
+            status,
+            masker,
+            head,
+            body,
+        } = response
+        else {
+            self.stage = Stage::Running(exchange);
+            return;
         };
         if let Some(mut masker) = masker {
             let mut out = BytesMut::new();
             if let Err(Unmaskable(why)) = masker.finish(&mut out) {
+                exchange.response = Response::Body {
+                    body,
+                    status,
+                    masker: None,
+                    head,
+                };
                 self.stage = Stage::Running(exchange);
                 return self.unmaskable(&why);
             }
             exchange.received.content(out.clone().freeze());
             exchange.received.masked(masker.masked().iter().cloned());
             let chunked = exchange.minor == 1;
+            self.steps
+                .extend(head.map(|head| Step::Send(Peer::Client, head)));
             self.send(Peer::Client, chunk(&out, chunked));
             if chunked {
                 self.send(Peer::Client, Bytes::from_static(b"0\r\n\r\n"));
@@ -637,7 +705,10 @@ impl Http1 {
             [("reason", why.to_owned())],
         )));
         if let Stage::Running(exchange) = &mut self.stage
-            && matches!(exchange.response, Response::Head)
+            && matches!(
+                exchange.response,
+                Response::Head | Response::Body { head: Some(_), .. }
+            )
         {
             let problem = Problem::unmaskable(why);
             let with_body = exchange.method[..] != *b"HEAD";

@@ -124,7 +124,7 @@ impl Recorder {
         });
         let last = match self.of {
             // A request's body is on record when its last byte is.
-            Speaker::Client if self.data.is_empty() && digest.is_some() => None,
+            Speaker::Client if self.data.is_empty() => None,
             _ => Some(self.event(status, now)),
         };
         [last, digest]
