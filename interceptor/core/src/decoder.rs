@@ -126,6 +126,14 @@ pub trait Decoder: Send {
         let _ = login;
     }
 
+    /// Whether the client has begun something that it has to finish before long.
+    fn is_waiting_for_client(&self) -> bool {
+        false
+    }
+
+    /// The client took too long over what it had begun.
+    fn expire(&mut self) {}
+
     /// What to do next.
     fn poll(&mut self) -> Step;
 

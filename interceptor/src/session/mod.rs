@@ -29,7 +29,7 @@ use interceptor_core::{
     ruling::{Cause, Hold, Judge, Judgement, Refusal, Ruling, Verdict},
     sniff::{self, Sniffed},
 };
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time::Instant};
 
 use self::secure::Secured;
 use crate::{
@@ -55,6 +55,10 @@ const CLAIMED_NAMES_MAX: usize = 64;
 
 /// How often the client of a held operation is told that it is still there, where its protocol has a way.
 const STILL_HELD_EVERY: Duration = Duration::from_secs(10);
+
+/// How long a client may take from the first byte of a request to the last that has to be there before it
+/// is decided: 64 MiB in that time is 9 Mbit/s.
+const REQUEST_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What sessions ask of the rest of the daemon.
 pub struct Services {
@@ -360,6 +364,7 @@ impl Session {
         let (mut client_queue, mut upstream_queue) = (Queue::default(), Queue::default());
         let (mut client_finished, mut upstream_finished) = (false, false);
         let mut held: Option<Held> = None;
+        let mut deadline: Option<Instant> = None;
         loop {
             let recorded = client_queue.chunks();
             let closing = loop {
@@ -451,9 +456,22 @@ impl Session {
                     context,
                 )
             });
-            let turn = match &mut held {
-                None => turn.await,
-                Some(question) => tokio::select! {
+            // From when it began something, however slowly it goes on with it.
+            deadline = decoder
+                .is_waiting_for_client()
+                .then(|| deadline.unwrap_or_else(|| Instant::now() + REQUEST_PATIENCE));
+            let turn = match (&mut held, deadline) {
+                (None, None) => turn.await,
+                (None, Some(deadline)) => tokio::select! {
+                    biased;
+                    turn = turn => turn,
+                    () = tokio::time::sleep_until(deadline) => {
+                        self.now = now();
+                        decoder.expire();
+                        continue;
+                    }
+                },
+                (Some(question), _) => tokio::select! {
                     biased;
                     turn = turn => turn,
                     outcome = question.pending.outcome() => {

@@ -22,7 +22,7 @@ use crate::{
     },
     operation::http,
     record::{Event, ResponseStatus, Speaker, Timestamp},
-    ruling::{Permit, Refusal, Ruling},
+    ruling::{Cause, Permit, Refusal, Ruling},
 };
 
 /// The state machine of one connection.
@@ -798,6 +798,25 @@ impl Http1 {
     }
 }
 
+impl Pending {
+    /// Whether what it leads to would go past the masks: messages behind an upgrade aren't looked into.
+    fn is_unmaskable(&self, permit: &Permit) -> Option<Refusal> {
+        let method = self.head.fields.raw().get(self.head.method.clone());
+        let leaves = method == Some(b"CONNECT")
+            || self
+                .described
+                .upgrade
+                .as_deref()
+                .is_some_and(|upgrade| upgrade != "h2c");
+        (leaves && !permit.masks().body.is_empty()).then(|| Refusal {
+            cause: Cause::Denied,
+            rule: permit.decision().rule.clone(),
+            reason: "what is sent behind an upgrade can't be masked, and masks are in force here; use plain requests".into(),
+            approval: None,
+        })
+    }
+}
+
 impl Decoder for Http1 {
     fn receive(&mut self, from: Peer, bytes: &mut BytesMut, now: Timestamp) {
         self.now = now;
@@ -855,7 +874,10 @@ impl Decoder for Http1 {
         match ruling {
             Ruling::Permit(permit) => {
                 self.operations += 1;
-                self.permitted(pending, &permit);
+                match pending.is_unmaskable(&permit) {
+                    Some(refusal) => self.refused(pending, &refusal),
+                    None => self.permitted(pending, &permit),
+                }
             }
             Ruling::Refuse(refusal) => {
                 self.operations += 1;
@@ -869,6 +891,18 @@ impl Decoder for Http1 {
                 self.stage = Stage::Gathering(pending);
             }
         }
+    }
+
+    fn is_waiting_for_client(&self) -> bool {
+        match &self.stage {
+            Stage::Idle => !self.client.is_empty(),
+            Stage::Gathering(_) => true,
+            _ => false,
+        }
+    }
+
+    fn expire(&mut self) {
+        self.violated(&Malformed::with(408, "it wasn't whole in time"));
     }
 
     fn still_held(&mut self) {

@@ -181,6 +181,7 @@ impl Problem {
         let reason = match self.status {
             400 => "Bad Request",
             403 => "Forbidden",
+            408 => "Request Timeout",
             413 => "Content Too Large",
             417 => "Expectation Failed",
             421 => "Misdirected Request",

@@ -697,6 +697,42 @@ fn nothing_behind_an_upgrade_goes_on_before_it_is_agreed() {
 }
 
 #[test]
+fn what_would_go_past_the_masks_isn_t_upgraded() {
+    use crate::mask::{
+        MaskKind, MaskPlan,
+        body::{BodyPlan, KeyMask},
+    };
+    let plan = MaskPlan {
+        body: Arc::new(BodyPlan {
+            keys: vec![KeyMask {
+                name: crate::glob::Glob::new("password"),
+                with: MaskKind::Redact,
+            }],
+            ..BodyPlan::default()
+        }),
+        ..MaskPlan::default()
+    };
+    for request in [
+        "GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+        "CONNECT x:443 HTTP/1.1\r\nHost: x:443\r\n\r\n",
+    ] {
+        let mut world = World::new(|_| Answer::Hold);
+        world.says(Peer::Client, request.as_bytes(), 1_000);
+        world.decoder.rule(
+            Ruling::Permit(Permit::unjudged(Arc::new(plan.clone()))),
+            NOW,
+        );
+        world.steps();
+        assert!(
+            world.client().starts_with("HTTP/1.1 403 "),
+            "{}",
+            world.client()
+        );
+        assert_eq!(world.upstream(), "");
+    }
+}
+
+#[test]
 fn connections_in_cleartext_aren_t_upgraded_to_http2() {
     let mut world = World::new(permit);
     world.says(Peer::Client, b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\nA: b\r\n\r\n", 1_000);
@@ -822,6 +858,30 @@ fn first_bytes_tell() {
             expected,
             "{}",
             String::from_utf8_lossy(bytes)
+        );
+    }
+}
+
+#[test]
+fn a_request_that_never_ends_is_over_in_time() {
+    for begun in [
+        "GET / HT",
+        "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc",
+    ] {
+        let mut world = World::new(permit);
+        assert!(!world.decoder.is_waiting_for_client());
+        world.says(Peer::Client, begun.as_bytes(), 1_000);
+        assert!(world.decoder.is_waiting_for_client());
+        world.decoder.expire();
+        world.steps();
+        assert!(
+            world.client().starts_with("HTTP/1.1 408 "),
+            "{}",
+            world.client()
+        );
+        assert_eq!(
+            (world.upstream(), world.closed.is_some()),
+            (String::new(), true)
         );
     }
 }
