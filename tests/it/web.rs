@@ -99,6 +99,40 @@ fn requests_are_decided_and_answers_masked_in_every_version() {
 }
 
 #[test]
+fn fields_are_set_and_removed_as_a_rule_says() {
+    let policy = "
+default: {action: deny, reason: no}
+rules:
+  - {id: reads, match: {protocol: http, class: [read]}, action: allow}
+  - id: marked
+    match: {protocol: http, http: {path: /headers}}
+    action: allow
+    rewrite: {headers: {set: {X-Added: by-rule}, remove: [\"x-gone\", authorization]}}
+";
+    let (web, daemon) = (web(), daemon(policy));
+    for version in ["--http1.1", "--http2"] {
+        let url = format!("https://localhost:{}/headers", web.good);
+        let fields = [
+            "X-Added: mine",
+            "X-Gone: here",
+            "Authorization: Bearer placeholder",
+        ];
+        let fields = fields.iter().flat_map(|field| ["--header", field]);
+        let outcome = run::outcome(agent(&daemon, version).args(fields).arg(url)).unwrap();
+        assert_eq!(
+            outcome.stdout, "by-rule||\n",
+            "{version}: {}",
+            outcome.stderr
+        );
+    }
+    let rewritten = records(&daemon)
+        .iter()
+        .filter(|record| record["name"] == "http_rewritten")
+        .count();
+    assert_eq!(rewritten, 2);
+}
+
+#[test]
 fn an_upload_waits_for_a_person_and_goes_on_as_it_was_seen() {
     let (web, daemon) = (web(), daemon(POLICY));
     for version in ["--http1.1", "--http2"] {

@@ -10,9 +10,15 @@ use serde::{Deserialize, Serialize};
 pub use crate::policy::decision::{Decision, HoldTerms, PolicyHash, Verdict};
 use crate::{
     mask::MaskPlan,
-    operation::{Operation, http::Body},
+    operation::{
+        Operation,
+        http::{Body, HeaderRewrite},
+    },
     origin::Origin,
-    policy::{Policy, TlsDecision, Treatment, scope::Scope},
+    policy::{
+        Policy, TlsDecision, Treatment,
+        scope::{Evaluated, Scope},
+    },
     record::{ApprovalId, Timestamp},
 };
 
@@ -56,6 +62,7 @@ pub enum TlsRuling {
 pub struct Permit {
     decision: Arc<Decision>,
     masks: Arc<MaskPlan>,
+    rewrite: Option<Arc<HeaderRewrite>>,
 }
 
 /// An operation that waits for people. Only an approval turns it into a [`Permit`].
@@ -142,6 +149,7 @@ impl Judge {
                 permit: Permit {
                     decision,
                     masks: Arc::default(),
+                    rewrite: None,
                 },
                 by_name,
             },
@@ -158,10 +166,22 @@ impl Judge {
         if coming && self.scope.needs_content(operation, now) {
             return Judgement::Incomplete;
         }
-        let (decision, masks) = self.scope.evaluate(operation, now);
+        let Evaluated {
+            decision,
+            masks,
+            rewrite,
+        } = self.scope.evaluate(operation, now);
         match &decision.verdict {
-            _ if !decision.enforced => Judgement::Permit(Permit { decision, masks }),
-            Verdict::Allow => Judgement::Permit(Permit { decision, masks }),
+            _ if !decision.enforced => Judgement::Permit(Permit {
+                decision,
+                masks,
+                rewrite: None,
+            }),
+            Verdict::Allow => Judgement::Permit(Permit {
+                decision,
+                masks,
+                rewrite,
+            }),
             Verdict::Deny => {
                 let refusal = Refusal {
                     cause: Cause::Denied,
@@ -194,6 +214,7 @@ impl Permit {
         Self {
             decision: Arc::new(decision),
             masks,
+            rewrite: None,
         }
     }
 
@@ -201,6 +222,12 @@ impl Permit {
     #[must_use]
     pub const fn decision(&self) -> &Arc<Decision> {
         &self.decision
+    }
+
+    /// What has to be changed in the request.
+    #[must_use]
+    pub const fn rewrite(&self) -> Option<&Arc<HeaderRewrite>> {
+        self.rewrite.as_ref()
     }
 
     /// What has to be masked in the response.
@@ -223,6 +250,8 @@ impl Hold {
         Permit {
             decision: self.decision,
             masks: self.masks,
+            // What people agreed to goes on as they saw it.
+            rewrite: None,
         }
     }
 

@@ -16,7 +16,7 @@ use interceptor_core::{
         MaskPlan,
         body::{BodyMasker, Unmaskable},
     },
-    operation::http::{Body, Fields},
+    operation::http::{Body, Fields, HeaderRewrite},
     protocol::http::{
         Context, Malformed, Shared, answer,
         describe::{self, Asked, Described},
@@ -249,7 +249,17 @@ impl Connection<'_> {
                 },
             };
             match ruling {
-                Ruling::Permit(permit) => break (number, permit.masks().clone()),
+                Ruling::Permit(permit) => {
+                    if let Some(rewrite) = permit.rewrite() {
+                        rewritten(&mut parts.headers, rewrite);
+                        let detail = [
+                            ("operation", number.to_string()),
+                            ("headers", rewrite.summary()),
+                        ];
+                        self.record(Event::notice("http_rewritten", detail)).await?;
+                    }
+                    break (number, permit.masks().clone());
+                }
                 Ruling::Gather => whole = Some(self.gather(&mut from_client).await?),
                 Ruling::Refuse(refusal) => {
                     let problem = Problem::refused(&refusal);
@@ -564,6 +574,25 @@ impl Connection<'_> {
             self.record(event).await?;
         }
         Ok(())
+    }
+}
+
+/// Changes fields as a rule wants it.
+fn rewritten(headers: &mut HeaderMap, rewrite: &HeaderRewrite) {
+    let replaced: Vec<_> = headers
+        .keys()
+        .filter(|name| rewrite.replaces(name.as_str().as_bytes()))
+        .cloned()
+        .collect();
+    for name in replaced {
+        headers.remove(name);
+    }
+    for (name, value) in &rewrite.set {
+        let name = header::HeaderName::from_bytes(name.as_bytes());
+        // A policy with others isn't loaded.
+        if let (Ok(name), Ok(value)) = (name, header::HeaderValue::from_str(value)) {
+            headers.insert(name, value);
+        }
     }
 }
 

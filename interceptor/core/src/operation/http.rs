@@ -4,6 +4,8 @@ use std::{ops::Range, sync::Arc};
 
 use bytes::Bytes;
 
+use crate::glob::Glob;
+
 /// Header fields in their order and spelling, as places in the bytes they came in.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Fields {
@@ -74,6 +76,54 @@ pub struct HttpRequest {
     pub query: Option<Bytes>,
     /// Its body, where all of it is there.
     pub body: Body,
+}
+
+/// Header fields of a request that a rule changes before it goes on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HeaderRewrite {
+    /// Names, lower case, and the values they get; whatever a request has under them is left out.
+    pub set: Vec<(Box<str>, Box<str>)>,
+    /// Names that are left out, lower case.
+    pub remove: Vec<Glob>,
+}
+
+impl HeaderRewrite {
+    /// Whether a field of this name doesn't go on as it is.
+    #[must_use]
+    pub fn replaces(&self, name: &[u8]) -> bool {
+        let name = String::from_utf8_lossy(name).to_ascii_lowercase();
+        self.set.iter().any(|(known, _)| **known == *name)
+            || self.remove.iter().any(|glob| glob.matches(&name))
+    }
+
+    /// Whether no rule may change a field of this name: it says where the request ends, or whom it is for.
+    #[must_use]
+    pub fn is_reserved(name: &str) -> bool {
+        matches!(
+            name,
+            "host"
+                | "content-length"
+                | "transfer-encoding"
+                | "connection"
+                | "upgrade"
+                | "te"
+                | "trailer"
+                | "expect"
+                | "keep-alive"
+                | "proxy-connection"
+        ) || name.starts_with(':')
+    }
+
+    /// What it does, in a line for the record: names only.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let set = self.set.iter().map(|(name, _)| format!("set {name}"));
+        let removed = self
+            .remove
+            .iter()
+            .map(|glob| format!("removed {}", glob.as_str()));
+        set.chain(removed).collect::<Vec<_>>().join(", ")
+    }
 }
 
 /// A request's body, as far as it is there when the request is decided.

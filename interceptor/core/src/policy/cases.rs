@@ -158,7 +158,7 @@ impl Case {
         if let Some(name) = claimed.filter(|_| origin.names.is_empty()) {
             origin.names.push(name.clone());
         }
-        let (decision, _) =
+        let super::scope::Evaluated { decision, .. } =
             Policy::scope(policy, Arc::new(origin)).evaluate(&operation, Timestamp(0));
         let Decision { verdict, rule, .. } = &*decision;
         let found = match verdict {

@@ -9,8 +9,8 @@ use super::{
     decision::HoldTerms,
     error::{Problem, unknown},
     file::{
-        ActionSpec, DurabilitySpec, File, HttpSpec, MaskSpec, MatchSpec, OneOrMany, Ports,
-        ReviewersSpec, RuleSpec, TlsSpec,
+        ActionSpec, DurabilitySpec, File, HeadersSpec, HttpSpec, MaskSpec, MatchSpec, OneOrMany,
+        Ports, ReviewersSpec, RewriteSpec, RuleSpec, TlsSpec,
     },
     http::{HttpMatch, JsonPath, PathPattern},
     rule::{
@@ -23,7 +23,7 @@ use crate::{
         ColumnMask, MaskKind, Pattern, PatternMask,
         body::{JsonPath as JsonMaskPath, KeyMask, PathMask},
     },
-    operation::{Effects, Protocol, ResourceKind, Touch},
+    operation::{Effects, Protocol, ResourceKind, Touch, http::HeaderRewrite},
 };
 
 /// How long a held operation waits where its rule doesn't say.
@@ -169,6 +169,10 @@ impl Compiler {
             columns,
             patterns,
             web,
+            rewrite: spec
+                .rewrite
+                .as_ref()
+                .map(|rewrite| Arc::new(self.rewrite(file, rewrite, action))),
             enforced: spec.enforce.unwrap_or(true),
             strict: spec
                 .durability
@@ -193,6 +197,7 @@ impl Compiler {
         let more = spec.action.is_some()
             || spec.reviewers.is_some()
             || !spec.mask.is_empty()
+            || spec.rewrite.is_some()
             || spec.enforce.is_some()
             || spec.durability.is_some()
             || matches.protocol.is_some()
@@ -273,6 +278,61 @@ impl Compiler {
             }
         }
         found
+    }
+
+    fn rewrite(
+        &mut self,
+        file: &str,
+        spec: &Spanned<RewriteSpec>,
+        action: ActionSpec,
+    ) -> HeaderRewrite {
+        let place = spec.referenced;
+        let HeadersSpec { set, remove } = &spec.value.headers;
+        if action != ActionSpec::Allow {
+            self.problem(file, place, "only what a rule allows can be rewritten: what people agree to goes on as they saw it");
+        }
+        let mut out = HeaderRewrite::default();
+        for (name, value) in set {
+            let lower = name.to_ascii_lowercase();
+            let is_name = !name.is_empty()
+                && name
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
+            let is_value = value
+                .bytes()
+                .all(|byte| matches!(byte, b' '..=b'~' | b'\t'));
+            if HeaderRewrite::is_reserved(&lower) {
+                let what = format!(
+                    "`{name}` says where a request ends or whom it is for; no rule changes it"
+                );
+                self.problem(file, place, what);
+            } else if !is_name || !is_value {
+                let what = format!("`{name}` with that value is no header field");
+                self.problem(file, place, what);
+            }
+            out.set.push((lower.into(), value.as_str().into()));
+        }
+        for name in remove {
+            let glob = Glob::new(&name.to_ascii_lowercase());
+            if HeaderRewrite::is_reserved(name)
+                || [
+                    "host",
+                    "content-length",
+                    "transfer-encoding",
+                    "connection",
+                    "expect",
+                ]
+                .iter()
+                .any(|known| glob.matches(known))
+            {
+                let what = format!(
+                    "`{name}` would remove what says where a request ends or whom it is for"
+                );
+                self.problem(file, place, what);
+            }
+            out.remove.push(glob);
+        }
+        out
     }
 
     fn names(&mut self, file: &str, matches: &MatchSpec) -> Option<Vec<Glob>> {

@@ -57,6 +57,8 @@ pub(super) struct RuleSpec {
     #[serde(default, deserialize_with = "listed")]
     pub(super) mask: Vec<Spanned<MaskSpec>>,
     #[serde(default, deserialize_with = "given")]
+    pub(super) rewrite: Option<Spanned<RewriteSpec>>,
+    #[serde(default, deserialize_with = "given")]
     pub(super) enforce: Option<bool>,
     #[serde(default, deserialize_with = "given")]
     pub(super) durability: Option<DurabilitySpec>,
@@ -69,6 +71,22 @@ pub(super) enum TlsSpec {
     Intercept,
     Passthrough,
     Deny,
+}
+
+/// What is changed in a request before it goes on.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RewriteSpec {
+    pub(super) headers: HeadersSpec,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct HeadersSpec {
+    #[serde(default)]
+    pub(super) set: BTreeMap<String, String>,
+    #[serde(default, deserialize_with = "listed")]
+    pub(super) remove: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]

@@ -17,7 +17,9 @@ use crate::{
         ColumnMask, PatternMask,
         body::{KeyMask, PathMask},
     },
-    operation::{Effects, Operation, Protocol, Resource, ResourceKind, Touch, attribute},
+    operation::{
+        Effects, Operation, Protocol, Resource, ResourceKind, Touch, attribute, http::HeaderRewrite,
+    },
     origin::Origin,
     record::Timestamp,
 };
@@ -42,6 +44,7 @@ pub(super) struct Rule {
     pub(super) columns: Vec<ColumnMask>,
     pub(super) patterns: Vec<PatternMask>,
     pub(super) web: WebMasks,
+    pub(super) rewrite: Option<Arc<HeaderRewrite>>,
     pub(super) enforced: bool,
     pub(super) strict: Option<bool>,
 }
@@ -136,8 +139,9 @@ impl Says {
     pub(super) const fn weight(&self) -> u8 {
         match self {
             Self::Allow => 0,
-            Self::Hold(_) => 1,
-            Self::Deny => 2,
+            // 1 is to allow with changes.
+            Self::Hold(_) => 2,
+            Self::Deny => 3,
         }
     }
 }
@@ -231,6 +235,14 @@ impl Rate {
 }
 
 impl Rule {
+    /// How restrictive it is.
+    pub(super) const fn weight(&self) -> u8 {
+        match &self.says {
+            Says::Allow if self.rewrite.is_some() => 1,
+            says => says.weight(),
+        }
+    }
+
     /// Whether the same description may be decided otherwise another time.
     pub(super) fn depends_on_more_than_the_description(&self) -> bool {
         self.content.is_some()

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     mask::{MaskPlan, Patterns, body::BodyPlan},
-    operation::{Description, Effects, Operation, Protocol},
+    operation::{Description, Effects, Operation, Protocol, http::HeaderRewrite},
     origin::Origin,
     record::Timestamp,
 };
@@ -39,6 +39,17 @@ pub struct Scope {
     /// What the fixed rules say, by the description's address, which its own entry keeps from being used
     /// again.
     decided: FxHashMap<usize, Arc<Decided>>,
+}
+
+/// What a policy says of an operation.
+#[derive(Debug)]
+pub struct Evaluated {
+    /// The decision.
+    pub decision: Arc<Decision>,
+    /// What to mask in the response.
+    pub masks: Arc<MaskPlan>,
+    /// What to change in the request.
+    pub rewrite: Option<Arc<HeaderRewrite>>,
 }
 
 /// What is masked in one protocol, and by which rules.
@@ -127,7 +138,7 @@ impl Found {
                 &mut self.observed
             };
             let counts = found.as_ref().is_none_or(|(before, found)| {
-                let (found, new) = (found.says.weight(), rule.says.weight());
+                let (found, new) = (found.weight(), rule.weight());
                 new > found || (new == found && place < before)
             });
             if counts && matches(rule) {
@@ -178,12 +189,8 @@ impl Scope {
         })
     }
 
-    /// Decides `operation` at `now`: the decision, and what to mask in its response.
-    pub fn evaluate(
-        &mut self,
-        operation: &Operation,
-        now: Timestamp,
-    ) -> (Arc<Decision>, Arc<MaskPlan>) {
+    /// Decides `operation` at `now`.
+    pub fn evaluate(&mut self, operation: &Operation, now: Timestamp) -> Evaluated {
         let matches = |rule: &Rule| rule.matches(operation, &self.origin, now);
         let key = Arc::as_ptr(&operation.description) as usize;
         let decided = match self.decided.get(&key) {
@@ -207,16 +214,22 @@ impl Scope {
                 decided
             }
         };
-        let decision = if self.varying.is_empty() {
-            decided.decision.clone()
+        let rewrite = |found: &Found| found.best.as_ref()?.1.rewrite.clone();
+        let (decision, rewrite) = if self.varying.is_empty() {
+            (decided.decision.clone(), rewrite(&decided.found))
         } else {
             let mut found = decided.found.clone();
-            match found.add(&self.varying, matches) {
+            let decision = match found.add(&self.varying, matches) {
                 true => Arc::new(self.decision(&found, operation.protocol, &decided.description)),
                 false => decided.decision.clone(),
-            }
+            };
+            (decision, rewrite(&found))
         };
-        (decision, self.masks(operation.protocol).plan.clone())
+        Evaluated {
+            decision,
+            masks: self.masks(operation.protocol).plan.clone(),
+            rewrite,
+        }
     }
 
     fn masks(&self, protocol: Protocol) -> &Masks {

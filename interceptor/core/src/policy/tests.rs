@@ -57,10 +57,10 @@ fn operation(actions: &[&str], effects: Effects, tables: &[(&str, Touch)]) -> Op
 fn rule_for(policy: &str, operation: &Operation) -> String {
     let policy = Arc::new(parse(policy).unwrap());
     let mut scope = Policy::scope(&policy, origin());
-    let first = scope.evaluate(operation, Timestamp(0)).0;
+    let first = scope.evaluate(operation, Timestamp(0)).decision;
     assert_eq!(
         first,
-        scope.evaluate(operation, Timestamp(0)).0,
+        scope.evaluate(operation, Timestamp(0)).decision,
         "what is remembered is what was decided"
     );
     first.rule.to_string()
@@ -95,6 +95,14 @@ fn mistakes_are_told_with_their_place_and_a_remedy() {
         (rule("mask: [{column: x, with: emial}]"), "unknown mask `emial`; did you mean `email`?"),
         (rule("mask: [{pattern: cards}]"), "unknown pattern `cards`; did you mean `card`?"),
         (rule("mask: [{column: x, pattern: card}]"), "one of them"),
+        (rule("mask: [{json: a.b}]"), "`a.b` is no path into JSON"),
+        (rule("match: {http: {path: users}}"), "`users` is no path"),
+        (rule("match: {http: {path: \"/{a b}\"}}"), "a segment is named like `{id}`"),
+        (rule("match: {http: {larger_than: much}}"), "`much` is no size"),
+        (rule("match: {http: {json: {model: x}}}"), "`model` is no path into JSON"),
+        (rule("rewrite: {headers: {set: {Host: x}}}"), "`Host` says where a request ends or whom it is for"),
+        (rule("rewrite: {headers: {remove: [\"*\"]}}"), "`*` would remove what says where a request ends"),
+        (rule("tls: passthrough"), "a rule with `tls` is asked before anything else is known"),
         (rule("reviewers: {quorum: 2}"), "only a rule that holds has reviewers"),
         ("default: {action: deny}\nrules: [{id: a, action: hold, reviewers: {quorum: 0}}]".to_owned(), "a quorum of 0"),
         ("default: {action: deny}\nrules: [{id: a, action: deny, mask: [{pattern: card}]}]".to_owned(), "nothing to mask"),
@@ -225,7 +233,9 @@ fn a_rate_lets_by_what_it_says_and_no_more() {
     let mut scope = Policy::scope(&policy, origin());
     let one = operation(&["SELECT"], READ, &[]);
     let mut denied = |second: u64| {
-        let decision = scope.evaluate(&one, Timestamp(second * 1_000_000_000)).0;
+        let decision = scope
+            .evaluate(&one, Timestamp(second * 1_000_000_000))
+            .decision;
         decision.verdict == Verdict::Deny
     };
     assert_eq!(
@@ -250,7 +260,7 @@ rules:
     let mut rule = |operation: &Operation, content: &'static str| {
         let mut operation = operation.clone();
         operation.content = content.into();
-        let decision = scope.evaluate(&operation, Timestamp(0)).0;
+        let decision = scope.evaluate(&operation, Timestamp(0)).decision;
         (decision.rule.to_string(), decision.reason.to_string())
     };
     for _ in 0..2 {
@@ -272,7 +282,7 @@ fn what_is_not_enforced_only_observes() {
     let policy = Arc::new(parse(text).unwrap());
     let decision = Policy::scope(&policy, origin())
         .evaluate(&operation(&["UPDATE"], WRITE, &[]), Timestamp(0))
-        .0;
+        .decision;
     assert_eq!(
         (&*decision.rule, &decision.verdict),
         ("default", &Verdict::Allow)
@@ -291,7 +301,7 @@ fn what_is_not_enforced_only_observes() {
     );
     let decision = Policy::scope(&policy, origin())
         .evaluate(&operation(&["UPDATE"], WRITE, &[]), Timestamp(0))
-        .0;
+        .decision;
     assert_eq!(
         (&decision.verdict, decision.enforced),
         (&Verdict::Deny, false)

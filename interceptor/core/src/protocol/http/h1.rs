@@ -448,7 +448,15 @@ impl Http1 {
         let limit = self.shared.recorded_bytes_max;
         let raw = head.fields.raw().clone();
         let keep_alive = keeps_alive(head.minor, &head.fields);
-        let outgoing = outgoing(&head, &described, needed && expects_continue);
+        let rewrite = permit.rewrite().map(|rewrite| &**rewrite);
+        let outgoing = outgoing(&head, &described, needed && expects_continue, rewrite);
+        self.record(rewrite.map(|rewrite| {
+            let detail = [
+                ("operation", number.to_string()),
+                ("headers", rewrite.summary()),
+            ];
+            Event::notice("http_rewritten", detail)
+        }));
         self.send(Peer::Upstream, outgoing);
         self.send(Peer::Upstream, framed.freeze());
         self.stage = Stage::Running(Box::new(Exchange {
@@ -983,7 +991,12 @@ fn keeps_alive(minor: u8, fields: &http::Fields) -> bool {
 }
 
 /// The head as it goes on: byte for byte, but for what can't be kept up.
-fn outgoing(head: &RequestHead, described: &Described, answered_continue: bool) -> Bytes {
+fn outgoing(
+    head: &RequestHead,
+    described: &Described,
+    answered_continue: bool,
+    rewrite: Option<&http::HeaderRewrite>,
+) -> Bytes {
     let dropped = |name: &[u8]| {
         // WebSocket's compression would hide the messages.
         name.eq_ignore_ascii_case(b"sec-websocket-extensions")
@@ -992,7 +1005,13 @@ fn outgoing(head: &RequestHead, described: &Described, answered_continue: bool) 
                 && (name.eq_ignore_ascii_case(b"upgrade") || name.eq_ignore_ascii_case(b"http2-settings"))
             // We have said it already.
             || answered_continue && name.eq_ignore_ascii_case(b"expect")
+            || rewrite.is_some_and(|rewrite| rewrite.replaces(name))
     };
+    let set = rewrite.map_or(&[][..], |rewrite| &rewrite.set);
+    let more: String = set
+        .iter()
+        .map(|(name, value)| format!("{name}: {value}\r\n"))
+        .collect();
     let edit = |name: &[u8], _: &[u8]| {
         if dropped(name) {
             Edit::Drop
@@ -1000,7 +1019,7 @@ fn outgoing(head: &RequestHead, described: &Described, answered_continue: bool) 
             Edit::Keep
         }
     };
-    edit::head(&head.fields, edit, b"")
+    edit::head(&head.fields, edit, more.as_bytes())
 }
 
 /// A chunk of a body that is framed anew; nothing is no chunk, for that would be the last.
