@@ -555,7 +555,27 @@ mod tests {
             ),
             (
                 "credentials: [{destination: a.b, protocol: postgres}]".to_owned(),
-                "i.yaml:1:34: missing field `password`",
+                "i.yaml:1:15: `password` is missing: what to log in with",
+            ),
+            (
+                "credentials: [{destination: a.b, protocol: http}]".to_owned(),
+                "i.yaml:1:15: a credential for HTTP stands in one place: `bearer`",
+            ),
+            (
+                "credentials: [{destination: a.b, protocol: http, bearer: {env: A}, query: {name: k, value: {env: A}}}]".to_owned(),
+                "i.yaml:1:15: a credential for HTTP stands in one place: `bearer`",
+            ),
+            (
+                "credentials: [{destination: a.b, protocol: http, bearer: {env: A}, database: d}]".to_owned(),
+                "i.yaml:1:15: `database` is nothing that `protocol: http` has",
+            ),
+            (
+                "credentials: [{destination: a.b, protocol: http, header: {name: Host, value: {env: A}}}]".to_owned(),
+                "i.yaml:1:15: `host` says where a request ends or whom it is for",
+            ),
+            (
+                "credentials: [{destination: a.b, protocol: http, bearer: {env: A}, path: v1}]".to_owned(),
+                "i.yaml:1:15: `v1` is no path; `/v1/*` is",
             ),
             (entry("  password: s3cret\n"), "i.yaml:4:13: "),
         ] {

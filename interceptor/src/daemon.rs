@@ -118,6 +118,7 @@ pub fn serve(config: Config, remove_hooks: bool) -> Result<(), ServeError> {
     for problem in credentials.problems() {
         tracing::warn!("agents can't be logged in with {problem}");
     }
+    let has_credentials = credentials.are_for_http();
     let approvals = Approvals::new(
         journal.clone(),
         Reviewers::new(config.reviewers.clone()),
@@ -132,6 +133,7 @@ pub fn serve(config: Config, remove_hooks: bool) -> Result<(), ServeError> {
         credentials,
         postgres: Arc::new(postgres::Shared::new(config.limits.message_bytes)),
         http: Arc::new(http::Shared {
+            has_credentials,
             message_bytes_max: config.limits.message_bytes,
             recorded_bytes_max: config.limits.recorded_bytes,
         }),

@@ -10,7 +10,10 @@ use interceptor_tests::{
     run::{self, Outcome},
 };
 
-use crate::support::{ALLOW_ALL, cluster};
+use crate::{
+    support::{ALLOW_ALL, cluster},
+    tls::{curl, web},
+};
 
 /// The roles of the harness that have to prove their password, with how they do.
 const ROLES: [(&str, &str); 3] = [
@@ -229,4 +232,47 @@ fn a_secret_that_everybody_could_read_is_not_used() {
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
     let mended = log_in(&daemon, &database, "scram_user", None);
     assert!(mended.success().is_ok());
+}
+
+#[test]
+fn requests_carry_what_the_agent_does_not_hold() {
+    let web = web();
+    let daemon = Daemon::configured(ALLOW_ALL, |folder| {
+        let here = format!("destination: \"localhost:{}\", protocol: http", web.good);
+        let token = secret(folder, "token", "hunter2");
+        let stand_in = secret(folder, "stand-in", "stand-in");
+        format!(
+            "credentials:\n\
+             - {{{here}, path: /headers, bearer: {{file: {token}}}, placeholder: {{file: {stand_in}}}}}\n\
+             - {{{here}, path: \"/echo/*\", query: {{name: key, value: {{file: {token}}}}}}}\n{}",
+            web.configuration()
+        )
+    })
+    .unwrap();
+    for version in ["--http1.1", "--http2"] {
+        let ask = |path: &str, token: &str| {
+            let mut curl = curl(&daemon, "localhost", web.good);
+            let url = format!("https://localhost:{}{path}", web.good);
+            let token = format!("Authorization: Bearer {token}");
+            run::outcome(curl.args([version, "--header", &token, &url])).unwrap()
+        };
+        let seen = ask("/headers", "stand-in").stdout;
+        assert_eq!(seen, "||Bearer hunter2\n", "{version}");
+        let seen = ask("/headers", "stolen").stdout;
+        assert!(seen.contains("isn't the placeholder"), "{version}: {seen}");
+        let seen = ask("/echo/a?key=mine&x=y", "own").stdout;
+        let expected = format!("GET localhost:{} /echo/a?x=y&key=hunter2\n", web.good);
+        assert_eq!(seen, expected, "{version}");
+    }
+    let journal = daemon.journal().unwrap();
+    let credited: Vec<_> = journal
+        .of_kind("event")
+        .filter(|line| line.at("/name").and_then(|name| name.as_str()) == Some("http_credential"))
+        .map(|line| (detail(line, "credential"), detail(line, "error").is_empty()))
+        .collect();
+    assert_eq!(
+        credited,
+        [("1", true), ("1", false), ("2", true)].repeat(2),
+        "each use is on record"
+    );
 }

@@ -108,6 +108,10 @@ rules:
     match: {protocol: http, http: {path: /headers}}
     action: allow
     rewrite: {headers: {set: {X-Added: by-rule}, remove: [\"x-gone\", authorization]}}
+  - id: asked
+    match: {protocol: http, http: {path: \"/echo/{kind}/{id}\", captures: {kind: [users, team?]}}}
+    action: allow
+    rewrite: {query: {set: {limit: \"10\"}, remove: [all]}}
 ";
     let (web, daemon) = (web(), daemon(policy));
     for version in ["--http1.1", "--http2"] {
@@ -125,11 +129,23 @@ rules:
             outcome.stderr
         );
     }
+    for (path, expected) in [
+        ("/echo/users/1?all=1&x=y", "/echo/users/1?x=y&limit=10"),
+        ("/echo/teams/1", "/echo/teams/1?limit=10"),
+        ("/echo/keys/1?all=1", "/echo/keys/1?all=1"),
+    ] {
+        for version in ["--http1.1", "--http2"] {
+            let url = format!("https://localhost:{}{path}", web.good);
+            let seen = run::outcome(agent(&daemon, version).arg(url)).unwrap();
+            let expected = format!("GET localhost:{} {expected}\n", web.good);
+            assert_eq!(seen.stdout, expected, "{version}: {}", seen.stderr);
+        }
+    }
     let rewritten = records(&daemon)
         .iter()
         .filter(|record| record["name"] == "http_rewritten")
         .count();
-    assert_eq!(rewritten, 2);
+    assert_eq!(rewritten, 2 + 4);
 }
 
 #[test]

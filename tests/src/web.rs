@@ -94,7 +94,7 @@ impl Web {
         fs::write(
             folder.join("locations"),
             format!(
-                "root {0}/www; client_max_body_size 0; location /echo {{ default_type text/plain; return 200 \"$request_method $http_host $uri\\n\"; }} location /sink {{ proxy_pass http://127.0.0.1:{1}/echo; proxy_method GET; proxy_pass_request_body off; proxy_set_header Content-Length \"\"; }} location /headers {{ default_type text/plain; return 200 \"$http_x_added|$http_x_gone|$http_authorization\\n\"; }} location /who {{ default_type text/plain; return 200 \"$ssl_client_verify\\n\"; }} location /resumed {{ default_type text/plain; return 200 \"$ssl_session_reused\\n\"; }}\n",
+                "root {0}/www; client_max_body_size 0; location /echo {{ default_type text/plain; return 200 \"$request_method $http_host $request_uri\\n\"; }} location /sink {{ proxy_pass http://127.0.0.1:{1}/echo; proxy_method GET; proxy_pass_request_body off; proxy_set_header Content-Length \"\"; }} location /headers {{ default_type text/plain; return 200 \"$http_x_added|$http_x_gone|$http_authorization\\n\"; }} location /who {{ default_type text/plain; return 200 \"$ssl_client_verify\\n\"; }} location /resumed {{ default_type text/plain; return 200 \"$ssl_session_reused\\n\"; }}\n",
                 folder.display(),
                 port(0),
             ),

@@ -9,7 +9,7 @@ use std::fmt;
 use bytes::{Bytes, BytesMut};
 
 use crate::{
-    login::Login,
+    login::{Authorization, Login},
     operation::Operation,
     record::{Event, Timestamp},
     ruling::Ruling,
@@ -38,6 +38,14 @@ pub enum Step {
         user: String,
         /// The database that it wants to be in.
         database: String,
+    },
+    /// Say, with [`Decoder::authorize`], whether the configuration has a credential for requests of this
+    /// host and path; nothing goes on before.
+    Authorize {
+        /// The host that the request names.
+        host: Option<Box<str>>,
+        /// Its path.
+        path: Box<str>,
     },
     /// Send these bytes.
     Send(Peer, Bytes),
@@ -124,6 +132,11 @@ pub trait Decoder: Send {
     fn login(&mut self, login: Option<Login>) {
         // Only protocols that ask have something to do.
         let _ = login;
+    }
+
+    /// Answers [`Step::Authorize`]: what the request takes, or that it goes on as it is.
+    fn authorize(&mut self, authorization: Option<Authorization>) {
+        let _ = authorization;
     }
 
     /// Whether the client has begun something that it has to finish before long.

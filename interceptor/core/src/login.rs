@@ -30,6 +30,32 @@ pub struct Login {
     pub randomness: Randomness,
 }
 
+/// What proves an HTTP request's right, in the place of what the agent says.
+#[derive(Debug)]
+pub struct Authorization {
+    /// Which credential of the configuration this is, from 1: what records and errors call it.
+    pub credential: usize,
+    /// Where in a request it stands.
+    pub place: Place,
+    /// What stands there.
+    pub secret: Secret,
+    /// What the agent has to present in that place; without one it may present anything or nothing.
+    pub placeholder: Option<Secret>,
+}
+
+/// Where a request proves its right.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// `Authorization: Bearer …` (RFC 6750).
+    Bearer,
+    /// `Authorization: Basic …` (RFC 7617), as this user.
+    Basic(Box<str>),
+    /// A header field of this name, lower case.
+    Header(Box<str>),
+    /// A parameter of the query.
+    Query(Box<str>),
+}
+
 /// Random bytes that a login takes: never used twice, not predictable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Randomness {

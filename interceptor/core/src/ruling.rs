@@ -12,7 +12,7 @@ use crate::{
     mask::MaskPlan,
     operation::{
         Operation,
-        http::{Body, HeaderRewrite},
+        http::{Body, Rewrite},
     },
     origin::Origin,
     policy::{
@@ -62,7 +62,7 @@ pub enum TlsRuling {
 pub struct Permit {
     decision: Arc<Decision>,
     masks: Arc<MaskPlan>,
-    rewrite: Option<Arc<HeaderRewrite>>,
+    rewrite: Option<Arc<Rewrite>>,
 }
 
 /// An operation that waits for people. Only an approval turns it into a [`Permit`].
@@ -226,7 +226,7 @@ impl Permit {
 
     /// What has to be changed in the request.
     #[must_use]
-    pub const fn rewrite(&self) -> Option<&Arc<HeaderRewrite>> {
+    pub const fn rewrite(&self) -> Option<&Arc<Rewrite>> {
         self.rewrite.as_ref()
     }
 

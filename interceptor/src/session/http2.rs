@@ -16,9 +16,13 @@ use interceptor_core::{
         MaskPlan,
         body::{BodyMasker, Unmaskable},
     },
-    operation::http::{Body, Fields, HeaderRewrite},
+    operation::{
+        attribute,
+        http::{Body, Fields, HttpRequest, Rewrite},
+    },
     protocol::http::{
         Context, Malformed, Shared, answer,
+        change::Changes,
         describe::{self, Asked, Described},
         recorder::Recorder,
         refuse::Problem,
@@ -250,13 +254,15 @@ impl Connection<'_> {
             };
             match ruling {
                 Ruling::Permit(permit) => {
-                    if let Some(rewrite) = permit.rewrite() {
-                        rewritten(&mut parts.headers, rewrite);
-                        let detail = [
-                            ("operation", number.to_string()),
-                            ("headers", rewrite.summary()),
-                        ];
-                        self.record(Event::notice("http_rewritten", detail)).await?;
+                    let rewrite = permit.rewrite().map(|rewrite| &**rewrite);
+                    let changed = self
+                        .change(&mut parts, &described, &fields, rewrite, number)
+                        .await?;
+                    if let Err(problem) = changed {
+                        let mut recorder = self.recorder(number, Speaker::Upstream);
+                        recorder.content(problem.body());
+                        say(respond, &problem, with_body)?;
+                        return self.end(recorder, ResponseStatus::Refused).await;
                     }
                     break (number, permit.masks().clone());
                 }
@@ -448,6 +454,59 @@ impl Connection<'_> {
         )
     }
 
+    /// Changes a request as a rule wants it, and gives it the credential that it takes; or says why it
+    /// can't go.
+    async fn change(
+        &self,
+        parts: &mut request::Parts,
+        described: &Described,
+        fields: &Fields,
+        rewrite: Option<&Rewrite>,
+        number: u64,
+    ) -> Result<Result<(), Problem>, Broken> {
+        let attributes = &described.description.attributes;
+        let path = attributes
+            .get(attribute::HTTP_PATH)
+            // Behind another host's back it is given to nobody.
+            .filter(|_| !attributes.contains_key(attribute::HTTP_FRONTING));
+        let authorization = match path {
+            Some(path) if self.shared.has_credentials => {
+                let mut session = self.session.lock().await;
+                let host = attributes.get(attribute::HTTP_HOST);
+                let found = session.authorization(host.map(|host| &**host), path).await;
+                if session.stopped {
+                    return Err(Broken::Unrecorded);
+                }
+                match found {
+                    Ok(authorization) => authorization,
+                    Err(failure) => return Ok(Err(Problem::upstream(&failure.to_string()))),
+                }
+            }
+            _ => None,
+        };
+        if authorization.is_none() && rewrite.is_none() {
+            return Ok(Ok(()));
+        }
+        let request = HttpRequest {
+            fields: fields.clone(),
+            query: described.query.clone(),
+            body: Body::None,
+        };
+        let changes = match Changes::new(&request, rewrite, authorization.as_ref()) {
+            Ok(changes) => changes,
+            Err(mismatch) => {
+                let credential = authorization.map_or(0, |found| found.credential);
+                self.record(mismatch.event(number, credential)).await?;
+                return Ok(Err(mismatch.problem(credential)));
+            }
+        };
+        for event in changes.events(number, authorization.as_ref()) {
+            self.record(event).await?;
+        }
+        Ok(apply(&changes, parts)
+            .ok_or_else(|| Problem::upstream("what interceptor adds to the request can't be sent")))
+    }
+
     /// Collects a body of which all is needed.
     async fn gather(&self, from: &mut RecvStream) -> Result<(Bytes, Option<HeaderMap>), Broken> {
         let mut body = BytesMut::new();
@@ -577,23 +636,31 @@ impl Connection<'_> {
     }
 }
 
-/// Changes fields as a rule wants it.
-fn rewritten(headers: &mut HeaderMap, rewrite: &HeaderRewrite) {
+/// Makes `changes`; `None` where one can't be sent, which no configuration that was loaded leads to.
+fn apply(changes: &Changes<'_>, parts: &mut request::Parts) -> Option<()> {
+    let headers = &mut parts.headers;
     let replaced: Vec<_> = headers
         .keys()
-        .filter(|name| rewrite.replaces(name.as_str().as_bytes()))
+        .filter(|name| changes.replace(name.as_str().as_bytes()))
         .cloned()
         .collect();
     for name in replaced {
         headers.remove(name);
     }
-    for (name, value) in &rewrite.set {
-        let name = header::HeaderName::from_bytes(name.as_bytes());
-        // A policy with others isn't loaded.
-        if let (Ok(name), Ok(value)) = (name, header::HeaderValue::from_str(value)) {
-            headers.insert(name, value);
-        }
+    for (name, value, is_secret) in changes.added() {
+        let name = header::HeaderName::from_bytes(name.as_bytes()).ok()?;
+        let mut value = header::HeaderValue::from_bytes(value).ok()?;
+        // Kept out of the table that compression looks back at (RFC 7541, section 7.1.3).
+        value.set_sensitive(is_secret);
+        headers.insert(name, value);
     }
+    let target = parts.uri.path_and_query().map_or("", |path| path.as_str());
+    if let Some(target) = changes.target(target.as_bytes()) {
+        let mut uri = std::mem::take(&mut parts.uri).into_parts();
+        uri.path_and_query = Some(http::uri::PathAndQuery::from_maybe_shared(target).ok()?);
+        parts.uri = http::Uri::from_parts(uri).ok()?;
+    }
+    Some(())
 }
 
 fn client_error(error: &h2::Error) -> Broken {

@@ -15,7 +15,7 @@ use bytes::{Bytes, BytesMut};
 use interceptor_core::{
     decoder::{Closing, Decoder, Failure, Peer, Step},
     limits,
-    login::Login,
+    login::{Authorization, Login},
     operation::{Operation, Protocol, attribute},
     origin::Origin,
     protocol::{
@@ -36,7 +36,7 @@ use crate::{
     approval::{Approvals, Outcome, Pending, Request},
     cancellations::{Cancellable, Cancellations},
     clock::now,
-    credentials::{Credentials, Wanted},
+    credentials::{Credentials, LoginError, Wanted},
     journal::Journal,
     leg::{Leg, Queue},
     policies::Policies,
@@ -314,7 +314,10 @@ impl Session {
                 }
                 // Without a server nothing gets so far.
                 Step::Cancellable(_) | Step::Cancel(_) | Step::Finish(_) | Step::StartTls => {}
-                Step::Propose(_) | Step::Login { .. } | Step::Send(Peer::Upstream, _) => {
+                Step::Propose(_)
+                | Step::Login { .. }
+                | Step::Authorize { .. }
+                | Step::Send(Peer::Upstream, _) => {
                     decoder.fail(failure);
                 }
             }
@@ -376,6 +379,12 @@ impl Session {
                     Step::Login { user, database } => {
                         match self.credential(&user, &database).await {
                             Ok(login) => decoder.login(login),
+                            Err(failure) => decoder.fail(&failure),
+                        }
+                    }
+                    Step::Authorize { host, path } => {
+                        match self.authorization(host.as_deref(), &path).await {
+                            Ok(authorization) => decoder.authorize(authorization),
                             Err(failure) => decoder.fail(&failure),
                         }
                     }
@@ -534,23 +543,51 @@ impl Session {
         match found {
             Ok(login) => Ok(login),
             Err(error) => {
-                let credential = error.credential;
-                tracing::error!(session = %self.id, %error, "an agent can't be logged in");
-                let notice = Event::notice(
-                    "postgres_login",
-                    [
-                        ("credential", credential.to_string()),
-                        ("user", user.to_owned()),
-                        ("database", database.to_owned()),
-                        ("error", error.to_string()),
-                    ],
-                );
-                self.record(notice).await;
-                Err(Failure::NoSecret(format!(
-                    "credential {credential}, which logs in here, can't be used now"
-                )))
+                let whose = [("user", user.to_owned()), ("database", database.to_owned())];
+                Err(self.no_secret("postgres_login", whose, &error).await)
             }
         }
+    }
+
+    /// What a request for `path` of `host` proves its right with, in the agent's place.
+    async fn authorization(
+        &mut self,
+        host: Option<&str>,
+        path: &str,
+    ) -> Result<Option<Authorization>, Failure> {
+        // As for logins: who isn't proved to be that host has no name.
+        let host = host.filter(|_| self.is_secure);
+        let destination = self.origin.destination;
+        let credentials = &self.services.credentials;
+        let found = credentials.authorization(destination, host, self.is_secure, path);
+        let found = found.await;
+        self.now = now();
+        match found {
+            Ok(authorization) => Ok(authorization),
+            Err(error) => {
+                let operation = [("operation", self.operations.to_string())];
+                Err(self.no_secret("http_credential", operation, &error).await)
+            }
+        }
+    }
+
+    /// Has it on record that a credential can't be used.
+    async fn no_secret<const N: usize>(
+        &mut self,
+        event: &'static str,
+        detail: [(&'static str, String); N],
+        error: &LoginError,
+    ) -> Failure {
+        let credential = error.credential;
+        tracing::error!(session = %self.id, %error, "an agent can't be logged in");
+        let detail = detail.into_iter().chain([
+            ("credential", credential.to_string()),
+            ("error", error.to_string()),
+        ]);
+        self.record(Event::notice(event, detail)).await;
+        Failure::NoSecret(format!(
+            "credential {credential}, which logs in here, can't be used now"
+        ))
     }
 
     /// Has `operation` judged, and the ruling recorded before it takes effect.

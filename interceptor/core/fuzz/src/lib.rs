@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, net::SocketAddr, str::FromStr, sync::Arc};
 use bytes::{Bytes, BytesMut};
 use interceptor_core::{
     decoder::{Decoder, Peer, Step},
-    login::{Login, Randomness, Secret},
+    login::{Authorization, Login, Place, Randomness, Secret},
     mask::{Pattern, PatternMask, Patterns},
     operation::{Effects, Operation},
     origin::{Agent, Destination, Origin, Process},
@@ -55,6 +55,7 @@ pub fn session(data: &[u8]) {
 /// An HTTP/1 connection, in the same pieces. Only what reads is released.
 pub fn http(data: &[u8]) {
     let shared = http::Shared {
+        has_credentials: data.len().is_multiple_of(3),
         message_bytes_max: MESSAGE_BYTES_MAX,
         recorded_bytes_max: 64,
     };
@@ -164,6 +165,19 @@ fn take_steps(decoder: &mut dyn Decoder, judge: &mut Judge) -> bool {
             Step::StartTls => decoder.secured(),
             Step::Propose(operation) => decoder.rule(rule(judge, &operation), NOW),
             Step::Login { .. } => decoder.login(None),
+            Step::Authorize { path, .. } => decoder.authorize(Some(Authorization {
+                credential: 1,
+                place: match path.len() % 3 {
+                    0 => Place::Bearer,
+                    1 => Place::Basic("u".into()),
+                    _ => Place::Query("k".into()),
+                },
+                secret: Secret::new(PASSWORD.as_bytes().to_vec()),
+                placeholder: path
+                    .len()
+                    .is_multiple_of(2)
+                    .then(|| Secret::new(b"p".to_vec())),
+            })),
             _ => {}
         }
     }

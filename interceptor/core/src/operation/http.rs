@@ -78,51 +78,61 @@ pub struct HttpRequest {
     pub body: Body,
 }
 
-/// Header fields of a request that a rule changes before it goes on.
+/// Parts of a request that a rule changes before it goes on.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct HeaderRewrite {
-    /// Names, lower case, and the values they get; whatever a request has under them is left out.
+pub struct Rewrite {
+    /// Header fields; names in lower case.
+    pub headers: Change,
+    /// Parameters of the query.
+    pub query: Change,
+}
+
+/// Named values that are set or left out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Change {
+    /// Names and the values they get; whatever a request has under them is left out.
     pub set: Vec<(Box<str>, Box<str>)>,
-    /// Names that are left out, lower case.
+    /// Names that are left out.
     pub remove: Vec<Glob>,
 }
 
-impl HeaderRewrite {
-    /// Whether a field of this name doesn't go on as it is.
+impl Change {
+    /// Whether what has this name doesn't go on as it is.
     #[must_use]
-    pub fn replaces(&self, name: &[u8]) -> bool {
-        let name = String::from_utf8_lossy(name).to_ascii_lowercase();
+    pub fn replaces(&self, name: &str) -> bool {
         self.set.iter().any(|(known, _)| **known == *name)
-            || self.remove.iter().any(|glob| glob.matches(&name))
+            || self.remove.iter().any(|glob| glob.matches(name))
     }
 
-    /// Whether no rule may change a field of this name: it says where the request ends, or whom it is for.
-    #[must_use]
-    pub fn is_reserved(name: &str) -> bool {
-        matches!(
-            name,
-            "host"
-                | "content-length"
-                | "transfer-encoding"
-                | "connection"
-                | "upgrade"
-                | "te"
-                | "trailer"
-                | "expect"
-                | "keep-alive"
-                | "proxy-connection"
-        ) || name.starts_with(':')
+    fn summary<'a>(&'a self, what: &'a str) -> impl Iterator<Item = String> + 'a {
+        let set = self.set.iter();
+        let set = set.map(move |(name, _)| format!("set {what} {name}"));
+        let removed = self.remove.iter();
+        set.chain(removed.map(move |glob| format!("removed {what} {}", glob.as_str())))
     }
+}
+
+impl Rewrite {
+    /// Names of fields that no rule may change: they say where the request ends, or whom it is for.
+    pub const RESERVED: [&str; 10] = [
+        "host",
+        "content-length",
+        "transfer-encoding",
+        "connection",
+        "upgrade",
+        "te",
+        "trailer",
+        "expect",
+        "keep-alive",
+        "proxy-connection",
+    ];
 
     /// What it does, in a line for the record: names only.
     #[must_use]
     pub fn summary(&self) -> String {
-        let set = self.set.iter().map(|(name, _)| format!("set {name}"));
-        let removed = self
-            .remove
-            .iter()
-            .map(|glob| format!("removed {}", glob.as_str()));
-        set.chain(removed).collect::<Vec<_>>().join(", ")
+        let headers = self.headers.summary("header");
+        let all: Vec<_> = headers.chain(self.query.summary("query")).collect();
+        all.join(", ")
     }
 }
 
@@ -193,4 +203,16 @@ pub fn percent_decoded(text: &[u8], form: bool) -> Vec<u8> {
         }
     }
     out
+}
+
+/// `text` as it stands in a query: everything but unreserved characters (RFC 3986, section 2.3) is
+/// percent-encoded.
+pub fn percent_encode(text: &[u8], out: &mut Vec<u8>) {
+    for byte in text {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
+            out.push(*byte);
+        } else {
+            out.extend_from_slice(format!("%{byte:02X}").as_bytes());
+        }
+    }
 }

@@ -50,6 +50,10 @@ impl fmt::Display for Protocol {
 pub mod attribute {
     /// The host that an HTTP request is for, lower case, without a port: what the request claims.
     pub const HTTP_HOST: &str = "http.host";
+    /// The path of an HTTP request, as every server understands it.
+    pub const HTTP_PATH: &str = "http.path";
+    /// Why an HTTP request isn't for the server that its connection was made to.
+    pub const HTTP_FRONTING: &str = "http.fronting";
 }
 
 bitflags::bitflags! {

@@ -1,6 +1,12 @@
 //! From specifications to rules: every name known, every rule able to match.
 
-use std::{collections::HashMap, net::IpAddr, ops::RangeInclusive, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    ops::RangeInclusive,
+    sync::Arc,
+    time::Duration,
+};
 
 use regex::bytes::Regex;
 use serde_saphyr::{Location, Spanned};
@@ -9,7 +15,7 @@ use super::{
     decision::HoldTerms,
     error::{Problem, unknown},
     file::{
-        ActionSpec, DurabilitySpec, File, HeadersSpec, HttpSpec, MaskSpec, MatchSpec, OneOrMany,
+        ActionSpec, ChangeSpec, DurabilitySpec, File, HttpSpec, MaskSpec, MatchSpec, OneOrMany,
         Ports, ReviewersSpec, RewriteSpec, RuleSpec, TlsSpec,
     },
     http::{HttpMatch, JsonPath, PathPattern},
@@ -23,7 +29,10 @@ use crate::{
         ColumnMask, MaskKind, Pattern, PatternMask,
         body::{JsonPath as JsonMaskPath, KeyMask, PathMask},
     },
-    operation::{Effects, Protocol, ResourceKind, Touch, http::HeaderRewrite},
+    operation::{
+        Effects, Protocol, ResourceKind, Touch,
+        http::{Change, Rewrite},
+    },
 };
 
 /// How long a held operation waits where its rule doesn't say.
@@ -244,10 +253,23 @@ impl Compiler {
             headers: pairs(&spec.headers),
             ..HttpMatch::default()
         };
-        if let Some(paths) = &spec.path {
+        let paths = spec.path.as_ref().map(OneOrMany::texts);
+        let captures: BTreeMap<_, _> = spec
+            .captures
+            .iter()
+            .map(|(name, globs)| (name.clone(), globs.texts()))
+            .collect();
+        for name in captures.keys() {
+            let mut paths = paths.iter().flatten();
+            if !paths.any(|path| PathPattern::names(path, name)) {
+                let what = format!("no path of this rule has a segment `{{{name}}}`");
+                self.problem(file, place, what);
+            }
+        }
+        if let Some(paths) = paths {
             let mut patterns = Vec::new();
-            for text in paths.texts() {
-                match PathPattern::new(&text) {
+            for text in paths {
+                match PathPattern::new(&text, &captures) {
                     Ok(pattern) => patterns.push(pattern),
                     Err(what) => self.problem(file, place, what),
                 }
@@ -280,20 +302,14 @@ impl Compiler {
         found
     }
 
-    fn rewrite(
-        &mut self,
-        file: &str,
-        spec: &Spanned<RewriteSpec>,
-        action: ActionSpec,
-    ) -> HeaderRewrite {
+    fn rewrite(&mut self, file: &str, spec: &Spanned<RewriteSpec>, action: ActionSpec) -> Rewrite {
         let place = spec.referenced;
-        let HeadersSpec { set, remove } = &spec.value.headers;
         if action != ActionSpec::Allow {
             self.problem(file, place, "only what a rule allows can be rewritten: what people agree to goes on as they saw it");
         }
-        let mut out = HeaderRewrite::default();
-        for (name, value) in set {
-            let lower = name.to_ascii_lowercase();
+        let RewriteSpec { headers, query } = &spec.value;
+        let headers = change(headers, str::to_ascii_lowercase);
+        for (name, value) in &headers.set {
             let is_name = !name.is_empty()
                 && name
                     .bytes()
@@ -301,7 +317,7 @@ impl Compiler {
             let is_value = value
                 .bytes()
                 .all(|byte| matches!(byte, b' '..=b'~' | b'\t'));
-            if HeaderRewrite::is_reserved(&lower) {
+            if Rewrite::RESERVED.contains(&&**name) {
                 let what = format!(
                     "`{name}` says where a request ends or whom it is for; no rule changes it"
                 );
@@ -310,29 +326,18 @@ impl Compiler {
                 let what = format!("`{name}` with that value is no header field");
                 self.problem(file, place, what);
             }
-            out.set.push((lower.into(), value.as_str().into()));
         }
-        for name in remove {
-            let glob = Glob::new(&name.to_ascii_lowercase());
-            if HeaderRewrite::is_reserved(name)
-                || [
-                    "host",
-                    "content-length",
-                    "transfer-encoding",
-                    "connection",
-                    "expect",
-                ]
-                .iter()
-                .any(|known| glob.matches(known))
-            {
+        for glob in &headers.remove {
+            if Rewrite::RESERVED.iter().any(|name| glob.matches(name)) {
                 let what = format!(
-                    "`{name}` would remove what says where a request ends or whom it is for"
+                    "`{}` would remove what says where a request ends or whom it is for",
+                    glob.as_str()
                 );
                 self.problem(file, place, what);
             }
-            out.remove.push(glob);
         }
-        out
+        let query = change(query, str::to_owned);
+        Rewrite { headers, query }
     }
 
     fn names(&mut self, file: &str, matches: &MatchSpec) -> Option<Vec<Glob>> {
@@ -776,6 +781,17 @@ fn minute(text: &str) -> Option<u16> {
     let (hour, minute) = text.trim().split_once(':')?;
     let (hour, minute): (u16, u16) = (hour.parse().ok()?, minute.parse().ok()?);
     (hour < 24 && minute < 60 || (hour, minute) == (24, 0)).then_some(hour * 60 + minute)
+}
+
+fn change(spec: &ChangeSpec, named: fn(&str) -> String) -> Change {
+    let set = spec.set.iter();
+    let remove = spec.remove.iter();
+    Change {
+        set: set
+            .map(|(name, value)| (named(name).into(), value.as_str().into()))
+            .collect(),
+        remove: remove.map(|name| Glob::new(&named(name))).collect(),
+    }
 }
 
 /// `512`, `64KiB`, `10MiB`, `1GiB`.

@@ -77,12 +77,15 @@ pub(super) enum TlsSpec {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RewriteSpec {
-    pub(super) headers: HeadersSpec,
+    #[serde(default)]
+    pub(super) headers: ChangeSpec,
+    #[serde(default)]
+    pub(super) query: ChangeSpec,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct HeadersSpec {
+pub(super) struct ChangeSpec {
     #[serde(default)]
     pub(super) set: BTreeMap<String, String>,
     #[serde(default, deserialize_with = "listed")]
@@ -133,6 +136,9 @@ pub(super) struct MatchSpec {
 pub(super) struct HttpSpec {
     #[serde(default, deserialize_with = "given")]
     pub(super) path: Option<OneOrMany>,
+    /// What `{name}` in a path has to be.
+    #[serde(default)]
+    pub(super) captures: BTreeMap<String, OneOrMany>,
     #[serde(default)]
     pub(super) query: BTreeMap<String, String>,
     #[serde(default)]

@@ -1,6 +1,6 @@
 //! What a rule can ask of an HTTP request, apart from its method and host.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use regex::Regex;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -8,7 +8,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use crate::{
     glob::Glob,
     operation::{
-        Operation,
+        Operation, attribute,
         http::{Body, HttpRequest},
     },
 };
@@ -25,12 +25,16 @@ pub(super) struct HttpMatch {
     pub(super) larger_than: Option<u64>,
 }
 
-/// A path: `*` stands for any text, `{name}` for one segment.
+/// A path: `*` stands for any text, `{name}` for one segment, which is further limited by what the rule says
+/// of that name.
 #[derive(Debug)]
 pub(super) struct PathPattern(Regex);
 
 impl PathPattern {
-    pub(super) fn new(pattern: &str) -> Result<Self, String> {
+    pub(super) fn new(
+        pattern: &str,
+        captures: &BTreeMap<String, Vec<String>>,
+    ) -> Result<Self, String> {
         if !pattern.starts_with('/') && !pattern.starts_with('*') {
             return Err(format!(
                 "`{pattern}` is no path; `/v1/users/{{id}}` and `/docs/*` are"
@@ -48,7 +52,15 @@ impl PathPattern {
                     if name.is_empty() || !name.bytes().all(fits) {
                         return Err(format!("`{pattern}`: a segment is named like `{{id}}`"));
                     }
-                    expression.push_str("[^/]+");
+                    match captures.get(name) {
+                        // Part of the expression rather than asked of what it captured: whatever way there
+                        // is to read the path so is found.
+                        Some(globs) => {
+                            let globs: Vec<_> = globs.iter().map(|glob| segment(glob)).collect();
+                            expression.push_str(&format!("(?:{})", globs.join("|")));
+                        }
+                        None => expression.push_str("[^/]+"),
+                    }
                     rest = after;
                 }
                 other => expression.push_str(&regex::escape(other.encode_utf8(&mut [0; 4]))),
@@ -63,6 +75,21 @@ impl PathPattern {
     fn matches(&self, path: &str) -> bool {
         self.0.is_match(path)
     }
+
+    /// Whether `pattern` has a segment called `name`.
+    pub(super) fn names(pattern: &str, name: &str) -> bool {
+        pattern.contains(&format!("{{{name}}}"))
+    }
+}
+
+/// What a glob for one segment of a path is as an expression.
+fn segment(glob: &str) -> String {
+    let parts = glob.chars().map(|character| match character {
+        '*' => "[^/]*".to_owned(),
+        '?' => "[^/]".to_owned(),
+        other => regex::escape(other.encode_utf8(&mut [0; 4])),
+    });
+    parts.collect()
 }
 
 impl HttpMatch {
@@ -82,7 +109,7 @@ impl HttpMatch {
 
     /// Whether all but the body is as it has to be.
     pub(super) fn matches_head(&self, operation: &Operation) -> bool {
-        let path = operation.description.attributes.get("http.path");
+        let path = operation.description.attributes.get(attribute::HTTP_PATH);
         let Some(request) = &operation.http else {
             return false;
         };

@@ -18,7 +18,7 @@ use crate::{
         body::{KeyMask, PathMask},
     },
     operation::{
-        Effects, Operation, Protocol, Resource, ResourceKind, Touch, attribute, http::HeaderRewrite,
+        Effects, Operation, Protocol, Resource, ResourceKind, Touch, attribute, http::Rewrite,
     },
     origin::Origin,
     record::Timestamp,
@@ -44,7 +44,7 @@ pub(super) struct Rule {
     pub(super) columns: Vec<ColumnMask>,
     pub(super) patterns: Vec<PatternMask>,
     pub(super) web: WebMasks,
-    pub(super) rewrite: Option<Arc<HeaderRewrite>>,
+    pub(super) rewrite: Option<Arc<Rewrite>>,
     pub(super) enforced: bool,
     pub(super) strict: Option<bool>,
 }

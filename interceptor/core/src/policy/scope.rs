@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     mask::{MaskPlan, Patterns, body::BodyPlan},
-    operation::{Description, Effects, Operation, Protocol, http::HeaderRewrite},
+    operation::{Description, Effects, Operation, Protocol, http::Rewrite},
     origin::Origin,
     record::Timestamp,
 };
@@ -49,7 +49,7 @@ pub struct Evaluated {
     /// What to mask in the response.
     pub masks: Arc<MaskPlan>,
     /// What to change in the request.
-    pub rewrite: Option<Arc<HeaderRewrite>>,
+    pub rewrite: Option<Arc<Rewrite>>,
 }
 
 /// What is masked in one protocol, and by which rules.

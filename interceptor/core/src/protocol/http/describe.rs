@@ -102,7 +102,7 @@ pub fn describe(asked: &Asked<'_>, context: &Context) -> Result<Described, Malfo
     let scheme = if context.secure { "https" } else { "http" };
     attributes.insert("http.scheme".into(), scheme.into());
     if let Some(path) = &path {
-        attributes.insert("http.path".into(), path.as_str().into());
+        attributes.insert(attribute::HTTP_PATH.into(), path.as_str().into());
     }
     if let Some(upgrade) = &upgrade {
         attributes.insert("http.upgrade".into(), upgrade.clone());
@@ -110,7 +110,7 @@ pub fn describe(asked: &Asked<'_>, context: &Context) -> Result<Described, Malfo
     if let Some(host) = &host {
         if let Some(why) = context.is_fronted(host) {
             effects |= Effects::UNCLASSIFIED;
-            attributes.insert("http.fronting".into(), why.into());
+            attributes.insert(attribute::HTTP_FRONTING.into(), why.into());
         }
         attributes.insert(attribute::HTTP_HOST.into(), host.as_str().into());
     }

@@ -1,5 +1,7 @@
 //! Heads that go on with some fields changed: all others byte for byte, in their order.
 
+use std::ops::Range;
+
 use bytes::{Bytes, BytesMut};
 
 use crate::operation::http::Fields;
@@ -18,17 +20,32 @@ pub(super) enum Edit {
 /// The head of `fields` with each changed as `edit` says by name and value, and the lines `more` at its
 /// end.
 pub(super) fn head(fields: &Fields, edit: impl Fn(&[u8], &[u8]) -> Edit, more: &[u8]) -> Bytes {
+    head_for(fields, None, edit, more)
+}
+
+/// The same, with something else in the place of the target.
+pub(super) fn head_for(
+    fields: &Fields,
+    target: Option<(&Range<usize>, &[u8])>,
+    edit: impl Fn(&[u8], &[u8]) -> Edit,
+    more: &[u8],
+) -> Bytes {
     let raw = fields.raw();
     let edits: Vec<Edit> = fields
         .iter()
         .map(|(name, value)| edit(name, value))
         .collect();
-    if more.is_empty() && edits.iter().all(|edit| *edit == Edit::Keep) {
+    if target.is_none() && more.is_empty() && edits.iter().all(|edit| *edit == Edit::Keep) {
         return raw.clone();
     }
     let mut out = BytesMut::with_capacity(raw.len() + more.len());
     let mut done = 0;
     let upto = |from: usize, to: usize| raw.get(from..to).unwrap_or_default();
+    if let Some((place, target)) = target {
+        out.extend_from_slice(upto(done, place.start));
+        out.extend_from_slice(target);
+        done = place.end;
+    }
     for (edit, (name, value)) in edits.into_iter().zip(fields.places()) {
         match edit {
             Edit::Keep => {}

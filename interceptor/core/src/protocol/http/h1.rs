@@ -6,6 +6,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::{
     Shared, answer,
+    change::Changes,
     describe::{self, Asked, Context, Described},
     edit::{self, Edit},
     framing::{Body, Framing, Piece, is_token},
@@ -16,11 +17,12 @@ use super::{
 use crate::{
     decoder::{Closing, Decoder, Failure, Peer, Step},
     limits,
+    login::Authorization,
     mask::{
         MaskPlan,
         body::{BodyMasker, Unmaskable},
     },
-    operation::http,
+    operation::{attribute, http},
     record::{Event, ResponseStatus, Speaker, Timestamp},
     ruling::{Cause, Permit, Refusal, Ruling},
 };
@@ -53,6 +55,8 @@ enum Stage {
     Gathering(Box<Pending>),
     /// A decision is being made.
     Proposed(Box<Pending>),
+    /// It is allowed, and the credential that it takes is looked for.
+    Authorizing(Box<(Pending, Permit)>),
     /// It was released.
     Running(Box<Exchange>),
     /// What is left of a refused request is read and dropped.
@@ -319,7 +323,7 @@ impl Http1 {
                 self.record(event);
                 Ok(true)
             }
-            Stage::Proposed(_) | Stage::Closed => Ok(false),
+            Stage::Proposed(_) | Stage::Authorizing(_) | Stage::Closed => Ok(false),
         }
     }
 
@@ -434,7 +438,46 @@ impl Http1 {
         self.steps.push_back(Step::Propose(operation));
     }
 
-    fn permitted(&mut self, pending: Box<Pending>, permit: &Permit) {
+    /// Asks for the credential that a request takes, where there may be one.
+    fn credit(&mut self, pending: Pending, permit: Permit) {
+        let attribute = |name| pending.described.description.attributes.get(name).cloned();
+        // Behind another host's back it is given to nobody.
+        let is_fronted = attribute(attribute::HTTP_FRONTING).is_some();
+        match attribute(attribute::HTTP_PATH) {
+            Some(path) if self.shared.has_credentials && !is_fronted => {
+                let host = attribute(attribute::HTTP_HOST);
+                self.stage = Stage::Authorizing(Box::new((pending, permit)));
+                self.steps.push_back(Step::Authorize { host, path });
+            }
+            _ => self.permitted(pending, &permit, None),
+        }
+    }
+
+    fn permitted(
+        &mut self,
+        pending: Pending,
+        permit: &Permit,
+        authorization: Option<&Authorization>,
+    ) {
+        let number = self.operations;
+        let request = http::HttpRequest {
+            fields: pending.head.fields.clone(),
+            query: pending.described.query.clone(),
+            body: http::Body::None,
+        };
+        let rewrite = permit.rewrite().map(|rewrite| &**rewrite);
+        let changes = match Changes::new(&request, rewrite, authorization) {
+            Ok(changes) => changes,
+            Err(mismatch) => {
+                let credential = authorization.map_or(0, |found| found.credential);
+                self.record(Some(mismatch.event(number, credential)));
+                let problem = mismatch.problem(credential);
+                return self.answer_instead(Box::new(pending), &problem);
+            }
+        };
+        for event in changes.events(number, authorization) {
+            self.record(Some(event));
+        }
         let Pending {
             head,
             described,
@@ -443,20 +486,11 @@ impl Http1 {
             needed,
             expects_continue,
             ..
-        } = *pending;
-        let number = self.operations;
+        } = pending;
         let limit = self.shared.recorded_bytes_max;
         let raw = head.fields.raw().clone();
         let keep_alive = keeps_alive(head.minor, &head.fields);
-        let rewrite = permit.rewrite().map(|rewrite| &**rewrite);
-        let outgoing = outgoing(&head, &described, needed && expects_continue, rewrite);
-        self.record(rewrite.map(|rewrite| {
-            let detail = [
-                ("operation", number.to_string()),
-                ("headers", rewrite.summary()),
-            ];
-            Event::notice("http_rewritten", detail)
-        }));
+        let outgoing = outgoing(&head, &described, needed && expects_continue, &changes);
         self.send(Peer::Upstream, outgoing);
         self.send(Peer::Upstream, framed.freeze());
         self.stage = Stage::Running(Box::new(Exchange {
@@ -473,9 +507,13 @@ impl Http1 {
     }
 
     fn refused(&mut self, pending: Box<Pending>, refusal: &Refusal) {
+        self.answer_instead(pending, &Problem::refused(refusal));
+    }
+
+    /// Answers a request that doesn't go on.
+    fn answer_instead(&mut self, pending: Box<Pending>, problem: &Problem) {
         let raw = pending.head.fields.raw();
         let with_body = raw.get(pending.head.method.clone()) != Some(b"HEAD");
-        let problem = Problem::refused(refusal);
         let mut record = Recorder::new(self.operations, Speaker::Upstream, self.now, u64::MAX);
         record.content(problem.body());
         let keep_alive = keeps_alive(pending.head.minor, &pending.head.fields)
@@ -853,7 +891,7 @@ impl Decoder for Http1 {
             Failure::Unrecorded => Problem::unrecorded(),
         };
         let answer = match &self.stage {
-            Stage::Idle | Stage::Gathering(_) | Stage::Proposed(_) => true,
+            Stage::Idle | Stage::Gathering(_) | Stage::Proposed(_) | Stage::Authorizing(_) => true,
             Stage::Running(exchange) => matches!(exchange.response, Response::Head),
             Stage::Discarding { .. } | Stage::Tunnel(_) | Stage::Closed => false,
         };
@@ -884,7 +922,7 @@ impl Decoder for Http1 {
                 self.operations += 1;
                 match pending.is_unmaskable(&permit) {
                     Some(refusal) => self.refused(pending, &refusal),
-                    None => self.permitted(pending, &permit),
+                    None => self.credit(*pending, permit),
                 }
             }
             Ruling::Refuse(refusal) => {
@@ -898,6 +936,13 @@ impl Decoder for Http1 {
                 }
                 self.stage = Stage::Gathering(pending);
             }
+        }
+    }
+
+    fn authorize(&mut self, authorization: Option<Authorization>) {
+        if let Stage::Authorizing(waiting) = std::mem::replace(&mut self.stage, Stage::Idle) {
+            let (pending, permit) = *waiting;
+            self.permitted(pending, &permit, authorization.as_ref());
         }
     }
 
@@ -995,7 +1040,7 @@ fn outgoing(
     head: &RequestHead,
     described: &Described,
     answered_continue: bool,
-    rewrite: Option<&http::HeaderRewrite>,
+    changes: &Changes<'_>,
 ) -> Bytes {
     let dropped = |name: &[u8]| {
         // WebSocket's compression would hide the messages.
@@ -1005,13 +1050,15 @@ fn outgoing(
                 && (name.eq_ignore_ascii_case(b"upgrade") || name.eq_ignore_ascii_case(b"http2-settings"))
             // We have said it already.
             || answered_continue && name.eq_ignore_ascii_case(b"expect")
-            || rewrite.is_some_and(|rewrite| rewrite.replaces(name))
+            || changes.replace(name)
     };
-    let set = rewrite.map_or(&[][..], |rewrite| &rewrite.set);
-    let more: String = set
-        .iter()
-        .map(|(name, value)| format!("{name}: {value}\r\n"))
-        .collect();
+    let mut more = Vec::new();
+    for (name, value, _) in changes.added() {
+        more.extend_from_slice(&[name.as_bytes(), b": ", value, b"\r\n"].concat());
+    }
+    let target = head.fields.raw().get(head.target.clone());
+    let target = changes.target(target.unwrap_or_default());
+    let target = target.as_deref().map(|target| (&head.target, target));
     let edit = |name: &[u8], _: &[u8]| {
         if dropped(name) {
             Edit::Drop
@@ -1019,7 +1066,7 @@ fn outgoing(
             Edit::Keep
         }
     };
-    edit::head(&head.fields, edit, more.as_bytes())
+    edit::head_for(&head.fields, target, edit, &more)
 }
 
 /// A chunk of a body that is framed anew; nothing is no chunk, for that would be the last.

@@ -5,6 +5,7 @@
 //! refusals and recorders.
 
 pub mod answer;
+pub mod change;
 pub mod describe;
 mod edit;
 mod framing;
@@ -28,4 +29,6 @@ pub struct Shared {
     pub message_bytes_max: usize,
     /// Bytes of one body that go on record.
     pub recorded_bytes_max: u64,
+    /// The configuration has credentials for requests: each has to be asked for.
+    pub has_credentials: bool,
 }

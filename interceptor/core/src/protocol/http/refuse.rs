@@ -115,6 +115,23 @@ impl Problem {
         }
     }
 
+    /// A request that proves its right with something of the agent's own, where it isn't to have any.
+    #[must_use]
+    pub fn foreign_credential(credential: usize) -> Self {
+        Self {
+            r#type: "urn:interceptor:problem:credential",
+            title: "Not the placeholder",
+            status: 403,
+            detail: format!(
+                "interceptor has the credential for this destination (number {credential}); what this request presents in its place isn't the placeholder for it."
+            ),
+            rule: None,
+            reason: None,
+            approval: None,
+            remedy: "Present the placeholder that the operator of this host gave you. The request was not carried out.",
+        }
+    }
+
     /// A server that can't be reached, or doesn't answer in HTTP.
     #[must_use]
     pub fn upstream(reason: &str) -> Self {

@@ -7,6 +7,7 @@ use bytes::{Bytes, BytesMut};
 use super::{Context, Http1, Shared, is_request};
 use crate::{
     decoder::{Closing, Decoder, Failure, Peer, Step},
+    login::{Authorization, Place, Secret},
     operation::{Operation, http::Body},
     record::{Event, ResponseStatus, Timestamp},
     ruling::{Cause, Permit, Refusal, Ruling},
@@ -51,6 +52,7 @@ fn gather(operation: &Operation) -> Answer {
 impl World {
     fn new(rule: fn(&Operation) -> Answer) -> Self {
         let shared = Shared {
+            has_credentials: false,
             message_bytes_max: 1 << 20,
             recorded_bytes_max: 1 << 20,
         };
@@ -93,6 +95,15 @@ impl World {
                 Step::Close(closing) => self.closed = Some(closing),
                 Step::Cancellable(_) | Step::Cancel(_) | Step::StartTls | Step::Login { .. } => {
                     panic!("not in HTTP")
+                }
+                Step::Authorize { host, path } => {
+                    assert_eq!((host.as_deref(), &*path), (Some("x.example"), "/a"));
+                    self.decoder.authorize(Some(Authorization {
+                        credential: 1,
+                        place: Place::Bearer,
+                        secret: Secret::new(b"hunter2".to_vec()),
+                        placeholder: Some(Secret::new(b"stand-in".to_vec())),
+                    }));
                 }
                 Step::Propose(operation) => {
                     let answer = (self.rule)(&operation);
@@ -154,6 +165,61 @@ fn exchanges_go_through_byte_for_byte_however_they_are_cut() {
             let complete = world.records.iter().filter(|record| matches!(record, Event::Response(response) if matches!(response.status, ResponseStatus::Complete(_))));
             assert_eq!(complete.count(), 2);
         }
+    }
+}
+
+#[test]
+fn a_credential_takes_its_placeholders_place_and_nobody_elses() {
+    let shared = Shared {
+        has_credentials: true,
+        message_bytes_max: 1 << 20,
+        recorded_bytes_max: 1 << 20,
+    };
+    let context = Context {
+        secure: true,
+        names: vec!["x.example".into()],
+        ..Context::default()
+    };
+    let request =
+        |host: &str, token: &str| format!("GET /a HTTP/1.1\r\nHost: {host}\r\n{token}X: y\r\n\r\n");
+    for (host, token, expected) in [
+        (
+            "x.example",
+            "authorization: bearer stand-in\r\n",
+            Some("X: y\r\nauthorization: Bearer hunter2\r\n\r\n"),
+        ),
+        ("x.example", "", Some("X: y\r\n\r\n")),
+        ("x.example", "Authorization: Bearer mine\r\n", None),
+        // Whoever else answers on that connection isn't given it.
+        (
+            "y.example",
+            "authorization: bearer stand-in\r\n",
+            Some("authorization: bearer stand-in\r\nX: y\r\n\r\n"),
+        ),
+    ] {
+        let mut world = World::with(shared, context.clone(), permit);
+        world.says(Peer::Client, request(host, token).as_bytes(), 7);
+        match expected {
+            Some(rest) => assert_eq!(
+                world.upstream(),
+                format!("GET /a HTTP/1.1\r\nHost: {host}\r\n{rest}")
+            ),
+            None => {
+                assert_eq!(world.upstream(), "");
+                assert!(
+                    world.client().starts_with("HTTP/1.1 403 "),
+                    "{}",
+                    world.client()
+                );
+                assert!(world.client().contains("isn't the placeholder"));
+            }
+        }
+        let records = format!("{:?} {:?}", world.records, world.operations);
+        assert!(!records.contains("hunter2"), "{records}");
+        assert_eq!(
+            records.contains("http_credential"),
+            host == "x.example" && !token.is_empty()
+        );
     }
 }
 
@@ -604,6 +670,7 @@ fn a_body_that_a_rule_needs_is_held_back_whole() {
         "POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nabcde"
     );
     let shared = Shared {
+        has_credentials: false,
         message_bytes_max: 4,
         recorded_bytes_max: 4,
     };
@@ -643,6 +710,7 @@ fn credentials_are_sent_and_not_recorded() {
 #[test]
 fn what_is_longer_than_the_limit_is_recorded_by_its_digest() {
     let shared = Shared {
+        has_credentials: false,
         message_bytes_max: 1 << 20,
         recorded_bytes_max: 4,
     };
@@ -802,6 +870,7 @@ fn a_request_for_another_host_is_known_as_such() {
         ("[2001:db8::1]", true),
     ] {
         let shared = Shared {
+            has_credentials: false,
             message_bytes_max: 100,
             recorded_bytes_max: 100,
         };

@@ -1,0 +1,356 @@
+//! Which credential a login or a request takes, so that agents don't hold the real one.
+//!
+//! A list in the configuration, the first match wins. What a credential refers to is read when it is
+//! needed, off the threads that carry bytes.
+
+mod entry;
+mod servers;
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use interceptor_core::{
+    login::{Authorization, Login, Randomness, Secret},
+    origin::Destination,
+};
+use tokio::sync::Mutex;
+
+pub use self::{
+    entry::{Credential, Names, Purpose, User},
+    servers::Servers,
+};
+use crate::secret::{SecretError, Source};
+
+/// The credentials of the configuration.
+pub struct Credentials {
+    entries: Vec<Entry>,
+}
+
+struct Entry {
+    credential: Credential,
+    secret: Cache,
+    placeholder: Cache,
+}
+
+/// What a command printed, and when: one session runs it, the others wait for its answer.
+type Cache = Mutex<Option<(Instant, Secret)>>;
+
+/// A login for which a credential is looked for.
+#[derive(Debug, Clone, Default)]
+pub struct Wanted<'a> {
+    /// The server's name, where TLS has verified it.
+    pub host: Option<&'a str>,
+    /// TLS is on the way to it, and it has proved to be who was asked for.
+    pub is_verified: bool,
+    /// The user that the agent names.
+    pub user: &'a str,
+    /// The database that it names.
+    pub database: &'a str,
+    /// The hash of the server's certificate, where the way to it is TLS.
+    pub upstream_binding: Option<Bytes>,
+    /// The hash of the certificate that the agent was shown.
+    pub agent_binding: Option<Bytes>,
+}
+
+/// A credential that can't be used.
+#[derive(Debug, thiserror::Error)]
+#[error("credential {credential}: {what}{error}")]
+pub struct LoginError {
+    /// Its place in the list, from 1.
+    pub credential: usize,
+    what: &'static str,
+    error: Box<dyn std::error::Error + Send + Sync>,
+}
+
+impl Credentials {
+    /// The credentials `list`, in this order.
+    #[must_use]
+    pub fn new(list: Vec<Credential>) -> Self {
+        let entries = list.into_iter().map(|credential| Entry {
+            credential,
+            secret: Cache::default(),
+            placeholder: Cache::default(),
+        });
+        Self {
+            entries: entries.collect(),
+        }
+    }
+
+    /// Whether there are any for HTTP requests.
+    #[must_use]
+    pub fn are_for_http(&self) -> bool {
+        let mut purposes = self.entries.iter().map(|entry| &entry.credential.purpose);
+        purposes.any(|purpose| matches!(purpose, Purpose::Http { .. }))
+    }
+
+    /// What to log in at `destination` with, if there is a credential for it.
+    ///
+    /// # Errors
+    /// Where there is one, but not what it refers to.
+    pub async fn login(
+        &self,
+        destination: Destination,
+        wanted: Wanted<'_>,
+    ) -> Result<Option<Login>, LoginError> {
+        let found = self.find(destination, wanted.host, |purpose| match purpose {
+            Purpose::Postgres {
+                user,
+                database,
+                login,
+            } => (user.matches(wanted.user) && database.matches(wanted.database)).then_some(login),
+            Purpose::Http { .. } => None,
+        });
+        let Some((number, entry, login)) = found else {
+            return Ok(None);
+        };
+        let (password, placeholder) = entry.read(number).await?;
+        let randomness = randomness().ok_or_else(|| LoginError {
+            credential: number,
+            what: "",
+            error: "the system has no randomness".into(),
+        })?;
+        let user = login.as_ref().map_or(wanted.user, User::as_str);
+        Ok(Some(Login {
+            credential: number,
+            user: user.to_owned(),
+            password,
+            placeholder,
+            confidential: is_confidential(destination, wanted.is_verified),
+            upstream_binding: wanted.upstream_binding,
+            agent_binding: wanted.agent_binding,
+            randomness,
+        }))
+    }
+
+    /// What a request for `path` at `destination`, which has proved to be `host`, takes, if there is a
+    /// credential for it.
+    ///
+    /// # Errors
+    /// Where there is one, but not what it refers to, and where others could listen on the way.
+    pub async fn authorization(
+        &self,
+        destination: Destination,
+        host: Option<&str>,
+        is_verified: bool,
+        path: &str,
+    ) -> Result<Option<Authorization>, LoginError> {
+        let found = self.find(destination, host, |purpose| match purpose {
+            Purpose::Http { path: paths, place } => paths.matches(path).then_some(place),
+            Purpose::Postgres { .. } => None,
+        });
+        let Some((number, entry, place)) = found else {
+            return Ok(None);
+        };
+        if !is_confidential(destination, is_verified) {
+            return Err(LoginError {
+                credential: number,
+                what: "",
+                error: "it isn't sent where others can listen: the way there has to be TLS".into(),
+            });
+        }
+        let (secret, placeholder) = entry.read(number).await?;
+        Ok(Some(Authorization {
+            credential: number,
+            place: place.clone(),
+            secret,
+            placeholder,
+        }))
+    }
+
+    /// The first credential for `destination` that `is_for` wants, with its number and what it was wanted for.
+    fn find<'a, T>(
+        &'a self,
+        destination: Destination,
+        host: Option<&str>,
+        is_for: impl Fn(&'a Purpose) -> Option<T>,
+    ) -> Option<(usize, &'a Entry, T)> {
+        let mut entries = self.entries.iter().enumerate();
+        entries.find_map(|(index, entry)| {
+            let Credential {
+                destination: servers,
+                purpose,
+                ..
+            } = &entry.credential;
+            let found = is_for(purpose).filter(|_| servers.contains(destination, host))?;
+            Some((index + 1, entry, found))
+        })
+    }
+
+    /// What of the list can't be used as things stand, for the operator. Commands are not run.
+    #[must_use]
+    pub fn problems(&self) -> Vec<LoginError> {
+        let mut problems = Vec::new();
+        for (index, entry) in self.entries.iter().enumerate() {
+            let sources = [
+                ("its secret: ", Some(&entry.credential.secret)),
+                ("its placeholder: ", entry.credential.placeholder.as_ref()),
+            ];
+            for (what, source) in sources {
+                let Some(source @ (Source::File(_) | Source::Environment(_))) = source else {
+                    continue;
+                };
+                if let Err(error) = source.read() {
+                    problems.push(LoginError {
+                        credential: index + 1,
+                        what,
+                        error: error.into(),
+                    });
+                }
+            }
+        }
+        problems
+    }
+}
+
+impl Entry {
+    /// The secret and the placeholder of the entry `number`.
+    async fn read(&self, number: usize) -> Result<(Secret, Option<Secret>), LoginError> {
+        let failed = |what| {
+            move |error: SecretError| LoginError {
+                credential: number,
+                what,
+                error: error.into(),
+            }
+        };
+        let Credential {
+            secret,
+            placeholder,
+            ..
+        } = &self.credential;
+        let placeholder = match placeholder {
+            Some(source) => Some(
+                read(source, &self.placeholder)
+                    .await
+                    .map_err(failed("its placeholder: "))?,
+            ),
+            None => None,
+        };
+        let secret = read(secret, &self.secret)
+            .await
+            .map_err(failed("its secret: "))?;
+        Ok((secret, placeholder))
+    }
+}
+
+/// Nobody can listen on the way to `destination`.
+fn is_confidential(destination: Destination, is_verified: bool) -> bool {
+    is_verified || destination.0.ip().to_canonical().is_loopback()
+}
+
+async fn read(source: &Source, cache: &Cache) -> Result<Secret, SecretError> {
+    let Source::Command { ttl, .. } = source else {
+        return read_now(source).await;
+    };
+    let mut cached = cache.lock().await;
+    if let Some((since, secret)) = &*cached
+        && since.elapsed() < *ttl
+    {
+        return Ok(secret.clone());
+    }
+    *cached = None;
+    let secret = read_now(source).await?;
+    *cached = Some((Instant::now(), secret.clone()));
+    Ok(secret)
+}
+
+async fn read_now(source: &Source) -> Result<Secret, SecretError> {
+    let here = source.clone();
+    match tokio::task::spawn_blocking(move || here.read()).await {
+        Ok(secret) => secret,
+        // The runtime is being taken down: the session ends anyway.
+        Err(_) => Err(SecretError::interrupted(source)),
+    }
+}
+
+fn randomness() -> Option<Randomness> {
+    let mut randomness = Randomness {
+        client_nonce: [0; 18],
+        server_nonce: [0; 18],
+        salt: [0; 16],
+    };
+    for bytes in [
+        &mut randomness.client_nonce[..],
+        &mut randomness.server_nonce[..],
+        &mut randomness.salt[..],
+    ] {
+        aws_lc_rs::rand::fill(bytes).ok()?;
+    }
+    Some(randomness)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn credentials(yaml: &str) -> Credentials {
+        Credentials::new(serde_saphyr::from_str(yaml).unwrap())
+    }
+
+    fn wanted(user: &'static str) -> Wanted<'static> {
+        Wanted {
+            user,
+            database: "shop",
+            ..Wanted::default()
+        }
+    }
+
+    #[tokio::test]
+    async fn the_first_match_is_taken() {
+        let credentials = credentials(
+            "- {destination: 192.0.2.1, protocol: postgres, user: 'app*', database: other, password: {command: [/bin/echo, no]}}\n\
+             - {destination: 192.0.2.1, protocol: postgres, user: 'app*', login: real, password: {command: [/bin/echo, one]}}\n\
+             - {destination: 192.0.2.0/24, protocol: postgres, password: {command: [/bin/echo, two]}, placeholder: {command: [/bin/echo, p]}}\n",
+        );
+        let at = |address: &str| Destination(address.parse().unwrap());
+        let login = credentials
+            .login(at("192.0.2.1:5432"), wanted("app1"))
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!((login.credential, &*login.user), (2, "real"));
+        assert_eq!(login.password.expose(), b"one");
+        assert!(login.placeholder.is_none() && !login.confidential);
+        let login = credentials
+            .login(at("192.0.2.1:5432"), wanted("dba"))
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!((login.credential, &*login.user), (3, "dba"));
+        assert_eq!(login.placeholder.unwrap().expose(), b"p");
+        let none = credentials.login(at("198.51.100.1:5432"), wanted("app1"));
+        assert!(none.await.unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_commands_answer_is_kept_as_long_as_it_is_good() {
+        let folder = tempfile::tempdir().unwrap();
+        let count = folder.path().join("count");
+        let yaml = |ttl| {
+            format!(
+                "- {{destination: 127.0.0.1, protocol: postgres, password: {{command: [/bin/sh, -c, 'echo x >> {0}; wc -l < {0}'], ttl: {ttl}}}}}",
+                count.display()
+            )
+        };
+        let at = Destination("127.0.0.1:5432".parse().unwrap());
+        for (ttl, expected) in [("1h", [b"1", b"1", b"1"]), ("0s", [b"2", b"3", b"4"])] {
+            let credentials = credentials(&yaml(ttl));
+            for expected in expected {
+                let login = credentials.login(at, wanted("app")).await.unwrap().unwrap();
+                assert_eq!(login.password.expose(), expected);
+                assert!(login.confidential);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_can_not_be_read_is_named_and_not_gone_without() {
+        let credentials = credentials(
+            "- {destination: 127.0.0.1, protocol: postgres, password: {file: /nonexistent/secret}}",
+        );
+        let at = Destination("127.0.0.1:5432".parse().unwrap());
+        let error = credentials.login(at, wanted("app")).await.unwrap_err();
+        let expected = "credential 1: its secret: the file `/nonexistent/secret` can't be read: No such file or directory (os error 2)";
+        assert_eq!(error.to_string(), expected);
+        assert_eq!(credentials.problems()[0].to_string(), expected);
+    }
+}
