@@ -16,6 +16,7 @@ mod fuzz_seeds;
 mod hostile;
 mod journal;
 mod masks;
+mod messages;
 mod policies;
 mod postgres_clients;
 mod redirect;

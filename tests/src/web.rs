@@ -39,6 +39,8 @@ pub struct Web {
     pub withdrawn: u16,
     /// Wants a client certificate and refuses without one.
     pub mutual: u16,
+    /// The certificate of [`Web::good`].
+    pub certificate: Files,
     /// A client certificate that it takes.
     pub client: Files,
     /// The revocation list.
@@ -134,6 +136,7 @@ impl Web {
             self_signed: port(5),
             withdrawn: port(6),
             mutual: port(7),
+            certificate: good,
             client,
             revoked,
             folder,

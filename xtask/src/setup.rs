@@ -38,12 +38,13 @@ const PACKAGES: [&str; 11] = [
     "ca-certificates",
 ];
 
-const PYTHON_CLIENTS: [&str; 5] = [
+const PYTHON_CLIENTS: [&str; 6] = [
     "psycopg[binary]==3.3.9",
     "asyncpg==0.32.0",
     "requests==2.34.2",
     "httpx[http2]==0.28.1",
     "aiohttp==3.14.5",
+    "grpcio==1.85.1",
 ];
 
 const NODE_CLIENTS: [&str; 1] = ["pg@8.23.1"];

@@ -60,6 +60,14 @@ pub enum Step {
     /// Both sides agreed to go on in TLS, and have said nothing since: send what is queued, have both
     /// handshakes, then call [`Decoder::secured`].
     StartTls,
+    /// The server passes on what follows to somewhere else: send what is queued, then look at the connection
+    /// as if it had just begun.
+    Tunnel {
+        /// What the client said already.
+        client: BytesMut,
+        /// What the server said already.
+        upstream: BytesMut,
+    },
     /// Send what is queued, then close both sides.
     Close(Closing),
 }

@@ -151,6 +151,19 @@ pub struct ContentRecord {
     pub bytes: u64,
     /// Digest of all of the content, where not all of it is on record.
     pub sha256: Option<Digest>,
+    /// The message that it is (a part of), where a connection was upgraded to one of messages.
+    pub message: Option<MessageRecord>,
+}
+
+/// A message within an operation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MessageRecord {
+    /// What kind of message it is, in the words of its protocol.
+    pub kind: Box<str>,
+    /// This is the end of it.
+    pub ends: bool,
+    /// What was masked in it.
+    pub masked: Box<[Box<str>]>,
 }
 
 /// The start of a session.

@@ -271,11 +271,23 @@ impl Timeline {
             "client" => ("->", "the agent"),
             _ => ("<-", "upstream"),
         };
-        let mut out = format!(
-            "{arrow} #{} {} in all from {who}",
-            number(line, "operation"),
-            size(number(line, "bytes"))
-        );
+        let mut out = match text(line, "message") {
+            "" => format!(
+                "{arrow} #{} {} in all from {who}",
+                number(line, "operation"),
+                size(number(line, "bytes"))
+            ),
+            kind => format!(
+                "{arrow} #{} {} message from {who}, {}",
+                number(line, "operation"),
+                inert(kind),
+                size(number(line, "bytes"))
+            ),
+        };
+        let masked = strings(line, "masked");
+        if !masked.is_empty() {
+            _ = write!(out, " · masked {}", inert(&masked.join(", ")));
+        }
         let digest = text(line, "digest");
         if !digest.is_empty() {
             _ = write!(out, ", not all on record: {}", inert(digest));

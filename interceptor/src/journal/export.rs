@@ -160,6 +160,13 @@ impl Lines {
                 if let Some(digest) = &content.sha256 {
                     facts.insert("digest".to_owned(), json!(digest));
                 }
+                if let Some(message) = &content.message {
+                    facts.insert("message".to_owned(), json!(message.kind));
+                    facts.insert("ends".to_owned(), message.ends.into());
+                    if !message.masked.is_empty() {
+                        facts.insert("masked".to_owned(), json!(message.masked));
+                    }
+                }
                 Value::Object(facts)
             }
             Event::Event(notice) => json!({"name": notice.name, "detail": notice.detail}),

@@ -3,10 +3,13 @@
 use std::{
     collections::BTreeMap,
     io::{self, Write},
+    string::FromUtf8Error,
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
+
+use crate::rfc3339;
 
 /// Writes exported lines as one HAR document, an entry as soon as its response is whole.
 #[derive(Debug, Default)]
@@ -32,6 +35,10 @@ struct Entry {
     status: u64,
     elapsed_ms: f64,
     comment: String,
+    /// Messages of a connection that was upgraded, as developer tools write them.
+    messages: Vec<Value>,
+    /// Parts of one of the agent's and one of the server's.
+    parts: [Vec<u8>; 2],
 }
 
 impl Har {
@@ -84,6 +91,11 @@ impl Har {
                 if let Some(entry) = self.open.get_mut(&key) {
                     let rule = text("rule");
                     entry.comment = format!("{} by rule {rule}", text("verdict"));
+                }
+            }
+            "content" if !text("message").is_empty() => {
+                if let Some(entry) = self.open.get_mut(&key) {
+                    entry.message(line);
                 }
             }
             "content" if text("of") == "client" => {
@@ -156,6 +168,32 @@ fn start() -> String {
 }
 
 impl Entry {
+    /// Takes (a part of) a message.
+    fn message(&mut self, line: &Value) {
+        let is_sent = get(line, "of") == "client";
+        let [sent, received] = &mut self.parts;
+        let part = if is_sent { sent } else { received };
+        part.extend(bytes(get(line, "body")));
+        if get(line, "ends") != true {
+            return;
+        }
+        let content = std::mem::take(part);
+        let (opcode, data) = match (get(line, "message").as_str(), String::from_utf8(content)) {
+            (Some("text"), Ok(text)) => (1, text),
+            (Some("close"), content) => (8, encoded(content)),
+            (_, content) => (2, encoded(content)),
+        };
+        let at = get(line, "time")
+            .as_str()
+            .and_then(|time| rfc3339::parse(time).ok());
+        self.messages.push(json!({
+            "type": if is_sent { "send" } else { "receive" },
+            "time": at.map_or(0.0, |at| at.0 as f64 / 1e9),
+            "opcode": opcode,
+            "data": data,
+        }));
+    }
+
     fn json(&self, session: &str, address: &str) -> Value {
         let (first, headers, body) = parts(&self.request);
         let mut words = first.split(' ');
@@ -238,6 +276,14 @@ impl Entry {
             "connection": session,
             "comment": self.comment,
         });
+        if !self.messages.is_empty() {
+            set(&mut entry, "_resourceType", "websocket".into());
+            set(
+                &mut entry,
+                "_webSocketMessages",
+                self.messages.clone().into(),
+            );
+        }
         if let Ok(address) = address.parse::<std::net::SocketAddr>() {
             set(
                 &mut entry,
@@ -247,6 +293,10 @@ impl Entry {
         }
         entry
     }
+}
+
+fn encoded(content: Result<String, FromUtf8Error>) -> String {
+    STANDARD.encode(content.map_or_else(FromUtf8Error::into_bytes, String::into_bytes))
 }
 
 fn get<'a>(value: &'a Value, name: &str) -> &'a Value {
@@ -385,6 +435,33 @@ mod tests {
         assert_eq!(first["time"], 2.0);
         assert_eq!(first["serverIPAddress"], "192.0.2.1");
         assert_eq!(entries[1]["request"]["url"], "https://x.example/");
+    }
+
+    #[test]
+    fn messages_are_those_of_their_request() {
+        let message = |of: &str, kind: &str, body: Value, ends: bool| {
+            json!({"kind": "content", "session": "s", "operation": 1, "time": "2026-11-21T00:00:01.5Z",
+                   "of": of, "message": kind, "body": body, "ends": ends})
+        };
+        let har = document(&[
+            json!({"kind": "operation", "session": "s", "operation": 1, "protocol": "http", "time": "2026-11-21T00:00:00Z",
+                   "attributes": {"http.scheme": "https", "http.host": "x.example"},
+                   "content": "GET /ws HTTP/1.1\r\nHost: x.example\r\n\r\n"}),
+            message("client", "text", json!("he"), false),
+            message("upstream", "binary", json!({"base64": "AAE="}), true),
+            message("client", "text", json!("llo"), true),
+            json!({"kind": "response", "session": "s", "operation": 1, "status": "complete", "tag": "101", "bytes": 0,
+                   "elapsed_ns": 1, "head": "HTTP/1.1 101 Switching Protocols\r\n\r\n"}),
+        ]);
+        let entry = &har["log"]["entries"][0];
+        assert_eq!(entry["response"]["status"], 101);
+        assert_eq!(
+            entry["_webSocketMessages"],
+            json!([
+                {"type": "receive", "time": 1_795_219_201.5, "opcode": 2, "data": "AAE="},
+                {"type": "send", "time": 1_795_219_201.5, "opcode": 1, "data": "hello"},
+            ])
+        );
     }
 
     #[test]

@@ -167,23 +167,25 @@ impl Connection<'_> {
         mut respond: SendResponse<Bytes>,
         send_request: SendRequest<Bytes>,
     ) -> bool {
-        match self.exchange(request, &mut respond, send_request).await {
+        let form = Form::of(&request);
+        let exchange = self.exchange(request, &mut respond, send_request, form);
+        match exchange.await {
             Ok(()) => false,
             Err(Broken::Client(reason) | Broken::Reset(reason)) => {
                 respond.send_reset(reason);
                 false
             }
             Err(Broken::Upstream(reason)) => {
-                let _ = say(&mut respond, &Problem::upstream(&reason), true);
+                let _ = say(&mut respond, &Problem::upstream(&reason), form);
                 false
             }
             Err(Broken::TooLarge) => {
                 let problem = Problem::too_large(self.shared.message_bytes_max);
-                let _ = say(&mut respond, &problem, true);
+                let _ = say(&mut respond, &problem, form);
                 false
             }
             Err(Broken::Unrecorded) => {
-                if say(&mut respond, &Problem::unrecorded(), true).is_err() {
+                if say(&mut respond, &Problem::unrecorded(), form).is_err() {
                     respond.send_reset(Reason::INTERNAL_ERROR);
                 }
                 true
@@ -196,10 +198,10 @@ impl Connection<'_> {
         request: Request<RecvStream>,
         respond: &mut SendResponse<Bytes>,
         send_request: SendRequest<Bytes>,
+        form: Form,
     ) -> Result<(), Broken> {
         let (mut parts, mut from_client) = request.into_parts();
         let fields = fields(&parts);
-        let with_body = parts.method != http::Method::HEAD;
         let described = match self.describe(&parts, &fields) {
             Ok(described) => described,
             Err(malformed) => {
@@ -212,7 +214,7 @@ impl Connection<'_> {
                 ))
                 .await?;
                 let problem = Problem::malformed(malformed.status, &malformed.reason);
-                say(respond, &problem, with_body)?;
+                say(respond, &problem, form)?;
                 return Ok(());
             }
         };
@@ -261,7 +263,7 @@ impl Connection<'_> {
                     if let Err(problem) = changed {
                         let mut recorder = self.recorder(number, Speaker::Upstream);
                         recorder.content(problem.body());
-                        say(respond, &problem, with_body)?;
+                        say(respond, &problem, form)?;
                         return self.end(recorder, ResponseStatus::Refused).await;
                     }
                     break (number, permit.masks().clone());
@@ -271,7 +273,7 @@ impl Connection<'_> {
                     let problem = Problem::refused(&refusal);
                     let mut recorder = self.recorder(number, Speaker::Upstream);
                     recorder.content(problem.body());
-                    say(respond, &problem, with_body)?;
+                    say(respond, &problem, form)?;
                     return self.end(recorder, ResponseStatus::Refused).await;
                 }
             }
@@ -287,7 +289,8 @@ impl Connection<'_> {
             body,
             trailers,
         };
-        self.run(released, from_client, respond, send_request).await
+        self.run(released, from_client, respond, send_request, form)
+            .await
     }
 
     /// Sends what was released, and its answer back.
@@ -297,6 +300,7 @@ impl Connection<'_> {
         mut from_client: RecvStream,
         respond: &mut SendResponse<Bytes>,
         send_request: SendRequest<Bytes>,
+        form: Form,
     ) -> Result<(), Broken> {
         let Released {
             number,
@@ -354,7 +358,9 @@ impl Connection<'_> {
             };
             let mut masker = match masker {
                 Ok(masker) => masker,
-                Err(Unmaskable(why)) => return self.unmaskable(received, respond, &why).await,
+                Err(Unmaskable(why)) => {
+                    return self.unmaskable(received, respond, &why, form).await;
+                }
             };
             if masker.is_some() {
                 let stale: Vec<_> = parts
@@ -426,6 +432,13 @@ impl Connection<'_> {
     }
 
     fn describe(&self, parts: &request::Parts, fields: &Fields) -> Result<Described, Malformed> {
+        if parts.method == http::Method::CONNECT {
+            return Err(Malformed {
+                status: 501,
+                reason: "CONNECT over HTTP/2, behind which nothing is looked into; use HTTP/1.1"
+                    .to_owned(),
+            });
+        }
         let target = parts
             .uri
             .path_and_query()
@@ -590,12 +603,13 @@ impl Connection<'_> {
         mut recorder: Recorder,
         respond: &mut SendResponse<Bytes>,
         why: &str,
+        form: Form,
     ) -> Result<(), Broken> {
         let notice = Event::notice("http_unmaskable", [("reason", why.to_owned())]);
         self.record(notice).await?;
         let problem = Problem::unmaskable(why);
         recorder.content(problem.body());
-        say(respond, &problem, true)?;
+        say(respond, &problem, form)?;
         self.end(recorder, ResponseStatus::Refused).await
     }
 
@@ -693,27 +707,66 @@ async fn send(to: &mut SendStream<Bytes>, mut data: Bytes, ends: bool) -> Result
     Ok(())
 }
 
+/// The form that an answer in the server's place has to have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// To HEAD: no body.
+    Head,
+    /// Problem details.
+    Body,
+    /// A call of gRPC: its status in place of a body.
+    Grpc,
+}
+
+impl Form {
+    fn of(request: &Request<RecvStream>) -> Self {
+        let content_type = request.headers().get(header::CONTENT_TYPE);
+        if content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc")) {
+            Self::Grpc
+        } else if request.method() == http::Method::HEAD {
+            Self::Head
+        } else {
+            Self::Body
+        }
+    }
+}
+
 /// Answers in the server's place.
-fn say(
-    respond: &mut SendResponse<Bytes>,
-    problem: &Problem,
-    with_body: bool,
-) -> Result<(), Broken> {
+fn say(respond: &mut SendResponse<Bytes>, problem: &Problem, form: Form) -> Result<(), Broken> {
     let gone = |_| Broken::Client(Reason::CANCEL);
-    let body = problem.body();
     let mut response = Response::new(());
-    *response.status_mut() =
-        StatusCode::from_u16(problem.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();
+    headers.insert(
+        header::CACHE_CONTROL,
+        header::HeaderValue::from_static("no-store"),
+    );
+    if form == Form::Grpc {
+        headers.insert(
+            header::CONTENT_TYPE,
+            header::HeaderValue::from_static("application/grpc"),
+        );
+        headers.insert("grpc-status", problem.grpc_status().into());
+        let message = header::HeaderValue::from_bytes(&problem.grpc_message());
+        headers.extend(
+            message
+                .ok()
+                .map(|message| (header::HeaderName::from_static("grpc-message"), message)),
+        );
+        // No more than a head: what gRPC calls Trailers-Only.
+        return respond
+            .send_response(response, true)
+            .map(drop)
+            .map_err(gone);
+    }
+    let body = problem.body();
     headers.insert(
         header::CONTENT_TYPE,
         header::HeaderValue::from_static("application/problem+json"),
     );
     headers.insert(header::CONTENT_LENGTH, body.len().into());
-    headers.insert(
-        header::CACHE_CONTROL,
-        header::HeaderValue::from_static("no-store"),
-    );
+    *response.status_mut() =
+        StatusCode::from_u16(problem.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let with_body = form == Form::Body;
     let mut stream = respond.send_response(response, !with_body).map_err(gone)?;
     if with_body {
         stream.send_data(body, true).map_err(gone)?;

@@ -60,6 +60,9 @@ const STILL_HELD_EVERY: Duration = Duration::from_secs(10);
 /// is decided: 64 MiB in that time is 9 Mbit/s.
 const REQUEST_PATIENCE: Duration = Duration::from_secs(60);
 
+/// Proxies that one connection may go through: each takes a decoder and a place on the stack.
+const TUNNELS_MAX: u8 = 2;
+
 /// What sessions ask of the rest of the daemon.
 pub struct Services {
     /// Where everything is recorded.
@@ -98,6 +101,8 @@ pub struct Session {
     /// Names that requests in the clear claimed, and whether they are the destination's.
     claimed_names: Vec<(Box<str>, bool)>,
     cancellable: Option<Cancellable>,
+    /// Proxies that the agent has asked to be connected through.
+    tunnels: u8,
     operations: u64,
     received: [u64; 2],
     /// When the bytes or the answer that are being worked on arrived: the clock is read once a turn.
@@ -132,6 +137,7 @@ impl Session {
             certified: [].into(),
             claimed_names: Vec::new(),
             cancellable: None,
+            tunnels: 0,
             operations: 0,
             received: [0; 2],
             now: now(),
@@ -247,6 +253,68 @@ impl Session {
         }
     }
 
+    /// Goes on behind a CONNECT, with what either side has said already.
+    async fn tunnelled(
+        &mut self,
+        (mut client, mut first): (Leg, BytesMut),
+        (upstream, mut said): (Leg, BytesMut),
+    ) -> Ended {
+        self.tunnels += 1;
+        if self.tunnels > TUNNELS_MAX {
+            return Ended("refused: a tunnel within tunnels".to_owned());
+        }
+        // What the proxy has proved isn't proved of who is behind it.
+        let is_within_tls = client.is_secure() || upstream.is_secure();
+        self.is_secure = false;
+        self.bindings = [None, None];
+        self.certified = [].into();
+        self.named(Vec::new());
+        let protocol = if said.is_empty() {
+            match self.identify(&mut client, &mut first).await {
+                // TLS within TLS is nothing that could be verified.
+                Ok(Protocol::Tls) if is_within_tls => Protocol::Opaque,
+                Ok(protocol) => protocol,
+                Err(ended) => return ended,
+            }
+        } else {
+            // Of the protocols that are decoded none has the server speak first.
+            Protocol::Opaque
+        };
+        self.now = now();
+        match protocol {
+            Protocol::Tls => {
+                let upstream = upstream.into_socket();
+                match self.secure(client.into_socket(), first, upstream).await {
+                    Ok(secured) => self.secured(secured).await,
+                    Err(ended) => ended,
+                }
+            }
+            Protocol::Http if first.starts_with(HTTP2_PREFACE) => {
+                client.unread(first);
+                self.http2(client, upstream).await
+            }
+            protocol => {
+                let mut decoder = self.decoder(protocol);
+                decoder.receive(Peer::Client, &mut first, self.now);
+                if !said.is_empty() {
+                    decoder.receive(Peer::Upstream, &mut said, self.now);
+                }
+                self.exchange(decoder, client, upstream).await
+            }
+        }
+    }
+
+    /// The destination has these names from here on.
+    fn named(&mut self, names: Vec<Box<str>>) {
+        if names != self.origin.names {
+            self.origin = Arc::new(Origin {
+                names,
+                ..(*self.origin).clone()
+            });
+            self.judge = Judge::new(&self.services.policies.current(), self.origin.clone());
+        }
+    }
+
     /// The destination as the configuration would name it.
     fn destination(&self) -> String {
         match &*self.origin.names {
@@ -313,7 +381,11 @@ impl Session {
                     decoder.fail(failure);
                 }
                 // Without a server nothing gets so far.
-                Step::Cancellable(_) | Step::Cancel(_) | Step::Finish(_) | Step::StartTls => {}
+                Step::Cancellable(_)
+                | Step::Cancel(_)
+                | Step::Finish(_)
+                | Step::StartTls
+                | Step::Tunnel { .. } => {}
                 Step::Propose(_)
                 | Step::Login { .. }
                 | Step::Authorize { .. }
@@ -412,6 +484,15 @@ impl Session {
                             Err(ended) => return ended,
                         }
                         decoder.secured();
+                    }
+                    Step::Tunnel {
+                        client: first,
+                        upstream: said,
+                    } => {
+                        upstream.drain(&mut upstream_queue).await;
+                        client.drain(&mut client_queue).await;
+                        let inside = self.tunnelled((client, first), (upstream, said));
+                        return Box::pin(inside).await;
                     }
                     Step::Close(closing) => break Some(closing),
                     Step::Propose(operation) => match self.decide(operation).await {
@@ -684,13 +765,7 @@ impl Session {
         } else {
             Vec::new()
         };
-        if names != self.origin.names {
-            self.origin = Arc::new(Origin {
-                names,
-                ..(*self.origin).clone()
-            });
-            self.judge = Judge::new(&self.services.policies.current(), self.origin.clone());
-        }
+        self.named(names);
     }
 
     async fn record(&mut self, event: Event) {

@@ -13,6 +13,7 @@ use super::{
     head::{self, Malformed, RequestHead, ResponseHead},
     recorder::Recorder,
     refuse::Problem,
+    websocket::{Broken, WebSocket},
 };
 use crate::{
     decoder::{Closing, Decoder, Failure, Peer, Step},
@@ -63,6 +64,8 @@ enum Stage {
     Discarding { body: Body, keep_alive: bool },
     /// Both sides agreed on something else; its bytes go through as they come.
     Tunnel(Box<Tunnel>),
+    /// Both sides agreed on WebSocket.
+    WebSocket(Box<WebSocket>),
     /// Over.
     Closed,
 }
@@ -236,6 +239,10 @@ impl Http1 {
                     }
                 }
             }
+            Stage::WebSocket(mut websocket) => {
+                let events = websocket.end(self.now);
+                self.steps.extend(events.into_iter().map(Step::Record));
+            }
             _ => {}
         }
         self.steps.push_back(Step::Close(closing));
@@ -252,7 +259,7 @@ impl Http1 {
                 ("reason", reason.clone()),
             ],
         )));
-        if !answered && !matches!(self.stage, Stage::Tunnel(_)) {
+        if !answered && !matches!(self.stage, Stage::Tunnel(_) | Stage::WebSocket(_)) {
             let problem = Problem::malformed(malformed.status, &reason);
             self.send(Peer::Client, problem.response(true, false));
         }
@@ -323,7 +330,48 @@ impl Http1 {
                 self.record(event);
                 Ok(true)
             }
+            Stage::WebSocket(_) => Ok(self.read_message(Peer::Client)),
             Stage::Proposed(_) | Stage::Authorizing(_) | Stage::Closed => Ok(false),
+        }
+    }
+
+    /// Reads a part of a message of WebSocket; whether there was any.
+    fn read_message(&mut self, from: Peer) -> bool {
+        let Stage::WebSocket(websocket) = &mut self.stage else {
+            return false;
+        };
+        let buffer = match from {
+            Peer::Client => &mut self.client,
+            Peer::Upstream => &mut self.upstream,
+        };
+        match websocket.read(from, buffer, self.now) {
+            Ok(None) => false,
+            Ok(Some(steps)) => {
+                self.steps.extend(steps);
+                true
+            }
+            Err(broken) => {
+                let farewell = websocket.farewell(&broken);
+                let (name, reason, closing) = match broken {
+                    Broken::Malformed(Malformed { reason, .. }) => {
+                        let whose = match from {
+                            Peer::Client => "client",
+                            Peer::Upstream => "upstream",
+                        };
+                        let closing = Closing::Malformed(format!("{whose}: {reason}"));
+                        ("http_refused", reason, closing)
+                    }
+                    Broken::Unmaskable(Unmaskable(why)) => {
+                        let closing = Closing::Refused(format!("a message can't be masked: {why}"));
+                        ("http_unmaskable", why, closing)
+                    }
+                };
+                self.record(Some(Event::notice(name, [("reason", reason)])));
+                self.steps
+                    .extend(farewell.map(|farewell| Step::Send(Peer::Client, farewell)));
+                self.close(closing);
+                true
+            }
         }
     }
 
@@ -594,6 +642,7 @@ impl Http1 {
                 self.record(event);
                 Ok(true)
             }
+            Stage::WebSocket(_) => Ok(self.read_message(Peer::Upstream)),
             Stage::Closed => Ok(false),
             _ if self.upstream.is_empty() => Ok(false),
             // A server that gives up an idle connection may say so first.
@@ -617,16 +666,7 @@ impl Http1 {
             return Ok(false);
         };
         if head.status == 101 {
-            let asked = exchange.described.upgrade.is_some();
-            let agreed = head.fields.get("upgrade").is_some();
-            if !asked || !agreed {
-                return Err(Malformed::new(
-                    "a change of protocols that nobody asked for",
-                ));
-            }
-            exchange.received.head(describe::recorded(&head.fields));
-            self.send(Peer::Client, raw);
-            self.tunnel(101);
+            self.switched(&head, raw)?;
             return Ok(true);
         }
         if head.status < 200 {
@@ -636,7 +676,7 @@ impl Http1 {
         if exchange.method[..] == *b"CONNECT" && head.status < 300 {
             exchange.received.head(describe::recorded(&head.fields));
             self.send(Peer::Client, raw);
-            self.tunnel(head.status);
+            self.connected(head.status);
             return Ok(true);
         }
         let framing =
@@ -772,15 +812,63 @@ impl Http1 {
         )));
     }
 
-    fn tunnel(&mut self, status: u16) {
-        if let Stage::Running(exchange) = std::mem::replace(&mut self.stage, Stage::Idle) {
-            let Exchange { sent, received, .. } = *exchange;
-            self.stage = Stage::Tunnel(Box::new(Tunnel {
+    /// The server agrees to go on with another protocol.
+    fn switched(&mut self, head: &ResponseHead, raw: Bytes) -> Result<(), Malformed> {
+        let Stage::Running(mut exchange) = std::mem::replace(&mut self.stage, Stage::Idle) else {
+            return Ok(());
+        };
+        let asked = exchange.described.upgrade.as_deref();
+        let agreed = head.fields.get("upgrade");
+        let is_asked = asked.is_some_and(|asked| {
+            agreed.is_some_and(|agreed| agreed.eq_ignore_ascii_case(asked.as_bytes()))
+        });
+        if !is_asked || head.fields.get("sec-websocket-extensions").is_some() {
+            self.stage = Stage::Running(exchange);
+            return Err(Malformed::new(
+                "a change of protocols, or an extension of one, that nobody asked for",
+            ));
+        }
+        let is_websocket = asked == Some("websocket");
+        let outgoing = answer::head(&exchange.masks, &head.fields, None);
+        let recorded = match outgoing == raw {
+            true => describe::recorded(&head.fields),
+            false => describe::recorded(&ResponseHead::read(&outgoing)?.fields),
+        };
+        exchange.received.head(recorded);
+        self.send(Peer::Client, outgoing);
+        let Exchange {
+            masks,
+            sent,
+            received,
+            ..
+        } = *exchange;
+        self.stage = if is_websocket {
+            let limit = self.shared.recorded_bytes_max;
+            let masks = masks.body.clone();
+            let websocket = WebSocket::new(self.operations, limit, masks, received);
+            Stage::WebSocket(Box::new(websocket))
+        } else {
+            Stage::Tunnel(Box::new(Tunnel {
                 sent,
                 received,
-                status,
+                status: 101,
                 passed_on: [false; 2],
-            }));
+            }))
+        };
+        Ok(())
+    }
+
+    /// The server has made the connection that CONNECT asks for.
+    fn connected(&mut self, status: u16) {
+        if let Stage::Running(mut exchange) = std::mem::replace(&mut self.stage, Stage::Closed) {
+            let status = ResponseStatus::Complete(status.to_string().into());
+            for event in exchange.received.end(status, self.now) {
+                self.record(event);
+            }
+            self.steps.push_back(Step::Tunnel {
+                client: std::mem::take(&mut self.client),
+                upstream: std::mem::take(&mut self.upstream),
+            });
         }
     }
 
@@ -800,6 +888,14 @@ impl Http1 {
                         self.steps.push_back(Step::Finish(to));
                     }
                 }
+                if ended == [true, true] {
+                    self.close(Closing::Finished);
+                }
+            }
+            Stage::WebSocket(websocket) => {
+                let ended = [self.client_finished, self.upstream_finished];
+                let over = websocket.finished(ended);
+                self.steps.extend(over.into_iter().map(Step::Finish));
                 if ended == [true, true] {
                     self.close(Closing::Finished);
                 }
@@ -845,15 +941,13 @@ impl Http1 {
 }
 
 impl Pending {
-    /// Whether what it leads to would go past the masks: messages behind an upgrade aren't looked into.
+    /// Whether what it leads to would go past the masks: behind an upgrade only WebSocket is looked into.
     fn is_unmaskable(&self, permit: &Permit) -> Option<Refusal> {
-        let method = self.head.fields.raw().get(self.head.method.clone());
-        let leaves = method == Some(b"CONNECT")
-            || self
-                .described
-                .upgrade
-                .as_deref()
-                .is_some_and(|upgrade| upgrade != "h2c");
+        let leaves = self
+            .described
+            .upgrade
+            .as_deref()
+            .is_some_and(|upgrade| !matches!(upgrade, "h2c" | "websocket"));
         (leaves && !permit.masks().body.is_empty()).then(|| Refusal {
             cause: Cause::Denied,
             rule: permit.decision().rule.clone(),
@@ -893,7 +987,9 @@ impl Decoder for Http1 {
         let answer = match &self.stage {
             Stage::Idle | Stage::Gathering(_) | Stage::Proposed(_) | Stage::Authorizing(_) => true,
             Stage::Running(exchange) => matches!(exchange.response, Response::Head),
-            Stage::Discarding { .. } | Stage::Tunnel(_) | Stage::Closed => false,
+            Stage::Discarding { .. } | Stage::Tunnel(_) | Stage::WebSocket(_) | Stage::Closed => {
+                false
+            }
         };
         if matches!(failure, Failure::Unrecorded) {
             self.steps.clear();

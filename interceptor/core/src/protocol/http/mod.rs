@@ -15,6 +15,7 @@ pub mod recorder;
 pub mod refuse;
 #[cfg(test)]
 mod tests;
+mod websocket;
 
 pub use self::{
     describe::Context,

@@ -8,7 +8,9 @@ use bytes::Bytes;
 use crate::{
     limits,
     operation::{Digest, Protocol},
-    record::{ContentRecord, Event, ResponseRecord, ResponseStatus, Speaker, Timestamp},
+    record::{
+        ContentRecord, Event, MessageRecord, ResponseRecord, ResponseStatus, Speaker, Timestamp,
+    },
 };
 
 /// Collects one side of an exchange for the record.
@@ -30,6 +32,8 @@ pub struct Recorder {
     /// What was kept so far, to be hashed when that becomes clear.
     kept: Vec<Bytes>,
     masked: Vec<Box<str>>,
+    /// What kind of message it is, where it is neither a request nor a response.
+    message: Option<&'static str>,
 }
 
 impl fmt::Debug for Recorder {
@@ -59,7 +63,16 @@ impl Recorder {
             digest: None,
             kept: Vec::new(),
             masked: Vec::new(),
+            message: None,
         }
+    }
+
+    /// A recorder of a message of this kind within operation `number`.
+    #[must_use]
+    pub const fn message(number: u64, of: Speaker, kind: &'static str, limit: u64) -> Self {
+        let mut recorder = Self::new(number, of, Timestamp(0), limit);
+        recorder.message = Some(kind);
+        recorder
     }
 
     /// Adds a head, which is always kept and isn't content.
@@ -114,27 +127,46 @@ impl Recorder {
         let digest = self.digest.take().map(|context| {
             let mut bytes = [0; 32];
             bytes.copy_from_slice(context.finish().as_ref());
-            Event::Content(ContentRecord {
-                number: self.number,
-                of: self.of,
-                data: Vec::new(),
-                bytes: self.total,
-                sha256: Some(Digest(bytes)),
-            })
+            let mut content = self.content_record(Vec::new(), true);
+            content.sha256 = Some(Digest(bytes));
+            Event::Content(content)
         });
-        let last = match self.of {
+        let last = match (self.of, self.message) {
+            (_, Some(_)) => {
+                let data = std::mem::take(&mut self.data);
+                let ends = digest.is_none() && status != ResponseStatus::Interrupted;
+                Some(Event::Content(self.content_record(data, ends)))
+            }
             // A request's body is on record when its last byte is.
-            Speaker::Client if self.data.is_empty() => None,
-            _ => Some(self.event(status, now)),
+            (Speaker::Client, None) if self.data.is_empty() => None,
+            (_, None) => Some(self.event(status, now)),
         };
         [last, digest]
+    }
+
+    fn content_record(&mut self, data: Vec<Bytes>, ends: bool) -> ContentRecord {
+        ContentRecord {
+            number: self.number,
+            of: self.of,
+            data,
+            bytes: self.total,
+            sha256: None,
+            message: self.message.map(|kind| MessageRecord {
+                kind: kind.into(),
+                ends,
+                masked: match ends {
+                    true => std::mem::take(&mut self.masked).into(),
+                    false => [].into(),
+                },
+            }),
+        }
     }
 
     fn event(&mut self, status: ResponseStatus, now: Timestamp) -> Event {
         let data = std::mem::take(&mut self.data);
         self.data_bytes = 0;
         match self.of {
-            Speaker::Upstream => Event::Response(ResponseRecord {
+            Speaker::Upstream if self.message.is_none() => Event::Response(ResponseRecord {
                 number: self.number,
                 protocol: Protocol::Http,
                 status,
@@ -145,13 +177,7 @@ impl Recorder {
                 data,
                 masked: std::mem::take(&mut self.masked).into(),
             }),
-            Speaker::Client => Event::Content(ContentRecord {
-                number: self.number,
-                of: self.of,
-                data,
-                bytes: self.total,
-                sha256: None,
-            }),
+            _ => Event::Content(self.content_record(data, false)),
         }
     }
 }

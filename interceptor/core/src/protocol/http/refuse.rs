@@ -185,6 +185,34 @@ impl Problem {
         self.status
     }
 
+    /// What it is in gRPC (its `statuscodes`).
+    #[must_use]
+    pub const fn grpc_status(&self) -> u16 {
+        const RESOURCE_EXHAUSTED: u16 = 8;
+        const PERMISSION_DENIED: u16 = 7;
+        const INTERNAL: u16 = 13;
+        const UNAVAILABLE: u16 = 14;
+        match self.status {
+            403 => PERMISSION_DENIED,
+            413 => RESOURCE_EXHAUSTED,
+            502..=504 => UNAVAILABLE,
+            _ => INTERNAL,
+        }
+    }
+
+    /// What it says, as `grpc-message` has it: UTF-8, percent-encoded but for printable ASCII.
+    #[must_use]
+    pub fn grpc_message(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        for byte in format!("{} {}", self.detail, self.remedy).bytes() {
+            match byte {
+                b'%' | ..b' ' | 0x7F.. => out.extend_from_slice(format!("%{byte:02X}").as_bytes()),
+                byte => out.push(byte),
+            }
+        }
+        out
+    }
+
     /// The body, as `application/problem+json`.
     #[must_use]
     pub fn body(&self) -> Bytes {

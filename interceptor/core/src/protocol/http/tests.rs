@@ -8,7 +8,7 @@ use super::{Context, Http1, Shared, is_request};
 use crate::{
     decoder::{Closing, Decoder, Failure, Peer, Step},
     login::{Authorization, Place, Secret},
-    operation::{Operation, http::Body},
+    operation::{Effects, Operation, http::Body},
     record::{Event, ResponseStatus, Timestamp},
     ruling::{Cause, Permit, Refusal, Ruling},
 };
@@ -24,6 +24,7 @@ struct World {
     records: Vec<Event>,
     finished: Vec<Peer>,
     closed: Option<Closing>,
+    tunnel: Option<(Bytes, Bytes)>,
     rule: fn(&Operation) -> Answer,
 }
 
@@ -68,6 +69,7 @@ impl World {
             records: Vec::new(),
             finished: Vec::new(),
             closed: None,
+            tunnel: None,
             rule,
         }
     }
@@ -93,6 +95,9 @@ impl World {
                 Step::Record(event) => self.records.push(event),
                 Step::Finish(peer) => self.finished.push(peer),
                 Step::Close(closing) => self.closed = Some(closing),
+                Step::Tunnel { client, upstream } => {
+                    self.tunnel = Some((client.freeze(), upstream.freeze()));
+                }
                 Step::Cancellable(_) | Step::Cancel(_) | Step::StartTls | Step::Login { .. } => {
                     panic!("not in HTTP")
                 }
@@ -760,8 +765,60 @@ fn nothing_behind_an_upgrade_goes_on_before_it_is_agreed() {
     assert_eq!(world.operations.len(), 2);
     let mut world = World::new(permit);
     world.says(Peer::Client, request.as_bytes(), 1_000);
-    world.says(Peer::Upstream, b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n\x81\x02hi", 7);
-    assert!(world.client().ends_with("\u{2}hi") || world.client.ends_with(b"\x81\x02hi"));
+    world.says(Peer::Upstream, b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: WebSocket\r\nConnection: Upgrade\r\n\r\n\x81\x02hi", 7);
+    assert!(world.client.ends_with(b"\r\n\r\n\x81\x02hi"));
+    // What the agent says has to be WebSocket as well.
+    world.says(
+        Peer::Client,
+        b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n",
+        3,
+    );
+    assert!(!world.upstream().contains("smuggled"));
+    let farewell = b"\x03\xEAinterceptor: a WebSocket frame";
+    assert!(
+        world
+            .client
+            .windows(farewell.len())
+            .any(|window| window == farewell)
+    );
+    assert!(matches!(&world.closed, Some(Closing::Malformed(_))));
+    let records = format!("{:?}", world.records);
+    assert!(
+        records.contains("MessageRecord { kind: \"text\", ends: true"),
+        "{records}"
+    );
+    assert!(records.contains("Complete(\"101\")"), "{records}");
+}
+
+#[test]
+fn what_is_behind_a_connect_is_looked_at_anew() {
+    let mut world = World::new(permit);
+    world.says(
+        Peer::Client,
+        b"CONNECT x:443 HTTP/1.1\r\nHost: x:443\r\n\r\nearly",
+        9,
+    );
+    assert_eq!(world.operations[0].description.effects, Effects::TRANSFER);
+    assert!(world.tunnel.is_none() && !world.upstream().contains("early"));
+    world.says(Peer::Upstream, b"HTTP/1.1 200 OK\r\n\r\nhello", 1_000);
+    assert_eq!(world.client(), "HTTP/1.1 200 OK\r\n\r\n");
+    assert_eq!(
+        world.tunnel,
+        Some((Bytes::from("early"), Bytes::from("hello")))
+    );
+    // A proxy that won't: the connection is one of HTTP still.
+    let mut world = World::new(permit);
+    world.says(
+        Peer::Client,
+        b"CONNECT x:443 HTTP/1.1\r\nHost: x:443\r\n\r\n",
+        9,
+    );
+    world.says(
+        Peer::Upstream,
+        b"HTTP/1.1 407 Who?\r\nContent-Length: 2\r\n\r\nno",
+        1_000,
+    );
+    assert!(world.client().ends_with("\r\n\r\nno") && world.tunnel.is_none());
 }
 
 #[test]
@@ -781,8 +838,8 @@ fn what_would_go_past_the_masks_isn_t_upgraded() {
         ..MaskPlan::default()
     };
     for request in [
-        "GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
-        "CONNECT x:443 HTTP/1.1\r\nHost: x:443\r\n\r\n",
+        "GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: other\r\n\r\n",
+        "GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket, other\r\n\r\n",
     ] {
         let mut world = World::new(|_| Answer::Hold);
         world.says(Peer::Client, request.as_bytes(), 1_000);
