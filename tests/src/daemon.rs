@@ -33,7 +33,7 @@ impl Daemon {
     /// # Errors
     /// Where it has not been built or doesn't come up, with what it said.
     pub fn start(policy: &str) -> Result<Self> {
-        Self::of(paths::interceptor()?, policy)
+        Self::of(paths::interceptor()?, policy, |_| String::new())
     }
 
     /// Starts the program that was built beside this one under `policy`, with the configuration file that
@@ -42,18 +42,14 @@ impl Daemon {
     /// # Errors
     /// Where it has not been built or doesn't come up, with what it said.
     pub fn configured(policy: &str, configuration: impl FnOnce(&Path) -> String) -> Result<Self> {
-        Self::with(paths::interceptor()?, policy, configuration)
+        Self::of(paths::interceptor()?, policy, configuration)
     }
 
-    /// Starts `program` under `policy`.
+    /// Starts `program` under `policy`, with the configuration that its folder leads to.
     ///
     /// # Errors
     /// Where it doesn't come up, with what it said.
-    pub fn of(program: PathBuf, policy: &str) -> Result<Self> {
-        Self::with(program, policy, |_| String::new())
-    }
-
-    fn with(
+    pub fn of(
         program: PathBuf,
         policy: &str,
         configuration: impl FnOnce(&Path) -> String,

@@ -16,6 +16,7 @@ use interceptor_tests::{
     cluster::{Cluster, Database},
     daemon::Daemon,
     run::{self, Outcome},
+    web::Web,
 };
 use serde_json::Value;
 
@@ -38,6 +39,13 @@ const SHOP: &str = "
     INSERT INTO orders VALUES (1, 1, 10.00), (2, 1, 20.50), (3, 2, 7.25);
     CREATE TABLE drafts (id int PRIMARY KEY, words text);";
 
+/// What the throw-away web server has.
+const CUSTOMERS: &str = r#"{"customers": [
+  {"name": "Ada", "email": "ada@example.com", "card_number": "4111111111111111"},
+  {"name": "Grace", "email": "grace@example.org", "card_number": "5500005555555559"}
+]}
+"#;
+
 /// The agent's name in every scene.
 const AGENT: &str = "demo-agent";
 
@@ -50,29 +58,34 @@ pub(crate) fn show() -> Result<()> {
     let cluster = step("a throw-away PostgreSQL", |_| Cluster::start())?;
     let database = cluster.database()?;
     database.sql(SHOP)?;
-    let daemon = start_daemon(program)?;
+    let web = step("a throw-away web server, with TLS", |_| Web::start())?;
+    fs::write(web.root().join("customers.json"), CUSTOMERS)?;
+    let daemon = start_daemon(program, &web.configuration())?;
     eprintln!(
         "{}",
         dim(&format!(
-            "  server 127.0.0.1:{} · policy {} · everything is removed at the end",
+            "  servers 127.0.0.1:{} and https://localhost:{} · policy {} · everything is removed at the end",
             cluster.port(),
+            web.good,
             daemon.policies().display()
         ))
     );
     let stage = Stage {
         daemon: &daemon,
         database: &database,
+        web: &web,
     };
     stage.reads_run()?;
     stage.columns_are_masked()?;
     stage.a_drop_waits_and_runs_once()?;
     stage.a_second_one_is_denied()?;
     stage.the_session_is_recorded()?;
+    stage.the_web_is_decided_too()?;
     stage.the_log_is_evident()?;
     heading("That was it.");
     eprintln!(
         "Try your own: {}",
-        progress::bold("cargo xtask demo -- psql postgresql://…")
+        progress::bold("cargo xtask demo -- curl https://…")
     );
     Ok(())
 }
@@ -84,7 +97,7 @@ pub(crate) fn show() -> Result<()> {
 pub(crate) fn guard(command: &[OsString]) -> Result<ExitCode> {
     let (program, arguments) = command.split_first().context("no command given")?;
     let built = prepare()?;
-    let daemon = start_daemon(built.clone())?;
+    let daemon = start_daemon(built.clone(), "")?;
     eprintln!(
         "{}",
         dim(&format!(
@@ -121,15 +134,16 @@ fn prepare() -> Result<PathBuf> {
     build::build(false)
 }
 
-fn start_daemon(program: PathBuf) -> Result<Daemon> {
+fn start_daemon(program: PathBuf, configuration: &str) -> Result<Daemon> {
     step("the daemon, in a scratch folder", |_| {
-        Daemon::of(program, POLICY)
+        Daemon::of(program, POLICY, |_| configuration.to_owned())
     })
 }
 
 struct Stage<'a> {
     daemon: &'a Daemon,
     database: &'a Database<'a>,
+    web: &'a Web,
 }
 
 impl Stage<'_> {
@@ -208,8 +222,31 @@ impl Stage<'_> {
         Ok(())
     }
 
+    fn the_web_is_decided_too(&self) -> Result<()> {
+        heading("6 · The web as well: HTTPS of a program that knows of nothing");
+        let answer = self.curl("/customers.json", &[])?;
+        ensure!(answer.stdout.contains("Ada"), "the read did not run");
+        ensure!(!answer.stdout.contains("ada@example.com"), "the mask leaks");
+        let mut curl = self.curl_command("/echo", &["--data", "name=Eve"]);
+        echo(&curl, self.daemon);
+        let agent = run::start(&mut curl)?;
+        let id = approval_id(&self.daemon.held()?)?;
+        interceptor(self.daemon, &["approvals", "show", &id])?;
+        interceptor(
+            self.daemon,
+            &["approvals", "deny", &id, "--reason", "not a customer yet"],
+        )?;
+        let outcome = agent.outcome()?;
+        show_outcome("the agent got a 403 that it can act on", &outcome);
+        ensure!(
+            outcome.stdout.contains("not a customer yet"),
+            "it was denied and went on"
+        );
+        Ok(())
+    }
+
     fn the_log_is_evident(&self) -> Result<()> {
-        heading("6 · The log is intact; a copy with one byte changed is not");
+        heading("7 · The log is intact; a copy with one byte changed is not");
         let state = self.daemon.state();
         let outcome = interceptor_on(self.daemon, &["verify"], &state)?;
         ensure!(outcome.status.success(), "the log doesn't verify");
@@ -239,6 +276,22 @@ impl Stage<'_> {
         psql.args(["--no-psqlrc", "-c", statement]);
         self.database.enter(&mut psql);
         psql
+    }
+
+    fn curl(&self, path: &str, arguments: &[&str]) -> Result<Outcome> {
+        let mut curl = self.curl_command(path, arguments);
+        echo(&curl, self.daemon);
+        let outcome = run::outcome(&mut curl)?;
+        show_outcome("", &outcome);
+        Ok(outcome)
+    }
+
+    fn curl_command(&self, path: &str, arguments: &[&str]) -> Command {
+        let mut curl = Way::Guarded(self.daemon, AGENT).command("curl");
+        curl.args(["--silent", "--show-error"])
+            .args(arguments)
+            .arg(format!("https://localhost:{}{path}", self.web.good));
+        curl
     }
 
     fn has_table(&self, name: &str) -> Result<bool> {

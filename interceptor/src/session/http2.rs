@@ -18,7 +18,7 @@ use interceptor_core::{
     },
     operation::{
         attribute,
-        http::{Body, Fields, HttpRequest, Rewrite},
+        http::{Body, Fields, HttpRequest},
     },
     protocol::http::{
         Context, Malformed, Shared, answer,
@@ -28,11 +28,11 @@ use interceptor_core::{
         refuse::Problem,
     },
     record::{Event, ResponseStatus, Speaker},
-    ruling::Ruling,
+    ruling::{Permit, Ruling},
 };
 use tokio::sync::Mutex;
 
-use super::{Decided, Ended, Session};
+use super::{Decided, Ended, STILL_HELD_EVERY, Session};
 use crate::leg::Leg;
 
 /// Streams that an agent may have open at once on one connection.
@@ -246,19 +246,26 @@ impl Connection<'_> {
             drop(session);
             let ruling = match decided {
                 Decided::Now(ruling) => ruling,
-                Decided::Later(mut held) => tokio::select! {
-                    outcome = held.pending.outcome() => held.ruled(outcome),
-                    // Whoever hangs up while people are asked withdraws the question.
-                    reset = poll_fn(|context| respond.poll_reset(context)) => {
-                        return Err(Broken::Client(reset.unwrap_or(Reason::CANCEL)));
+                Decided::Later(mut held) => loop {
+                    tokio::select! {
+                        outcome = held.pending.outcome() => break held.ruled(outcome),
+                        // Whoever hangs up while people are asked withdraws the question.
+                        reset = poll_fn(|context| respond.poll_reset(context)) => {
+                            return Err(Broken::Client(reset.unwrap_or(Reason::CANCEL)));
+                        }
+                        () = tokio::time::sleep(STILL_HELD_EVERY) => {
+                            let mut processing = Response::new(());
+                            *processing.status_mut() = StatusCode::PROCESSING;
+                            // Who is gone by now shows in the reset.
+                            let _ = respond.send_informational(processing);
+                        }
                     }
                 },
             };
             match ruling {
                 Ruling::Permit(permit) => {
-                    let rewrite = permit.rewrite().map(|rewrite| &**rewrite);
                     let changed = self
-                        .change(&mut parts, &described, &fields, rewrite, number)
+                        .change(&mut parts, &described, &fields, &permit, number)
                         .await?;
                     if let Err(problem) = changed {
                         let mut recorder = self.recorder(number, Speaker::Upstream);
@@ -474,9 +481,10 @@ impl Connection<'_> {
         parts: &mut request::Parts,
         described: &Described,
         fields: &Fields,
-        rewrite: Option<&Rewrite>,
+        permit: &Permit,
         number: u64,
     ) -> Result<Result<(), Problem>, Broken> {
+        let rewrite = permit.rewrite().map(|rewrite| &**rewrite);
         let attributes = &described.description.attributes;
         let path = attributes
             .get(attribute::HTTP_PATH)
@@ -497,22 +505,22 @@ impl Connection<'_> {
             }
             _ => None,
         };
-        if authorization.is_none() && rewrite.is_none() {
-            return Ok(Ok(()));
-        }
         let request = HttpRequest {
             fields: fields.clone(),
             query: described.query.clone(),
             body: Body::None,
         };
         let changes = match Changes::new(&request, rewrite, authorization.as_ref()) {
-            Ok(changes) => changes,
+            Ok(changes) => changes.masked_by(&permit.masks().body),
             Err(mismatch) => {
                 let credential = authorization.map_or(0, |found| found.credential);
                 self.record(mismatch.event(number, credential)).await?;
                 return Ok(Err(mismatch.problem(credential)));
             }
         };
+        if changes.is_empty() {
+            return Ok(Ok(()));
+        }
         for event in changes.events(number, authorization.as_ref()) {
             self.record(event).await?;
         }

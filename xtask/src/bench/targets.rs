@@ -96,7 +96,11 @@ impl Target {
     /// # Errors
     /// Where it doesn't start.
     pub(crate) fn interceptor(program: PathBuf, policy: &str) -> Result<Self> {
-        Ok(Self::Interceptor(Box::new(Daemon::of(program, policy)?)))
+        Ok(Self::Interceptor(Box::new(Daemon::of(
+            program,
+            policy,
+            |_| String::new(),
+        )?)))
     }
 
     /// Its name in the table.

@@ -324,6 +324,11 @@ fn the_packs_say_what_their_cases_say() {
             include_str!("../../../../policies/postgres.yaml"),
             include_str!("../../../../policies/postgres.test.yaml"),
         ),
+        (
+            "web",
+            include_str!("../../../../policies/web.yaml"),
+            include_str!("../../../../policies/web.test.yaml"),
+        ),
     ] {
         let files = [
             (name.to_owned(), pack.to_owned()),
@@ -332,7 +337,10 @@ fn the_packs_say_what_their_cases_say() {
         let policy = Arc::new(Policy::parse(&files).unwrap_or_else(|error| panic!("{error}")));
         assert!(policy.cases().len() >= 10);
         for case in policy.cases() {
-            let describe = |_, text: &str| {
+            let describe = |protocol, text: &str| {
+                if protocol == Protocol::Http {
+                    return crate::protocol::http::describe::example(text);
+                }
                 let described = describer.describe(text.as_bytes(), lexing);
                 Some(Operation {
                     protocol: Protocol::Postgres,

@@ -104,6 +104,12 @@ impl BodyPlan {
         self.paths.is_empty() && self.keys.is_empty() && self.patterns.is_empty()
     }
 
+    /// Whether a part of a body can't be masked: what is around it would have to be known.
+    #[must_use]
+    pub fn needs_whole(&self) -> bool {
+        self.by_name() || self.strict
+    }
+
     fn by_name(&self) -> bool {
         !self.paths.is_empty() || !self.keys.is_empty()
     }
@@ -132,7 +138,7 @@ impl BodyMasker {
     pub fn new(plan: &Arc<BodyPlan>, head: &BodyHead<'_>) -> Result<Self, Unmaskable> {
         let content_type = head.content_type.unwrap_or_default().to_ascii_lowercase();
         let media = content_type.split(';').next().unwrap_or_default().trim();
-        if head.partial && (plan.by_name() || plan.strict) {
+        if head.partial && plan.needs_whole() {
             return Err(Unmaskable(
                 "it is a part of something, and what is cut off can't be known; ask without Range"
                     .to_owned(),

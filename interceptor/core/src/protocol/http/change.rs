@@ -7,15 +7,21 @@ use bytes::Bytes;
 use super::refuse::Problem;
 use crate::{
     login::{Authorization, Place, Secret},
+    mask::body::BodyPlan,
     operation::http::{HttpRequest, Rewrite, percent_decoded, percent_encode},
     record::Event,
 };
+
+/// Fields that ask for a part of the answer.
+const RANGE: [&[u8]; 2] = [b"range", b"if-range"];
 
 /// The changes to one request.
 #[derive(Debug, Default)]
 pub struct Changes<'a> {
     rewrite: Option<&'a Rewrite>,
     credential: Option<Injected>,
+    /// The answer has to be whole: a part of it couldn't be masked.
+    whole: bool,
 }
 
 /// A credential as it stands in a request.
@@ -86,7 +92,23 @@ impl<'a> Changes<'a> {
         Ok(Self {
             rewrite,
             credential,
+            whole: false,
         })
+    }
+
+    /// As well, whether `masks` need the whole answer.
+    ///
+    /// A server may answer a Range with everything (RFC 9110, section 14.2), so that the client gets on as well.
+    #[must_use]
+    pub fn masked_by(mut self, masks: &BodyPlan) -> Self {
+        self.whole = !masks.is_empty() && masks.needs_whole();
+        self
+    }
+
+    /// Whether there are any.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.rewrite.is_none() && self.credential.is_none() && !self.whole
     }
 
     /// What goes on record of them: names only.
@@ -119,6 +141,9 @@ impl<'a> Changes<'a> {
         }) = &self.credential
             && known.as_bytes().eq_ignore_ascii_case(name)
         {
+            return true;
+        }
+        if self.whole && RANGE.iter().any(|range| name.eq_ignore_ascii_case(range)) {
             return true;
         }
         self.rewrite.is_some_and(|rewrite| {

@@ -515,7 +515,7 @@ impl Http1 {
         };
         let rewrite = permit.rewrite().map(|rewrite| &**rewrite);
         let changes = match Changes::new(&request, rewrite, authorization) {
-            Ok(changes) => changes,
+            Ok(changes) => changes.masked_by(&permit.masks().body),
             Err(mismatch) => {
                 let credential = authorization.map_or(0, |found| found.credential);
                 self.record(Some(mismatch.event(number, credential)));
