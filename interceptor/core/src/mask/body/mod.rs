@@ -4,6 +4,7 @@
 mod decode;
 mod json;
 mod lines;
+mod multipart;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -13,7 +14,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use bytes::BytesMut;
 
 pub use self::json::JsonPath;
-use self::{decode::Decoded, json::Json, lines::Lines, text::Text};
+use self::{decode::Decoded, json::Json, lines::Lines, multipart::Multipart, text::Text};
 use super::{MaskKind, Patterns};
 use crate::glob::Glob;
 
@@ -92,7 +93,12 @@ enum Kind {
     Text(Text),
     /// Fields of a form, or events: each by itself.
     Lines(Lines),
+    /// Several bodies.
+    Multipart(Box<Multipart>),
 }
+
+/// Bodies within bodies that are looked into.
+const DEPTH_MAX: usize = 4;
 
 /// Bytes that tell what a body is.
 const SNIFFED_BYTES: usize = 512;
@@ -136,6 +142,14 @@ impl BodyMasker {
     /// # Errors
     /// When such a body can't be masked, whatever is in it.
     pub fn new(plan: &Arc<BodyPlan>, head: &BodyHead<'_>) -> Result<Self, Unmaskable> {
+        Self::within(plan, head, 0)
+    }
+
+    /// The same of a body that is in as many others as `depth` says.
+    fn within(plan: &Arc<BodyPlan>, head: &BodyHead<'_>, depth: usize) -> Result<Self, Unmaskable> {
+        if depth > DEPTH_MAX {
+            return Err(Unmaskable("parts within parts within parts".to_owned()));
+        }
         let content_type = head.content_type.unwrap_or_default().to_ascii_lowercase();
         let media = content_type.split(';').next().unwrap_or_default().trim();
         if head.partial && plan.needs_whole() {
@@ -149,11 +163,13 @@ impl BodyMasker {
                 return Err(Unmaskable(format!("text in {wide} isn't looked into")));
             }
         }
-        if media.starts_with("multipart/") && plan.by_name() && plan.strict {
-            return Err(Unmaskable(
-                "the parts of multipart bodies have no keys".to_owned(),
-            ));
-        }
+        let kind = match media.starts_with("multipart/") {
+            true => Kind::Multipart(Box::new(Multipart::new(
+                head.content_type.unwrap_or_default(),
+                depth,
+            )?)),
+            false => Kind::Unknown,
+        };
         let decoded = match head.content_encoding.map(str::trim) {
             None | Some("" | "identity") => None,
             Some(encoding) => Some(Box::new(Decoded::new(encoding)?)),
@@ -166,7 +182,7 @@ impl BodyMasker {
                 form: media == "application/x-www-form-urlencoded",
                 events: media == "text/event-stream",
                 first: Vec::new(),
-                kind: Kind::Unknown,
+                kind,
                 masked: BTreeSet::new(),
             },
         })
@@ -233,6 +249,7 @@ impl Masker {
                 Ok(())
             }
             Kind::Lines(lines) => lines.finish(plan, masked, out),
+            Kind::Multipart(multipart) => multipart.finish(),
         }
     }
 
@@ -246,6 +263,7 @@ impl Masker {
             Kind::Json(json) => json.push(bytes, plan, masked, out),
             Kind::Text(text) => text.push(bytes, plan, masked, out),
             Kind::Lines(lines) => lines.push(bytes, plan, masked, out),
+            Kind::Multipart(multipart) => multipart.push(bytes, plan, masked, out),
         }
     }
 

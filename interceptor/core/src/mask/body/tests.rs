@@ -485,6 +485,66 @@ fn what_is_hidden_doesn_t_come_through() {
             )
             .into(),
         ),
+        (
+            "JSON in a part",
+            Some("multipart/mixed; boundary=\"b c\""),
+            None,
+            format!("{SECRET}\r\n--b c\r\nContent-Type: application/json\r\n\r\n{json}\r\n--b c--\r\n{SECRET}").into(),
+        ),
+        (
+            "line feeds alone",
+            Some("multipart/mixed; boundary=b"),
+            None,
+            format!("--b\nX: y\n\n{json}\n--b\n\n{json}\n--b--").into(),
+        ),
+        (
+            "an answer in a part",
+            Some("multipart/mixed; boundary=b"),
+            None,
+            format!("--b\r\nContent-Type: application/http\r\n\r\nHTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{json}\r\n--b--").into(),
+        ),
+        (
+            "parts in a part",
+            Some("multipart/mixed; boundary=b"),
+            None,
+            format!("--b\r\nContent-Type: multipart/mixed; boundary=c\r\n\r\n--c\r\n\r\n{json}\r\n--c--\r\n--b--\r\n").into(),
+        ),
+        (
+            "a field that is secret by its name",
+            Some("multipart/form-data; boundary=b"),
+            None,
+            format!("--b\r\nContent-Disposition: form-data; filename=x; name=password\r\n\r\n{}\r\n--b--\r\n", secrets[0]).into(),
+        ),
+        (
+            "a compressed part",
+            Some("multipart/mixed; boundary=b"),
+            None,
+            [b"--b\r\nContent-Encoding: gzip\r\n\r\n", &*gzip(json.as_bytes()), b"\r\n--b--"].concat(),
+        ),
+        (
+            "a part in base64",
+            Some("multipart/mixed; boundary=b"),
+            None,
+            format!("--b\r\nContent-Transfer-Encoding: base64\r\n\r\n{json}\r\n--b--").into(),
+        ),
+        (
+            "a range in a part",
+            Some("multipart/byteranges; boundary=b"),
+            None,
+            format!("--b\r\nContent-Range: bytes 5-99/100\r\n\r\n{}\r\n--b--", json.get(5..).unwrap()).into(),
+        ),
+        (
+            "a boundary that is the beginning of a line",
+            Some("multipart/mixed; boundary=b"),
+            None,
+            format!("--b\r\n\r\n[\r\n--bx\r\n{json}\r\n--b--").into(),
+        ),
+        (
+            "no boundary",
+            Some("multipart/mixed"),
+            None,
+            format!("--b\r\n\r\n{json}\r\n--b--").into(),
+        ),
     ];
     assert!(table.len() >= 45);
     for strict in [true, false] {
@@ -514,6 +574,34 @@ fn what_is_hidden_doesn_t_come_through() {
             }
         }
     }
+}
+
+#[test]
+fn parts_are_masked_each_by_what_it_is() {
+    let body = "ignored\r\n--b\r\nContent-Type: application/json\r\nContent-Length: 24\r\n\r\n{\"password\": \"x\"}\r\n--b \r\nContent-Disposition: form-data; name=\"ssn\"\r\n\r\n123456789\r\n--b\r\n\r\n\r\nplain\r\n\r\n--b--\r\nignored";
+    let expected = "--b\r\nContent-Type: application/json\r\n\r\n{\"password\": \"[redacted]\"}\r\n--b\r\nContent-Disposition: form-data; name=\"ssn\"\r\n\r\n*****6789\r\n--b\r\n\r\n\r\nplain\r\n\r\n--b--\r\n";
+    let head = typed("Multipart/Form-Data; charset=utf-8; boundary=b");
+    for size in 1..body.len() {
+        let out = masked(&plan(false), &head, body.as_bytes(), size).unwrap();
+        assert_eq!(String::from_utf8(out).unwrap(), expected, "{size}");
+    }
+    let broken = masked(&plan(false), &head, &body.as_bytes()[..60], 7);
+    assert!(broken.is_err());
+    // Deeper than anybody means it.
+    let mut deep = r#"{"password": "x"}"#.to_owned();
+    for level in 0..9 {
+        deep = format!(
+            "--b{level}\r\nContent-Type: multipart/mixed; boundary=b{}\r\n\r\n{deep}\r\n--b{level}--",
+            level - 1
+        );
+    }
+    let refused = masked(
+        &plan(false),
+        &typed("multipart/mixed; boundary=b8"),
+        deep.as_bytes(),
+        99,
+    );
+    assert!(refused.is_err());
 }
 
 #[test]
