@@ -189,6 +189,11 @@ impl Session {
                 "the ClientHello is encrypted (or pretends to be), so the name in the open need not be the server's; such a connection is intercepted or refused".to_owned(),
             ));
         }
+        if self.tunnels > 0 {
+            return Err(refuse(
+                "it goes through a proxy, so who is at its end can't be found out beside it; have it intercepted, or let it connect without the proxy".to_owned(),
+            ));
+        }
         if by_name && !upstream::is_address_of(&server.name.to_str(), server.address).await {
             return Err(refuse(format!(
                 "{} is not an address of `{}` to this host's resolver, and the rule goes by the name; add the address to the rule (`destination: {{address: …}}`)",
