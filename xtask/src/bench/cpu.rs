@@ -12,7 +12,7 @@ use nix::unistd::{SysconfVar, sysconf};
 ///
 /// # Errors
 /// Where the process is gone.
-pub(crate) fn used(pid: u32) -> Result<Duration> {
+pub(super) fn used(pid: u32) -> Result<Duration> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))
         .with_context(|| format!("the process {pid} is gone"))?;
     // The name, in brackets, may hold spaces and brackets itself.

@@ -2,42 +2,39 @@
 
 use std::{
     fs,
-    net::{SocketAddr, TcpStream},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
-    time::Duration,
+    process::Command,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use interceptor_tests::{
     cluster::{self, Database},
     daemon::Daemon,
-    keeper::{Farewell, Keeper},
-    run, scratch,
+    scratch,
 };
 use nix::unistd::{User, chown};
+
+use crate::bench::proxy::Proxy;
 
 const PGBENCH: &str = "/usr/lib/postgresql/15/bin/pgbench";
 
 /// One way, ready to be measured.
 #[derive(Debug)]
-pub(crate) enum Target {
+pub(super) enum Target {
     /// No proxy.
     Direct,
     /// A proxy that pgbench is pointed at.
-    Proxy(Proxy),
+    Proxy {
+        /// Its name in the table.
+        name: &'static str,
+        /// Where it listens.
+        port: u16,
+        /// It, running.
+        proxy: Proxy,
+    },
     /// interceptor, which pgbench isn't told of.
     Interceptor(Box<Daemon>),
-}
-
-/// A proxy with an address of its own.
-#[derive(Debug)]
-pub(crate) struct Proxy {
-    name: &'static str,
-    port: u16,
-    pid: u32,
-    _keeper: Keeper,
 }
 
 impl Target {
@@ -45,14 +42,14 @@ impl Target {
     ///
     /// # Errors
     /// Where it doesn't start.
-    pub(crate) fn relay(xtask: &Path, database: &Database<'_>) -> Result<Self> {
+    pub(super) fn relay(xtask: &Path, database: &Database<'_>) -> Result<Self> {
         let port = cluster::free_port()?;
         let mut command = Command::new(xtask);
         command
             .arg("relay")
             .args(["--listen", &format!("127.0.0.1:{port}")])
             .args(["--upstream", &format!("127.0.0.1:{}", database.port())]);
-        Proxy::start("relay", port, &mut command, scratch::folder("relay")?)
+        Self::proxy("relay", port, &mut command, &scratch::folder("relay")?)
     }
 
     /// pgbouncer with session pooling, doing as little as it can. Its reset query stays the default:
@@ -60,7 +57,7 @@ impl Target {
     ///
     /// # Errors
     /// Where it isn't installed or doesn't start.
-    pub(crate) fn pgbouncer(database: &Database<'_>) -> Result<Self> {
+    pub(super) fn pgbouncer(database: &Database<'_>) -> Result<Self> {
         let port = cluster::free_port()?;
         let folder = scratch::folder("pgbouncer")?;
         let user = User::from_name("postgres")?.context("there is no user `postgres`")?;
@@ -88,14 +85,22 @@ impl Target {
             .arg(&configuration)
             .uid(user.uid.as_raw())
             .gid(user.gid.as_raw());
-        Proxy::start("pgbouncer", port, &mut command, folder)
+        Self::proxy("pgbouncer", port, &mut command, &folder)
+    }
+
+    fn proxy(name: &'static str, port: u16, command: &mut Command, folder: &Path) -> Result<Self> {
+        Ok(Self::Proxy {
+            name,
+            port,
+            proxy: Proxy::start(name, port, command, folder)?,
+        })
     }
 
     /// interceptor as built at `program`, under `policy`.
     ///
     /// # Errors
     /// Where it doesn't start.
-    pub(crate) fn interceptor(program: PathBuf, policy: &str) -> Result<Self> {
+    pub(super) fn interceptor(program: PathBuf, policy: &str) -> Result<Self> {
         Ok(Self::Interceptor(Box::new(Daemon::of(
             program,
             policy,
@@ -104,66 +109,33 @@ impl Target {
     }
 
     /// Its name in the table.
-    pub(crate) const fn name(&self) -> &'static str {
+    pub(super) const fn name(&self) -> &'static str {
         match self {
             Self::Direct => "direct",
-            Self::Proxy(proxy) => proxy.name,
+            Self::Proxy { name, .. } => name,
             Self::Interceptor(_) => "interceptor",
         }
     }
 
     /// The process that is in the way, if any.
-    pub(crate) fn pid(&self) -> Option<u32> {
+    pub(super) fn pid(&self) -> Option<u32> {
         match self {
             Self::Direct => None,
-            Self::Proxy(proxy) => Some(proxy.pid),
+            Self::Proxy { proxy, .. } => Some(proxy.pid()),
             Self::Interceptor(daemon) => daemon.pid(),
         }
     }
 
     /// pgbench against `database` this way.
-    pub(crate) fn pgbench(&self, database: &Database<'_>) -> Command {
+    pub(super) fn pgbench(&self, database: &Database<'_>) -> Command {
         let mut command = match self {
             Self::Interceptor(daemon) => daemon.run_as("bench", PGBENCH),
-            Self::Direct | Self::Proxy(_) => Command::new(PGBENCH),
+            Self::Direct | Self::Proxy { .. } => Command::new(PGBENCH),
         };
         database.enter(&mut command);
-        if let Self::Proxy(proxy) = self {
-            command.env("PGPORT", proxy.port.to_string());
+        if let Self::Proxy { port, .. } = self {
+            command.env("PGPORT", port.to_string());
         }
         command
-    }
-}
-
-impl Proxy {
-    fn start(
-        name: &'static str,
-        port: u16,
-        command: &mut Command,
-        folder: PathBuf,
-    ) -> Result<Target> {
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .process_group(0)
-            .spawn()
-            .with_context(|| format!("{name} doesn't start"))?;
-        let pid = child.id();
-        let mut keeper = Keeper::of_process(pid, Farewell::Terminate, &folder)?;
-        let address = SocketAddr::from(([127, 0, 0, 1], port));
-        run::wait_for(name, Duration::from_secs(10), || {
-            if let Some(status) = child.try_wait()? {
-                bail!("{name} ended with {status}");
-            }
-            Ok(TcpStream::connect(address).ok())
-        })?;
-        keeper.reap(child);
-        Ok(Target::Proxy(Self {
-            name,
-            port,
-            pid,
-            _keeper: keeper,
-        }))
     }
 }

@@ -7,39 +7,33 @@
 //! which have mapped the server's memory and filled their caches: in visits of seconds that is worth
 //! several percent, and says nothing of the proxy.
 
-use std::{fs, process::Command, time::Duration};
+mod targets;
+
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use interceptor_tests::{
     cluster::{Cluster, Database},
-    paths, run,
+    run,
 };
-use serde_json::json;
+use serde::Serialize;
+use serde_json::Value;
 
+use self::targets::Target;
 use super::{
-    cpu,
-    report::{Case, Cell, Sample},
-    targets::Target,
+    Amount, Measured, cpu,
+    report::{Case, Sample},
 };
 use crate::{
-    progress::{self, heading, step},
+    progress::{heading, step},
     setup,
-    shell::{answer, cargo, command},
+    shell::command,
 };
 
 const POLICY: &str = include_str!("policy.yaml");
 
 /// pgbench's scale: 500,000 accounts, some 75 MB, all in memory.
 const SCALE: u32 = 5;
-
-/// How much is measured.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Amount {
-    /// Rounds; every round visits every case and target once.
-    pub(crate) rounds: u32,
-    /// Seconds of load a visit.
-    pub(crate) seconds: u32,
-}
 
 /// Measures, prints the table and writes `target/bench/postgres.json`.
 ///
@@ -49,18 +43,7 @@ pub(crate) fn bench(amount: Amount) -> Result<()> {
     heading("Set-up");
     setup::setup()?;
     setup::pgbouncer()?;
-    step("build interceptor and the relay (release)", |step| {
-        step.run(cargo().args([
-            "build",
-            "--locked",
-            "--release",
-            "-p",
-            "interceptor",
-            "-p",
-            "xtask",
-        ]))
-    })?;
-    let built = paths::target().join("release");
+    let built = super::build()?;
     let cluster = step("a throw-away PostgreSQL", |_| {
         Cluster::bare(&[("shared_buffers", "256MB"), ("max_wal_size", "4GB")])
     })?;
@@ -82,63 +65,51 @@ pub(crate) fn bench(amount: Amount) -> Result<()> {
         Target::interceptor(built.join("interceptor"), POLICY)?,
     ];
 
-    let mut cases = cases(&targets);
-    let mut failures = Vec::new();
-    for round in 1..=amount.rounds {
-        step(&format!("round {round} of {}", amount.rounds), |step| {
-            for case in &mut cases {
-                let title = case.title();
-                let (script, clients, protocol) = (case.script, case.clients, case.protocol);
-                for (target, cell) in targets.iter().zip(&mut case.cells) {
-                    step.say(&format!("{title} · {}", target.name()));
-                    let load = Load {
-                        script,
-                        clients,
-                        protocol,
-                        seconds: amount.seconds,
-                    };
-                    let sample = fresh(&cluster).and_then(|()| measure(target, &database, load));
-                    if let Err(error) = &sample {
-                        failures.push(format!("{title} · {}: {error:#}", target.name()));
-                    }
-                    cell.samples.push(sample.ok());
-                }
-            }
-            Ok(())
-        })?;
-    }
-    publish(&cases, amount, &failures)?;
-    if !failures.is_empty() {
-        bail!("{} runs failed:\n{}", failures.len(), failures.join("\n"));
-    }
-    Ok(())
+    let measured = Measured::take(cases(&targets), amount.rounds(), |load: Load, name| {
+        let target = targets
+            .iter()
+            .find(|target| target.name() == name)
+            .context("no such target")?;
+        fresh(&cluster)?;
+        measure(target, &database, load, amount.seconds())
+    })?;
+    let more = [
+        ("scale".to_owned(), SCALE.into()),
+        ("policy".to_owned(), POLICY.into()),
+        ("versions".to_owned(), versions()),
+    ];
+    measured.publish("postgres", amount, more.into_iter().collect())
 }
 
-#[derive(Debug, Clone, Copy)]
+/// What pgbench does.
+#[derive(Debug, Clone, Copy, Serialize)]
 struct Load {
+    /// pgbench's name of the script.
     script: &'static str,
+    /// Connections at once.
     clients: u32,
+    /// pgbench's name of the protocol.
     protocol: &'static str,
-    seconds: u32,
 }
 
-fn cases(targets: &[Target]) -> Vec<Case> {
+fn cases(targets: &[Target]) -> Vec<Case<Load>> {
     let mut cases = Vec::new();
     for script in ["select-only", "tpcb-like"] {
         for clients in [1, 16] {
             for protocol in ["simple", "prepared"] {
-                cases.push(Case {
+                let plural = if clients == 1 { "" } else { "s" };
+                let title = format!("{script} · {clients} client{plural} · {protocol}");
+                let load = Load {
                     script,
                     clients,
                     protocol,
-                    cells: targets
-                        .iter()
-                        .map(|target| Cell {
-                            target: target.name(),
-                            samples: Vec::new(),
-                        })
-                        .collect(),
-                });
+                };
+                cases.push(Case::new(
+                    title,
+                    ["tps", "tx"],
+                    load,
+                    targets.iter().map(Target::name),
+                ));
             }
         }
     }
@@ -155,7 +126,7 @@ fn fresh(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-fn measure(target: &Target, database: &Database<'_>, load: Load) -> Result<Sample> {
+fn measure(target: &Target, database: &Database<'_>, load: Load, seconds: u32) -> Result<Sample> {
     let before = target.pid().map(cpu::used).transpose()?;
     let mut pgbench = target.pgbench(database);
     pgbench
@@ -163,8 +134,8 @@ fn measure(target: &Target, database: &Database<'_>, load: Load) -> Result<Sampl
         .arg(format!("--builtin={}", load.script))
         .arg(format!("--protocol={}", load.protocol))
         .arg(format!("--client={}", load.clients))
-        .arg(format!("--time={}", load.seconds));
-    let limit = Duration::from_secs(u64::from(load.seconds) + 20);
+        .arg(format!("--time={}", seconds));
+    let limit = Duration::from_secs(u64::from(seconds) + 20);
     let report = run::start(&mut pgbench)?.outcome_within(limit)?.success()?;
     let after = target.pid().map(cpu::used).transpose()?;
     let failed = number(&report, "number of failed transactions: ")?;
@@ -176,8 +147,9 @@ fn measure(target: &Target, database: &Database<'_>, load: Load) -> Result<Sampl
         .zip(after)
         .map(|(before, after)| after.saturating_sub(before));
     Ok(Sample {
-        tps: number(&report, "tps = ")?,
+        value: number(&report, "tps = ")?,
         cpu_us: used.map(|used| used.as_secs_f64() * 1e6 / transactions),
+        ..Sample::default()
     })
 }
 
@@ -194,51 +166,14 @@ fn number(report: &str, label: &str) -> Result<f64> {
         .with_context(|| format!("pgbench gave no number for `{label}`:\n{report}"))
 }
 
-fn publish(cases: &[Case], amount: Amount, failures: &[String]) -> Result<()> {
-    heading("pgbench, medians over interleaved rounds");
-    for case in cases {
-        println!("{}", case.table());
-    }
-    let folder = paths::target().join("bench");
-    fs::create_dir_all(&folder)?;
-    let file = folder.join("postgres.json");
-    let cases: Vec<_> = cases
-        .iter()
-        .map(|case| json!({"case": case, "lines": case.lines()}))
-        .collect();
-    let document = json!({
-        "benchmark": "postgres",
-        "scale": SCALE,
-        "rounds": amount.rounds,
-        "seconds": amount.seconds,
-        "policy": POLICY,
-        "versions": versions(),
-        "cases": cases,
-        "failures": failures,
-    });
-    fs::write(&file, serde_json::to_string_pretty(&document)?)?;
-    progress::note(&format!("written to {}", file.display()));
-    Ok(())
-}
-
-fn versions() -> serde_json::Value {
-    let of = |command: &mut Command| {
-        answer(command).and_then(|text| text.lines().next().map(str::to_owned))
-    };
-    let processor = fs::read_to_string("/proc/cpuinfo").ok().and_then(|text| {
-        text.lines()
-            .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
-            .map(|(_, name)| name.to_owned())
-    });
-    json!({
-        "interceptor": of(command("git").args(["describe", "--always", "--dirty"])),
-        "postgres": of(command("/usr/lib/postgresql/15/bin/postgres").arg("--version")),
-        "pgbouncer": of(command("/usr/sbin/pgbouncer").arg("--version")),
-        "rustc": of(command("rustc").arg("--version")),
-        "kernel": of(command("uname").arg("-r")),
-        "processor": processor,
-        "processors": std::thread::available_parallelism().map(usize::from).ok(),
-    })
+fn versions() -> Value {
+    super::versions::versions([
+        (
+            "postgres",
+            command("/usr/lib/postgresql/15/bin/postgres").arg("--version"),
+        ),
+        ("pgbouncer", command("/usr/sbin/pgbouncer").arg("--version")),
+    ])
 }
 
 #[cfg(test)]
