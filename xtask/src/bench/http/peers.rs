@@ -180,16 +180,18 @@ fn envoy(site: &Site, ports: Ports, folder: &Path) -> Result<Command> {
                 options.map(|options| json!({"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options})),
         })
     };
-    let accept = json!({"name": "tls", "typed_config": {
-        "@type": format!("{ENVOY}.transport_sockets.tls.v3.DownstreamTlsContext"),
-        "common_tls_context": {
-            "alpn_protocols": ["h2", "http/1.1"],
-            "tls_certificates": [{
-                "certificate_chain": {"filename": site.proxy.certificate},
-                "private_key": {"filename": site.proxy.key},
-            }],
-        },
-    }});
+    let accept = |alpn: &[&str]| {
+        json!({"name": "tls", "typed_config": {
+            "@type": format!("{ENVOY}.transport_sockets.tls.v3.DownstreamTlsContext"),
+            "common_tls_context": {
+                "alpn_protocols": alpn,
+                "tls_certificates": [{
+                    "certificate_chain": {"filename": site.proxy.certificate},
+                    "private_key": {"filename": site.proxy.key},
+                }],
+            },
+        }})
+    };
     let connect = |door: Door| {
         json!({"name": "tls", "typed_config": {
             "@type": format!("{ENVOY}.transport_sockets.tls.v3.UpstreamTlsContext"),
@@ -214,8 +216,8 @@ fn envoy(site: &Site, ports: Ports, folder: &Path) -> Result<Command> {
     let (kept, fresh) = (Door::Kept, Door::Fresh);
     let configuration = json!({"static_resources": {
         "listeners": [
-            listener(kept, envoy_http(kept), Some(accept.clone())),
-            listener(fresh, envoy_http(fresh), Some(accept)),
+            listener(kept, envoy_http(kept), Some(accept(&["h2", "http/1.1"]))),
+            listener(fresh, envoy_http(fresh), Some(accept(&["http/1.1"]))),
             listener(Door::Through, through, None),
         ],
         "clusters": [
