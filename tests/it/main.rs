@@ -10,6 +10,7 @@
 )]
 
 mod approvals;
+mod ca;
 mod classify_oracle;
 mod credentials;
 mod fuzz_seeds;

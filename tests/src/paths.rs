@@ -45,12 +45,20 @@ pub fn client(name: &str) -> PathBuf {
     root().join("tests/clients").join(name)
 }
 
-/// The Python that has psycopg and asyncpg.
+/// The Python that has the clients that are packages of Python.
 ///
 /// # Errors
 /// Where `cargo xtask setup` has not been run.
 pub fn python() -> Result<PathBuf> {
     set_up(target().join("clients/venv/bin/python"))
+}
+
+/// The Go toolchain.
+///
+/// # Errors
+/// Where `cargo xtask setup` has not been run.
+pub fn go() -> Result<PathBuf> {
+    set_up(target().join("clients/venv/bin/go"))
 }
 
 /// The folder that has node-postgres in `node_modules`.

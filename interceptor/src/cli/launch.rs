@@ -57,11 +57,22 @@ pub(super) fn run(arguments: Arguments) -> Outcome {
     let mut command = Command::new(program);
     command.args(rest);
     if let Some(certificate) = &arguments.authority {
-        let home = match &user {
-            Some(user) => Some(user.dir.clone()),
-            None => std::env::var_os("HOME").map(PathBuf::from),
+        let (identity, home) = match &user {
+            Some(user) => (
+                trust::Identity::new(user.uid, user.gid),
+                Some(user.dir.clone()),
+            ),
+            None => (
+                trust::Identity::own(),
+                std::env::var_os("HOME").map(PathBuf::from),
+            ),
         };
-        trust(&mut command, certificate, home.as_deref());
+        let agent = trust::Agent {
+            identity,
+            home: home.as_deref(),
+            program,
+        };
+        trust(&mut command, certificate, &agent);
     }
     enter(&arguments.cgroup)?;
     if let Some(user) = user {
@@ -91,8 +102,8 @@ pub(super) fn run(arguments: Arguments) -> Outcome {
 
 /// Has the command find `certificate` wherever its programs look for those they trust. What can't be
 /// shown it there is said: TLS fails then where it would have worked, which is no reason not to start.
-fn trust(command: &mut Command, certificate: &str, home: Option<&Path>) {
-    match trust::show(certificate, home) {
+fn trust(command: &mut Command, certificate: &str, agent: &trust::Agent<'_>) {
+    match trust::show(certificate, agent) {
         Ok(shown) => {
             command.envs(shown.environment);
             for problem in shown.problems {
