@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     io::{self, IoSlice, Read, Write},
+    os::fd::AsRawFd as _,
     pin::Pin,
     sync::{
         Arc,
@@ -14,9 +15,10 @@ use std::{
 
 use bytes::{Buf, BufMut as _, Bytes, BytesMut};
 use interceptor_core::limits;
+use nix::sys::socket::{MsgFlags, recv};
 use rustls::Connection;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, Interest, ReadBuf},
     net::TcpStream,
 };
 
@@ -113,20 +115,13 @@ impl Leg {
             buffer.reserve(FIRST_READ_BYTES);
         }
         let Some(tls) = &mut self.tls else {
-            loop {
-                ready!(self.socket.poll_read_ready(context))?;
-                match self.socket.try_read_buf(buffer) {
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                    Ok(count) => {
-                        if buffer.len() == buffer.capacity() {
-                            // It was full: the next one may be as well.
-                            buffer.reserve(limits::READ_BYTES);
-                        }
-                        return Poll::Ready(Ok(count));
-                    }
-                    Err(error) => return Poll::Ready(Err(error)),
-                }
+            let read = std::pin::pin!(self.socket.read_buf(buffer));
+            let count = ready!(read.poll(context))?;
+            if buffer.len() == buffer.capacity() {
+                // It was full: the next one may be as well.
+                buffer.reserve(limits::READ_BYTES);
             }
+            return Poll::Ready(Ok(count));
         };
         loop {
             match decrypted(tls, buffer) {
@@ -214,10 +209,8 @@ impl Leg {
             tls.send_close_notify();
             let _ = flush(&self.socket, tls);
         }
-        let _ = nix::sys::socket::shutdown(
-            std::os::fd::AsRawFd::as_raw_fd(&self.socket),
-            nix::sys::socket::Shutdown::Write,
-        );
+        let _ =
+            nix::sys::socket::shutdown(self.socket.as_raw_fd(), nix::sys::socket::Shutdown::Write);
     }
 
     /// Has the peer see a reset rather than an orderly end.
@@ -325,8 +318,19 @@ pub fn read_once(socket: &TcpStream, tls: &mut Connection) -> io::Result<()> {
 struct Nonblocking<'a>(&'a TcpStream);
 
 impl Read for Nonblocking<'_> {
+    /// What didn't fill `buffer` has emptied the socket, whose next bytes will be an event of their own: not to
+    /// ask again spares half of all reads, as in tokio's own.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.0.try_read(buffer)
+        let mut emptied = None;
+        let read = self.0.try_io(Interest::READABLE, || {
+            let count = recv(self.0.as_raw_fd(), buffer, MsgFlags::empty())?;
+            if count > 0 && count < buffer.len() {
+                emptied = Some(count);
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            Ok(count)
+        });
+        emptied.map_or(read, Ok)
     }
 }
 
@@ -422,19 +426,20 @@ impl AsyncWrite for Leg {
             return Pin::new(&mut this.socket).poll_write_vectored(context, slices);
         };
         loop {
+            // Sent when h2 flushes: after all frames that it has, not after each.
             let count = tls.writer().write_vectored(slices)?;
-            let flushed = flush(&this.socket, tls)?;
-            if count > 0 {
+            if count > 0 || slices.iter().all(|slice| slice.is_empty()) {
                 return Poll::Ready(Ok(count));
             }
-            if !flushed {
+            if !flush(&this.socket, tls)? {
                 ready!(this.socket.poll_write_ready(context))?;
             }
         }
     }
 
+    /// Not so in TLS, where it has h2 gather small frames before it flushes.
     fn is_write_vectored(&self) -> bool {
-        true
+        self.tls.is_none()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

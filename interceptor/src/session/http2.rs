@@ -3,11 +3,12 @@
 use std::{
     future::poll_fn,
     sync::{Arc, atomic::Ordering},
+    task::{self, Poll},
     time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
-use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
 use h2::{Reason, RecvStream, SendStream, client::SendRequest, server::SendResponse};
 use http::{HeaderMap, Request, Response, StatusCode, header, request};
 use interceptor_core::{
@@ -132,21 +133,42 @@ impl Session {
         let mut upstream_open = true;
         let mut closing = false;
         loop {
-            tokio::select! {
-                accepted = client.accept() => match accepted {
-                    Some(Ok((request, respond))) => {
-                        streams.push(connection.stream(request, respond, send_request.clone()));
+            let turn = poll_fn(|context| {
+                // In the order that a request goes, then in the order that its answer comes: all that has come
+                // together is worked on before either side is written to again, and once.
+                for _ in 0..2 {
+                    while let Poll::Ready(accepted) = client.poll_accept(context) {
+                        let over = match accepted {
+                            Some(Ok((request, respond))) => {
+                                let send_request = send_request.clone();
+                                streams.push(connection.stream(request, respond, send_request));
+                                continue;
+                            }
+                            Some(Err(error)) => format!("client: {error}"),
+                            None => "finished".to_owned(),
+                        };
+                        return Poll::Ready(Turn::Over(Ended(over)));
                     }
-                    Some(Err(error)) => return Ended(format!("client: {error}")),
-                    None => return Ended("finished".to_owned()),
-                },
-                Some(unrecorded) = streams.next() => {
-                    if unrecorded && !closing {
+                    let mut unrecorded = finished(&mut streams, context);
+                    if upstream_open && let Poll::Ready(ended) = upstream.poll_unpin(context) {
+                        return Poll::Ready(Turn::UpstreamEnded(ended));
+                    }
+                    unrecorded |= finished(&mut streams, context);
+                    if unrecorded {
+                        return Poll::Ready(Turn::Unrecorded);
+                    }
+                }
+                Poll::Pending
+            });
+            match turn.await {
+                Turn::Over(ended) => return ended,
+                Turn::Unrecorded => {
+                    if !closing {
                         closing = true;
                         client.abrupt_shutdown(Reason::INTERNAL_ERROR);
                     }
                 }
-                ended = &mut upstream, if upstream_open => {
+                Turn::UpstreamEnded(ended) => {
                     upstream_open = false;
                     if let Err(error) = ended {
                         tracing::debug!(%error, "an upstream connection ended");
@@ -157,6 +179,28 @@ impl Session {
             }
         }
     }
+}
+
+/// What came of waiting for either side.
+enum Turn {
+    /// The client's connection is over.
+    Over(Ended),
+    /// A stream can't be recorded.
+    Unrecorded,
+    /// The connection to the destination is over.
+    UpstreamEnded(Result<(), h2::Error>),
+}
+
+/// Works on the streams; whether one that is over couldn't be recorded.
+fn finished(
+    streams: &mut FuturesUnordered<impl Future<Output = bool>>,
+    context: &mut task::Context<'_>,
+) -> bool {
+    let mut unrecorded = false;
+    while let Poll::Ready(Some(ended)) = streams.poll_next_unpin(context) {
+        unrecorded |= ended;
+    }
+    unrecorded
 }
 
 impl Connection<'_> {

@@ -4,12 +4,19 @@
 use std::{borrow::Cow, collections::BTreeSet};
 
 use bytes::BytesMut;
+use rustc_hash::FxHashMap;
 
 use super::{BodyPlan, Unmaskable, note, text::Text};
 use crate::{glob::Glob, mask::MaskKind};
 
 /// Longest string or number that is looked at, in bytes: it is held until it is whole.
 const TOKEN_BYTES_MAX: usize = 1 << 20;
+
+/// Longest name, in bytes: of every level that is open one is kept.
+const NAME_BYTES_MAX: usize = 4 << 10;
+
+/// Names that are remembered of one body.
+const KEYS_MAX: usize = 256;
 
 /// Deepest nesting.
 const DEPTH_MAX: usize = 256;
@@ -96,7 +103,14 @@ impl JsonPath {
             };
             meant && matches(rest, below)
         }
-        matches(&self.0, places)
+        // Most values aren't called what the path ends with.
+        let ends = match (self.0.last(), places.last()) {
+            (Some(Step::Name(glob)), Some(Place::Member(name))) => glob.matches(name),
+            (Some(Step::Each), Some(Place::Item(_))) => true,
+            (Some(Step::Index(wanted)), Some(Place::Item(index))) => wanted == index,
+            _ => false,
+        };
+        ends && matches(&self.0, places)
     }
 }
 
@@ -116,6 +130,8 @@ pub(super) struct Json {
     begun: bool,
     /// It isn't JSON after all.
     text: Option<Text>,
+    /// What becomes of the values of names that were met: bodies have few, many times.
+    keys: FxHashMap<Box<str>, Option<MaskKind>>,
 }
 
 #[derive(Debug)]
@@ -143,7 +159,7 @@ enum State {
 }
 
 impl Json {
-    pub(super) const fn new(claimed: bool) -> Self {
+    pub(super) fn new(claimed: bool) -> Self {
         Self {
             claimed,
             state: State::Value,
@@ -152,6 +168,7 @@ impl Json {
             skipping: None,
             begun: false,
             text: None,
+            keys: FxHashMap::default(),
         }
     }
 
@@ -232,15 +249,19 @@ impl Json {
                 rest = behind;
                 continue;
             }
+            if byte == b'"'
+                && matches!(self.state, State::Value | State::Name)
+                && let Some(end) = plain_string(rest)
+            {
+                let (token, behind) = rest.split_at_checked(end).unwrap_or((rest, &[]));
+                self.plain(token, plan, masked, out)?;
+                rest = behind;
+                continue;
+            }
             if !self.mark(byte, plan, masked, out)? {
                 return self.not_json(rest, plan, masked, out);
             }
-            if self.state != State::Word || !is_word(byte) || self.token.is_empty() {
-                rest = after;
-            } else {
-                // `mark` took it.
-                rest = after;
-            }
+            rest = after;
         }
         Ok(())
     }
@@ -278,7 +299,7 @@ impl Json {
             return Ok(());
         }
         if self.token.len() + bytes.len() > TOKEN_BYTES_MAX {
-            return Err(Unmaskable("a value of more than 1 MiB".to_owned()));
+            return Err(too_long());
         }
         self.token.extend_from_slice(bytes);
         Ok(())
@@ -369,17 +390,91 @@ impl Json {
         Some(with)
     }
 
-    fn wanted(&self, plan: &BodyPlan) -> Option<MaskKind> {
+    fn wanted(&mut self, plan: &BodyPlan) -> Option<MaskKind> {
         let by_path = plan
             .paths
             .iter()
             .find(|mask| mask.path.matches(&self.places));
-        by_path
-            .map(|mask| mask.with)
-            .or_else(|| match self.places.last() {
-                Some(Place::Member(name)) if !plan.keys.is_empty() => plan.key(name),
-                _ => None,
-            })
+        if let Some(mask) = by_path {
+            return Some(mask.with);
+        }
+        match self.places.last() {
+            Some(Place::Member(name)) if !plan.keys.is_empty() => {
+                if let Some(known) = self.keys.get(&**name) {
+                    return *known;
+                }
+                let with = plan.key(name);
+                if self.keys.len() < KEYS_MAX && name.len() < 128 {
+                    self.keys.insert(name.as_str().into(), with);
+                }
+                with
+            }
+            _ => None,
+        }
+    }
+
+    /// A string without escapes, all of which is there.
+    fn plain(
+        &mut self,
+        token: &[u8],
+        plan: &BodyPlan,
+        masked: &mut BTreeSet<Box<str>>,
+        out: &mut BytesMut,
+    ) -> Result<(), Unmaskable> {
+        let text = inner(token);
+        if text.len() > TOKEN_BYTES_MAX {
+            return Err(too_long());
+        }
+        if self.state == State::Name {
+            self.emit_string(token, text, plan, masked, out);
+            return self.name(&String::from_utf8_lossy(text));
+        }
+        let with = self.begin(plan, masked);
+        self.state = State::After;
+        if self.skipping.is_some() {
+            return Ok(());
+        }
+        self.value(
+            token,
+            &String::from_utf8_lossy(text),
+            with,
+            plan,
+            masked,
+            out,
+        );
+        Ok(())
+    }
+
+    /// The next value has this name.
+    fn name(&mut self, name: &str) -> Result<(), Unmaskable> {
+        if name.len() > NAME_BYTES_MAX {
+            return Err(Unmaskable("JSON with a name of more than 4 KiB".to_owned()));
+        }
+        if let Some(Place::Member(last)) = self.places.last_mut() {
+            last.clear();
+            last.push_str(name);
+        }
+        self.state = State::Colon;
+        Ok(())
+    }
+
+    /// A string that is a value: `text` is what the `token` says.
+    fn value(
+        &self,
+        token: &[u8],
+        text: &str,
+        with: Option<MaskKind>,
+        plan: &BodyPlan,
+        masked: &mut BTreeSet<Box<str>>,
+        out: &mut BytesMut,
+    ) {
+        if let Some(with) = with {
+            out.extend_from_slice(encoded(with.apply(text)).as_bytes());
+        } else if let Some(changed) = within(text, plan, masked) {
+            out.extend_from_slice(encoded(Some(changed)).as_bytes());
+        } else {
+            self.emit_string(token, text.as_bytes(), plan, masked, out);
+        }
     }
 
     fn open(
@@ -436,25 +531,13 @@ impl Json {
         let token = std::mem::take(&mut self.token);
         if name {
             let decoded = decoded(&token)?;
-            self.emit_string(&token, &decoded, plan, masked, out);
-            if let Some(Place::Member(last)) = self.places.last_mut() {
-                last.clear();
-                last.push_str(&decoded);
-            }
-            self.state = State::Colon;
+            self.emit_string(&token, decoded.as_bytes(), plan, masked, out);
+            self.name(&decoded)?;
         } else {
             self.state = State::After;
-            if self.skipping.is_some() {
-            } else if let Some(with) = self.wanted(plan) {
-                out.extend_from_slice(encoded(with.apply(&decoded(&token)?)).as_bytes());
-            } else if plan.patterns.is_empty() && !plan.by_name() {
-                out.extend_from_slice(&token);
-            } else {
-                let decoded = decoded(&token)?;
-                match within(&decoded, plan, masked) {
-                    Some(changed) => out.extend_from_slice(encoded(Some(changed)).as_bytes()),
-                    None => self.emit_string(&token, &decoded, plan, masked, out),
-                }
+            if self.skipping.is_none() {
+                let with = self.wanted(plan);
+                self.value(&token, &decoded(&token)?, with, plan, masked, out);
             }
         }
         self.token = token;
@@ -465,7 +548,7 @@ impl Json {
     fn emit_string(
         &self,
         token: &[u8],
-        decoded: &str,
+        decoded: &[u8],
         plan: &BodyPlan,
         masked: &mut BTreeSet<Box<str>>,
         out: &mut BytesMut,
@@ -473,7 +556,11 @@ impl Json {
         if self.skipping.is_some() {
             return;
         }
-        match plan.patterns.apply(decoded.as_bytes()) {
+        if plan.patterns.is_empty() {
+            out.extend_from_slice(token);
+            return;
+        }
+        match plan.patterns.apply(decoded) {
             Some(changed) => {
                 note(masked, "pattern");
                 let changed = String::from_utf8_lossy(&changed).into_owned();
@@ -538,12 +625,27 @@ const fn is_word(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.' | b'_')
 }
 
-/// A string's characters, escapes taken off; half of a pair of surrogates is a replacement character.
-fn decoded(token: &[u8]) -> Result<Cow<'_, str>, Unmaskable> {
-    let inner = token
+fn too_long() -> Unmaskable {
+    Unmaskable("a value of more than 1 MiB".to_owned())
+}
+
+/// The end of the string that `text` begins with, where it is there and has no escapes.
+fn plain_string(text: &[u8]) -> Option<usize> {
+    let end = memchr::memchr2(b'"', b'\\', text.get(1..)?)? + 1;
+    (text.get(end) == Some(&b'"')).then_some(end + 1)
+}
+
+/// A string without its quotes.
+fn inner(token: &[u8]) -> &[u8] {
+    token
         .strip_prefix(b"\"")
         .and_then(|rest| rest.strip_suffix(b"\""))
-        .unwrap_or(token);
+        .unwrap_or(token)
+}
+
+/// A string's characters, escapes taken off; half of a pair of surrogates is a replacement character.
+fn decoded(token: &[u8]) -> Result<Cow<'_, str>, Unmaskable> {
+    let inner = inner(token);
     if !inner.contains(&b'\\') {
         return Ok(String::from_utf8_lossy(inner));
     }
