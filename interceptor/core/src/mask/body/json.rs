@@ -124,6 +124,8 @@ pub(super) struct Json {
     token: Vec<u8>,
     /// Open objects and arrays, with the place within each.
     places: Vec<Place>,
+    /// What becomes of the string or word that is being read.
+    with: Option<MaskKind>,
     /// A value that is left out, and how deep in it we are.
     skipping: Option<Skipping>,
     /// Whether something of the text was understood already.
@@ -165,6 +167,7 @@ impl Json {
             state: State::Value,
             token: Vec::new(),
             places: Vec::new(),
+            with: None,
             skipping: None,
             begun: false,
             text: None,
@@ -378,10 +381,12 @@ impl Json {
     /// A value begins: whether it is one that is masked.
     fn begin(&mut self, plan: &BodyPlan, masked: &mut BTreeSet<Box<str>>) -> Option<MaskKind> {
         self.begun = true;
+        self.with = None;
         if self.skipping.is_some() {
             return None;
         }
         let with = self.wanted(plan)?;
+        self.with = Some(with);
         let name = self.places.iter().rev().find_map(|place| match place {
             Place::Member(name) => Some(&**name),
             Place::Item(_) => None,
@@ -536,8 +541,7 @@ impl Json {
         } else {
             self.state = State::After;
             if self.skipping.is_none() {
-                let with = self.wanted(plan);
-                self.value(&token, &decoded(&token)?, with, plan, masked, out);
+                self.value(&token, &decoded(&token)?, self.with, plan, masked, out);
             }
         }
         self.token = token;
@@ -578,7 +582,7 @@ impl Json {
             let text = String::from_utf8_lossy(&token);
             if &*text == "null" {
                 out.extend_from_slice(&token);
-            } else if let Some(with) = self.wanted(plan) {
+            } else if let Some(with) = self.with {
                 out.extend_from_slice(encoded(with.apply(&text)).as_bytes());
             } else {
                 self.emit_word(&token, plan, masked, out);
