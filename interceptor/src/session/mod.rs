@@ -39,6 +39,7 @@ use crate::{
     credentials::{Credentials, LoginError, Wanted},
     journal::Journal,
     leg::{Leg, Queue},
+    patience::Patience,
     policies::Policies,
     tls::Tls,
     upstream,
@@ -55,10 +56,6 @@ const CLAIMED_NAMES_MAX: usize = 64;
 
 /// How often the client of a held operation is told that it is still there, where its protocol has a way.
 const STILL_HELD_EVERY: Duration = Duration::from_secs(10);
-
-/// How long a client may take from the first byte of a request to the last that has to be there before it
-/// is decided: 64 MiB in that time is 9 Mbit/s.
-const REQUEST_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Proxies that one connection may go through: each takes a decoder and a place on the stack.
 const TUNNELS_MAX: u8 = 2;
@@ -83,6 +80,8 @@ pub struct Services {
     pub tls: Arc<Tls>,
     /// How long to wait for an upstream to answer a connect.
     pub dial_patience: Duration,
+    /// How long peers may take.
+    pub patience: Patience,
 }
 
 /// One intercepted connection.
@@ -549,7 +548,7 @@ impl Session {
             // From when it began something, however slowly it goes on with it.
             deadline = decoder
                 .is_waiting_for_client()
-                .then(|| deadline.unwrap_or_else(|| Instant::now() + REQUEST_PATIENCE));
+                .then(|| deadline.unwrap_or_else(|| Instant::now() + self.services.patience.request));
             let turn = match (&mut held, deadline) {
                 (None, None) => turn.await,
                 (None, Some(deadline)) => tokio::select! {
