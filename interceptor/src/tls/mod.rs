@@ -252,7 +252,10 @@ impl Tls {
             }),
             Err(_) => Some(Unreached {
                 alert: Alert::INTERNAL_ERROR,
-                reason: format!("no handshake within {} s", self.handshake_patience.as_secs()),
+                reason: format!(
+                    "no handshake within {} s",
+                    self.handshake_patience.as_secs()
+                ),
             }),
         };
         if let Some(mut failed) = failed {
