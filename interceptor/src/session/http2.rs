@@ -1,8 +1,9 @@
 //! HTTP/2: h2 frames both sides; each stream is a request, decided and recorded like one of HTTP/1.
 
 use std::{
-    future::poll_fn,
+    future::{Future as _, poll_fn},
     sync::{Arc, atomic::Ordering},
+    task::Poll,
     time::Duration,
 };
 
@@ -140,7 +141,7 @@ impl Session {
             .max_header_list_size(limits::HTTP_HEAD_BYTES_MAX as u32)
             .max_send_buffer_size(SEND_BUFFER_BYTES)
             .handshake::<_, Bytes>(upstream);
-        let (send_request, mut upstream) =
+        let (send_request, upstream) =
             match tokio::time::timeout(patience.handshake, to_upstream).await {
                 Ok(Ok(ready)) => ready,
                 Ok(Err(error)) => return Ended(format!("upstream: {error}")),
@@ -171,7 +172,7 @@ impl Session {
             patience,
         };
         let mut streams = FuturesUnordered::new();
-        let mut upstream_open = true;
+        let mut upstream = Some(upstream);
         let [mut answered, mut taken_back, mut stalled] = [0_u64; 3];
         // Why the client was sent away.
         let mut farewell: Option<String> = None;
@@ -223,12 +224,16 @@ impl Session {
                     let patience = if farewell.is_some() { FAREWELL } else { patience.idle };
                     quiet.as_mut().reset(Instant::now() + patience);
                 }
-                ended = &mut upstream, if upstream_open => {
-                    upstream_open = false;
+                ended = poll_fn(|context| match &mut upstream {
+                    Some(upstream) => Pin::new(upstream).poll(context),
+                    None => Poll::Pending,
+                }) => {
+                    // Of a connection that can't be written to, streams that run hear when it is dropped.
+                    upstream = None;
                     if let Err(error) = ended {
                         tracing::debug!(%error, "an upstream connection ended");
                     }
-                    // Streams that run are told by their own; new ones belong on another connection.
+                    // New ones belong on another connection.
                     if farewell.is_none() {
                         farewell = Some("finished".to_owned());
                         client.graceful_shutdown();
