@@ -13,7 +13,10 @@ use std::{
 use interceptor_core::limits;
 use serde::Deserialize;
 
-use crate::credentials::{Credential, Servers};
+use crate::{
+    credentials::{Credential, Servers},
+    patience::Patience,
+};
 
 /// Where the configuration is read from unless said otherwise.
 pub const PATH: &str = "/etc/interceptor/interceptor.yaml";
@@ -43,6 +46,8 @@ pub struct Config {
     pub listen: Listen,
     /// Bounds that may be moved.
     pub limits: Limits,
+    /// How long peers may take.
+    pub patience: Patience,
     /// TLS: whom to believe, and what to present.
     pub tls: TlsConfig,
     /// The people behind the groups that `hold` rules name: user names or numeric user ids.
@@ -62,6 +67,7 @@ impl Default for Config {
             instance: Instance::default(),
             listen: Listen::default(),
             limits: Limits::default(),
+            patience: Patience::default(),
             tls: TlsConfig::default(),
             reviewers: BTreeMap::new(),
             credentials: Vec::new(),
@@ -428,7 +434,8 @@ mod tests {
     fn every_name_can_be_set() {
         let config = Config::parse(
             "state: /s\npolicies: /p\ncontrol: /c.sock\ninstance: two\nlisten: {ipv4_port: 1, ipv6_port: 2}\n\
-             limits: {message_bytes: 1048576, connections: 10, connections_per_agent: 5}\nreviewers: {dba: [alice, '1000']}\nlog: debug\n",
+             limits: {message_bytes: 1048576, connections: 10, connections_per_agent: 5}\n\
+             patience: {handshake: 1s, request: 2m, stalled: 3h, idle: 24h}\nreviewers: {dba: [alice, '1000']}\nlog: debug\n",
             Path::new("i.yaml"),
         )
         .unwrap();
@@ -440,6 +447,11 @@ mod tests {
         assert_eq!(config.limits.message_bytes, 1 << 20);
         assert_eq!(config.limits.connections.get(), 10);
         assert_eq!(config.limits.connections_per_agent.get(), 5);
+        let patience = config.patience;
+        assert_eq!(patience.handshake.as_secs(), 1);
+        assert_eq!(patience.request.as_secs(), 120);
+        assert_eq!(patience.stalled.as_secs(), 10_800);
+        assert_eq!(patience.idle.as_secs(), 86_400);
         assert!(config.reviewers["dba"].contains("alice"));
         assert_eq!(config.log.as_str(), "debug");
     }
@@ -458,6 +470,14 @@ mod tests {
             (
                 "limits: {message_bytes: 12}",
                 "i.yaml:1:25: `message_bytes` is 12: it has to be between 65536 (64 KiB) and 1073741824 (1 GiB)",
+            ),
+            (
+                "patience: {request: 0s}",
+                "i.yaml:1:21: `0s` is no time from 1s to 24h; `90s`, `15m` and `2h` are",
+            ),
+            (
+                "patience: {stalled: 25h}",
+                "i.yaml:1:21: `25h` is no time from 1s to 24h; `90s`, `15m` and `2h` are",
             ),
             (
                 "instance: A/B",

@@ -109,7 +109,11 @@ pub fn serve(config: Config, remove_hooks: bool) -> Result<(), ServeError> {
     // The policy first: it is what people get wrong, and nothing has been touched yet.
     let policies = Arc::new(Policies::open(&config.policies)?);
     let journal = Journal::open(&config.state)?;
-    let tls = Arc::new(Tls::open(&config.state, &config.tls)?);
+    let tls = Arc::new(Tls::open(
+        &config.state,
+        &config.tls,
+        config.patience.handshake,
+    )?);
     withdraw_unfinished(&journal)?;
     let control = ControlSocket::bind(&config.control)?;
     // Moves this process into its own cgroup: every socket opened from here on is the daemon's.
@@ -139,6 +143,7 @@ pub fn serve(config: Config, remove_hooks: bool) -> Result<(), ServeError> {
         }),
         tls,
         dial_patience: DIAL_PATIENCE,
+        patience: config.patience,
     });
     let threads = std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1));
     let acceptor = Acceptor::start(kernel.clone(), services.clone(), threads, config.limits)

@@ -31,6 +31,8 @@ pub struct Leg {
     unread: BytesMut,
     /// Bytes that h2 read from it, in plain text.
     received: Option<Arc<AtomicU64>>,
+    /// Bytes that the socket took, as far as [`Leg::write`] gave them to it.
+    taken: u64,
     /// Nothing more will be written.
     finished: bool,
 }
@@ -57,6 +59,7 @@ impl Leg {
             tls: None,
             unread: BytesMut::new(),
             received: None,
+            taken: 0,
             finished: false,
         }
     }
@@ -70,6 +73,7 @@ impl Leg {
             tls: Some(Box::new(tls)),
             unread: BytesMut::new(),
             received: None,
+            taken: 0,
             finished: false,
         }
     }
@@ -94,6 +98,12 @@ impl Leg {
     /// Has what h2 reads counted.
     pub fn count_received(&mut self) -> Arc<AtomicU64> {
         self.received.get_or_insert_default().clone()
+    }
+
+    /// Bytes that the peer's socket took so far: it stands still while the peer does.
+    #[must_use]
+    pub const fn taken(&self) -> u64 {
+        self.taken
     }
 
     /// Whether TLS is on it.
@@ -162,7 +172,10 @@ impl Leg {
                     .socket
                     .try_write_vectored(slices.get(..count).unwrap_or_default())
                 {
-                    Ok(count) => queue.advance(count),
+                    Ok(count) => {
+                        self.taken += count as u64;
+                        queue.advance(count);
+                    }
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                     Err(error) => return Err(error),
                 }
@@ -182,7 +195,9 @@ impl Leg {
                     count => queue.advance(count),
                 }
             }
-            if !flush(&self.socket, tls)? || queue.is_empty() {
+            let (count, flushed) = flush_counted(&self.socket, tls)?;
+            self.taken += count;
+            if !flushed || queue.is_empty() {
                 return Ok(());
             }
         }
@@ -256,14 +271,20 @@ fn decrypted(tls: &mut Connection, buffer: &mut BytesMut) -> io::Result<usize> {
 
 /// Hands encrypted bytes to the socket; whether it took all of them.
 pub(crate) fn flush(socket: &TcpStream, tls: &mut Connection) -> io::Result<bool> {
+    flush_counted(socket, tls).map(|(_, flushed)| flushed)
+}
+
+/// As [`flush`], with how many it took.
+fn flush_counted(socket: &TcpStream, tls: &mut Connection) -> io::Result<(u64, bool)> {
+    let mut taken = 0;
     while tls.wants_write() {
         match tls.write_tls(&mut Nonblocking(socket)) {
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Ok(count) => taken += count as u64,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok((taken, false)),
             Err(error) => return Err(error),
         }
     }
-    Ok(true)
+    Ok((taken, true))
 }
 
 /// Carries a handshake until it is done. On failure the alert that says why has been sent.

@@ -14,6 +14,7 @@ pub mod daemon;
 pub mod journal;
 pub mod kernel;
 pub mod leg;
+pub mod patience;
 pub mod policies;
 mod refusals;
 pub mod rfc3339;

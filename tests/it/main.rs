@@ -9,6 +9,7 @@
     reason = "helpers of tests are tests too: clippy.toml exempts only what bears #[test]"
 )]
 
+mod abuse;
 mod approvals;
 mod ca;
 mod classify_oracle;

@@ -228,6 +228,33 @@ impl Daemon {
         self.child.as_ref().map(Child::id)
     }
 
+    /// Bytes of memory that it has resident, now and at the most since [`Daemon::forget_peak`].
+    ///
+    /// # Errors
+    /// Where it doesn't run.
+    pub fn memory(&self) -> Result<[usize; 2]> {
+        let pid = self.pid().context("the daemon isn't running")?;
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let of = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+            let kibibytes: usize = line.trim().strip_suffix(" kB")?.parse().ok()?;
+            Some(kibibytes << 10)
+        };
+        of("VmRSS:")
+            .zip(of("VmHWM:"))
+            .map(Into::into)
+            .context("no memory in its status")
+    }
+
+    /// Has [`Daemon::memory`] tell the most from here on.
+    ///
+    /// # Errors
+    /// Where it doesn't run.
+    pub fn forget_peak(&self) -> Result<()> {
+        let pid = self.pid().context("the daemon isn't running")?;
+        Ok(fs::write(format!("/proc/{pid}/clear_refs"), "5")?)
+    }
+
     /// Its instance name.
     #[must_use]
     pub fn instance(&self) -> &str {

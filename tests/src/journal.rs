@@ -5,12 +5,13 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 /// The kinds of line that the schema knows.
-const KINDS: [&str; 7] = [
+const KINDS: [&str; 8] = [
     "session_start",
     "operation",
     "decision",
     "approval",
     "response",
+    "content",
     "session_end",
     "event",
 ];

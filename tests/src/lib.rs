@@ -3,10 +3,12 @@
 //! Everything that is started here is given to a [`keeper::Keeper`], so it ends with the process
 //! that started it, however that one ends. Nothing here decides what is right; the tests do.
 
+pub mod agent;
 pub mod certificates;
 pub mod clients;
 pub mod cluster;
 pub mod daemon;
+pub mod h2;
 pub mod journal;
 pub mod keeper;
 pub mod netns;

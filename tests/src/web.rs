@@ -25,6 +25,8 @@ pub struct Web {
     folder: PathBuf,
     /// In the clear.
     pub plain: u16,
+    /// HTTP/2 in the clear.
+    pub plain_h2: u16,
     /// A good certificate for `localhost` and `web.test`; HTTP/2 and HTTP/1.1.
     pub good: u16,
     /// The same, TLS 1.2 only.
@@ -66,7 +68,7 @@ impl Web {
         let client = authority.issue("client", &["client.test"])?;
         fs::create_dir(folder.join("www"))?;
         let mut ports = Vec::new();
-        for _ in 0..8 {
+        for _ in 0..9 {
             ports.push(free_port()?);
         }
         let port = |index: usize| ports.get(index).copied().unwrap_or(0);
@@ -96,7 +98,7 @@ impl Web {
         fs::write(
             folder.join("locations"),
             format!(
-                "root {0}/www; client_max_body_size 0; location /echo {{ default_type text/plain; return 200 \"$request_method $http_host $request_uri\\n\"; }} location /sink {{ proxy_pass http://127.0.0.1:{1}/echo; proxy_method GET; proxy_pass_request_body off; proxy_set_header Content-Length \"\"; }} location /headers {{ default_type text/plain; return 200 \"$http_x_added|$http_x_gone|$http_authorization\\n\"; }} location /who {{ default_type text/plain; return 200 \"$ssl_client_verify\\n\"; }} location /resumed {{ default_type text/plain; return 200 \"$ssl_session_reused\\n\"; }}\n",
+                "root {0}/www; client_max_body_size 0; location ~ ^/encoded/([a-z]+)/(.*)$ {{ alias {0}/www/$2; default_type application/octet-stream; add_header Content-Encoding $1; }} location /echo {{ default_type text/plain; return 200 \"$request_method $http_host $request_uri\\n\"; }} location /sink {{ proxy_pass http://127.0.0.1:{1}/echo; proxy_method GET; proxy_pass_request_body off; proxy_set_header Content-Length \"\"; }} location /headers {{ default_type text/plain; return 200 \"$http_x_added|$http_x_gone|$http_authorization\\n\"; }} location /who {{ default_type text/plain; return 200 \"$ssl_client_verify\\n\"; }} location /resumed {{ default_type text/plain; return 200 \"$ssl_session_reused\\n\"; }}\n",
                 folder.display(),
                 port(0),
             ),
@@ -104,9 +106,10 @@ impl Web {
         fs::write(
             folder.join("nginx.conf"),
             format!(
-                "worker_processes 1; daemon off; user root; pid {0}/pid; error_log {0}/log;\nevents {{ worker_connections 4096; }}\nhttp {{ access_log off; keepalive_requests 1000000; client_body_temp_path {0}/body; proxy_temp_path {0}/proxy; fastcgi_temp_path {0}/fastcgi; uwsgi_temp_path {0}/uwsgi; scgi_temp_path {0}/scgi; types {{ application/json json; text/html html; }} default_type application/octet-stream;\nserver {{ listen 127.0.0.1:{1}; include locations; }}\n{servers}}}\n",
+                "worker_processes 1; daemon off; user root; pid {0}/pid; error_log {0}/log;\nevents {{ worker_connections 4096; }}\nhttp {{ access_log off; keepalive_requests 1000000; client_body_temp_path {0}/body; proxy_temp_path {0}/proxy; fastcgi_temp_path {0}/fastcgi; uwsgi_temp_path {0}/uwsgi; scgi_temp_path {0}/scgi; types {{ application/json json; text/html html; }} default_type application/octet-stream;\nserver {{ listen 127.0.0.1:{1}; include locations; }}\nserver {{ listen 127.0.0.1:{2} http2; include locations; }}\n{servers}}}\n",
                 folder.display(),
                 port(0),
+                port(8),
             ),
         )?;
         let mut server = Command::new("nginx")
@@ -129,6 +132,7 @@ impl Web {
         keeper.reap(server);
         Ok(Self {
             plain: port(0),
+            plain_h2: port(8),
             good: port(1),
             tls12: port(2),
             expired: port(3),

@@ -155,6 +155,17 @@ pub trait Decoder: Send {
     /// The client took too long over what it had begun.
     fn expire(&mut self) {}
 
+    /// Whether a peer that takes nothing of what is there for it is given up before long; some protocols'
+    /// clients rest for hours over a result.
+    fn gives_up_stalled(&self) -> bool {
+        false
+    }
+
+    /// A peer took nothing for too long; `why` is for people.
+    fn stalled(&mut self, why: &str) {
+        let _ = why;
+    }
+
     /// What to do next.
     fn poll(&mut self) -> Step;
 

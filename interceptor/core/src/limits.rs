@@ -54,6 +54,9 @@ pub const HTTP_HEAD_BYTES_MAX: usize = 64 << 10;
 /// Most header fields of an HTTP message; servers take some 100.
 pub const HTTP_FIELDS_MAX: usize = 128;
 
+/// Interim responses (1xx) to one request. Servers send one, or one every some seconds while they work.
+pub const HTTP_INTERIM_MAX: usize = 1_000;
+
 /// Largest request body that is waited for before the request is decided, in bytes. What is larger, or
 /// doesn't say how large it is, is decided by its head, unless a rule needs the body or people are asked.
 pub const HTTP_BODY_AWAITED_MAX: u64 = 64 << 10;

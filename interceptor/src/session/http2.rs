@@ -1,7 +1,7 @@
 //! HTTP/2: h2 frames both sides; each stream is a request, decided and recorded like one of HTTP/1.
 
 use std::{
-    future::poll_fn,
+    future::{Future as _, poll_fn},
     sync::{Arc, atomic::Ordering},
     task::{self, Poll},
     time::Duration,
@@ -9,13 +9,18 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
-use h2::{Reason, RecvStream, SendStream, client::SendRequest, server::SendResponse};
+use h2::{
+    Reason, RecvStream, SendStream,
+    client::{ResponseFuture, SendRequest},
+    server::SendResponse,
+};
 use http::{HeaderMap, Request, Response, StatusCode, header, request};
 use interceptor_core::{
+    decoder::Peer,
     limits,
     mask::{
         MaskPlan,
-        body::{BodyMasker, Unmaskable},
+        body::{BodyMasker, MASKED_AT_ONCE, Unmaskable},
     },
     operation::{
         attribute,
@@ -31,10 +36,10 @@ use interceptor_core::{
     record::{Event, ResponseStatus, Speaker},
     ruling::{Permit, Ruling},
 };
-use tokio::sync::Mutex;
+use tokio::{sync::Mutex, time::Instant};
 
 use super::{Decided, Ended, STILL_HELD_EVERY, Session};
-use crate::leg::Leg;
+use crate::{leg::Leg, patience::Patience};
 
 /// Streams that an agent may have open at once on one connection.
 const STREAMS_MAX: u32 = 128;
@@ -46,18 +51,30 @@ const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
 /// Largest frame that is read, in bytes.
 const FRAME_BYTES_MAX: u32 = 32 << 10;
 
-/// How long the destination may take to agree to HTTP/2.
-const PREFACE_PATIENCE: Duration = Duration::from_secs(10);
+/// Bytes that wait on one stream for a peer that has a window open and doesn't read: with [`STREAMS_MAX`]
+/// that is 8 MiB a connection.
+const SEND_BUFFER_BYTES: usize = 64 << 10;
 
-/// How long a client may leave a stream's window closed before the stream is given up, which bounds what
-/// stalled streams hold.
-const STALLED_PATIENCE: Duration = Duration::from_secs(120);
+/// Requests that a client may take back, while they are most of its requests, before it is sent away: each
+/// costs a decision, a record and the server's work (CVE-2023-44487, CVE-2025-8671).
+const TAKEN_BACK_MAX: u64 = 200;
+
+/// Streams that a client may leave stalled before it is sent away. Stalled streams hold the connection's
+/// window, so that others stall behind them: given up a few at a time, they would last for hours.
+const STALLED_MAX: u64 = 4;
+
+/// Streams that are served at once: those that may be open, and those that were just taken back.
+const SERVED_MAX: usize = 2 * STREAMS_MAX as usize;
+
+/// How long a client that was sent away may take to go.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// What the streams of one connection share.
 struct Connection<'a> {
     session: Mutex<&'a mut Session>,
     shared: Arc<Shared>,
     context: Context,
+    patience: Patience,
 }
 
 /// A request that may go.
@@ -82,6 +99,23 @@ enum Broken {
     TooLarge,
     /// It can't be recorded.
     Unrecorded,
+    /// The request's body didn't come in time.
+    Late,
+    /// A side takes nothing of what is there for it.
+    Stalled(Peer),
+}
+
+/// What became of a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Served {
+    /// It was answered, in one way or another.
+    Answered,
+    /// The client took it back, or broke it.
+    TakenBack,
+    /// The client took nothing of the answer for too long.
+    Stalled,
+    /// Nothing can be recorded: the connection has to end.
+    Unrecorded,
 }
 
 impl Session {
@@ -98,18 +132,25 @@ impl Session {
     async fn streams(&mut self, client: Leg, upstream: Leg) -> Ended {
         let context = self.http_context();
         let shared = self.services.http.clone();
+        let patience = self.services.patience;
         let to_upstream = h2::client::Builder::new()
             .enable_push(false)
             .initial_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .max_frame_size(FRAME_BYTES_MAX)
             .max_header_list_size(limits::HTTP_HEAD_BYTES_MAX as u32)
+            .max_send_buffer_size(SEND_BUFFER_BYTES)
             .handshake::<_, Bytes>(upstream);
-        let (send_request, mut upstream) =
-            match tokio::time::timeout(PREFACE_PATIENCE, to_upstream).await {
+        let (send_request, upstream) =
+            match tokio::time::timeout(patience.handshake, to_upstream).await {
                 Ok(Ok(ready)) => ready,
                 Ok(Err(error)) => return Ended(format!("upstream: {error}")),
-                Err(_) => return Ended("upstream: no HTTP/2 within 10 s".to_owned()),
+                Err(_) => {
+                    return Ended(format!(
+                        "upstream: no HTTP/2 within {:?}",
+                        patience.handshake
+                    ));
+                }
             };
         let from_client = h2::server::Builder::new()
             .max_concurrent_streams(STREAMS_MAX)
@@ -117,64 +158,122 @@ impl Session {
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .max_frame_size(FRAME_BYTES_MAX)
             .max_header_list_size(limits::HTTP_HEAD_BYTES_MAX as u32)
-            .max_send_buffer_size(STREAM_WINDOW_BYTES as usize)
+            .max_send_buffer_size(SEND_BUFFER_BYTES)
             .handshake::<_, Bytes>(client);
-        let mut client = match tokio::time::timeout(PREFACE_PATIENCE, from_client).await {
+        let mut client = match tokio::time::timeout(patience.handshake, from_client).await {
             Ok(Ok(ready)) => ready,
             Ok(Err(error)) => return Ended(format!("client: {error}")),
-            Err(_) => return Ended("client: no HTTP/2 within 10 s".to_owned()),
+            Err(_) => return Ended(format!("client: no HTTP/2 within {:?}", patience.handshake)),
         };
         let connection = Connection {
             session: Mutex::new(self),
             shared,
             context,
+            patience,
         };
         let mut streams = FuturesUnordered::new();
-        let mut upstream_open = true;
-        let mut closing = false;
+        let mut upstream = Some(upstream);
+        let mut tally = Tally::default();
+        // Why the client was sent away.
+        let mut farewell: Option<String> = None;
+        // Since there is no request, or since the farewell.
+        let quiet = tokio::time::sleep(patience.idle);
+        tokio::pin!(quiet);
         loop {
+            let before = tally;
             let turn = poll_fn(|context| {
                 // In the order that a request goes, then in the order that its answer comes: all that has come
                 // together is worked on before either side is written to again, and once.
                 for _ in 0..2 {
-                    while let Poll::Ready(accepted) = client.poll_accept(context) {
-                        let over = match accepted {
-                            Some(Ok((request, respond))) => {
+                    loop {
+                        let accepted = if streams.len() < SERVED_MAX {
+                            client.poll_accept(context)
+                        } else {
+                            let closed = client.poll_closed(context);
+                            closed.map(|closed| closed.err().map(Err))
+                        };
+                        match accepted {
+                            Poll::Ready(Some(Ok((request, respond)))) => {
                                 let send_request = send_request.clone();
                                 streams.push(connection.stream(request, respond, send_request));
-                                continue;
                             }
-                            Some(Err(error)) => format!("client: {error}"),
-                            None => "finished".to_owned(),
-                        };
-                        return Poll::Ready(Turn::Over(Ended(over)));
+                            Poll::Ready(Some(Err(error))) => {
+                                return Poll::Ready(Turn::Over(Some(error)));
+                            }
+                            Poll::Ready(None) => return Poll::Ready(Turn::Over(None)),
+                            Poll::Pending => break,
+                        }
                     }
-                    let mut unrecorded = finished(&mut streams, context);
-                    if upstream_open && let Poll::Ready(ended) = upstream.poll_unpin(context) {
+                    tally.serve(&mut streams, context);
+                    if let Some(open) = &mut upstream
+                        && let Poll::Ready(ended) = open.poll_unpin(context)
+                    {
                         return Poll::Ready(Turn::UpstreamEnded(ended));
                     }
-                    unrecorded |= finished(&mut streams, context);
-                    if unrecorded {
-                        return Poll::Ready(Turn::Unrecorded);
+                    tally.serve(&mut streams, context);
+                    if tally != before {
+                        return Poll::Ready(Turn::Served);
                     }
                 }
-                Poll::Pending
+                quiet.as_mut().poll(context).map(|()| Turn::Quiet)
             });
             match turn.await {
-                Turn::Over(ended) => return ended,
-                Turn::Unrecorded => {
-                    if !closing {
-                        closing = true;
+                Turn::Over(error) => {
+                    let over = || match error {
+                        Some(error) => format!("client: {error}"),
+                        None => "finished".to_owned(),
+                    };
+                    return Ended(farewell.unwrap_or_else(over));
+                }
+                Turn::Served if farewell.is_some() => {
+                    quiet.as_mut().reset(Instant::now() + FAREWELL);
+                }
+                Turn::Served => {
+                    if tally.unrecorded {
+                        farewell = Some("the journal takes no records".to_owned());
                         client.abrupt_shutdown(Reason::INTERNAL_ERROR);
+                    } else if let Some(why) = tally.is_abuse(&patience) {
+                        let reason = Reason::ENHANCE_YOUR_CALM;
+                        let noted = connection.refused(reason.description(), &why);
+                        tokio::pin!(noted);
+                        // The streams go on: one of them may be at the record.
+                        let noted = poll_fn(|context| {
+                            tally.serve(&mut streams, context);
+                            noted.as_mut().poll(context)
+                        });
+                        let _ = noted.await;
+                        farewell = Some(format!("client: {why}"));
+                        client.abrupt_shutdown(reason);
                     }
+                    let patience = match farewell {
+                        Some(_) => FAREWELL,
+                        None => patience.idle,
+                    };
+                    quiet.as_mut().reset(Instant::now() + patience);
                 }
                 Turn::UpstreamEnded(ended) => {
-                    upstream_open = false;
+                    // Of a connection that can't be written to, streams that run hear when it is dropped.
+                    upstream = None;
                     if let Err(error) = ended {
                         tracing::debug!(%error, "an upstream connection ended");
                     }
-                    // Streams that run are told by their own; new ones belong on another connection.
+                    // New ones belong on another connection.
+                    if farewell.is_none() {
+                        farewell = Some("finished".to_owned());
+                        client.graceful_shutdown();
+                        quiet.as_mut().reset(Instant::now() + FAREWELL);
+                    }
+                }
+                Turn::Quiet if !streams.is_empty() => {
+                    quiet.as_mut().reset(Instant::now() + patience.idle);
+                }
+                Turn::Quiet => {
+                    if let Some(why) = farewell {
+                        return Ended(why);
+                    }
+                    farewell = Some(format!("client: no request for {:?}", patience.idle));
                     client.graceful_shutdown();
+                    quiet.as_mut().reset(Instant::now() + FAREWELL);
                 }
             }
         }
@@ -184,57 +283,113 @@ impl Session {
 /// What came of waiting for either side.
 enum Turn {
     /// The client's connection is over.
-    Over(Ended),
-    /// A stream can't be recorded.
-    Unrecorded,
+    Over(Option<h2::Error>),
+    /// Streams are over.
+    Served,
     /// The connection to the destination is over.
     UpstreamEnded(Result<(), h2::Error>),
+    /// Nothing was asked for in a long time.
+    Quiet,
 }
 
-/// Works on the streams; whether one that is over couldn't be recorded.
-fn finished(
-    streams: &mut FuturesUnordered<impl Future<Output = bool>>,
-    context: &mut task::Context<'_>,
-) -> bool {
-    let mut unrecorded = false;
-    while let Poll::Ready(Some(ended)) = streams.poll_next_unpin(context) {
-        unrecorded |= ended;
+/// What became of the streams of a connection.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Tally {
+    answered: u64,
+    taken_back: u64,
+    stalled: u64,
+    unrecorded: bool,
+}
+
+impl Tally {
+    /// Works on the streams, and counts those that are over.
+    fn serve(
+        &mut self,
+        streams: &mut FuturesUnordered<impl Future<Output = Served>>,
+        context: &mut task::Context<'_>,
+    ) {
+        while let Poll::Ready(Some(served)) = streams.poll_next_unpin(context) {
+            match served {
+                Served::Answered => self.answered += 1,
+                Served::TakenBack => self.taken_back += 1,
+                Served::Stalled => self.stalled += 1,
+                Served::Unrecorded => self.unrecorded = true,
+            }
+        }
     }
-    unrecorded
+
+    /// Why the client has to be sent away.
+    fn is_abuse(&self, patience: &Patience) -> Option<String> {
+        let Self {
+            answered,
+            taken_back,
+            ..
+        } = self;
+        if *taken_back >= TAKEN_BACK_MAX && taken_back > answered {
+            let asked = taken_back + answered;
+            return Some(format!(
+                "it took back or broke {taken_back} of its {asked} requests"
+            ));
+        }
+        (self.stalled >= STALLED_MAX).then(|| format!("it took nothing for {:?}", patience.stalled))
+    }
 }
 
 impl Connection<'_> {
-    /// Serves one stream; whether the connection has to end because nothing can be recorded.
+    /// Serves one stream.
     async fn stream(
         &self,
         request: Request<RecvStream>,
         mut respond: SendResponse<Bytes>,
         send_request: SendRequest<Bytes>,
-    ) -> bool {
+    ) -> Served {
         let form = Form::of(&request);
         let exchange = self.exchange(request, &mut respond, send_request, form);
-        match exchange.await {
-            Ok(()) => false,
-            Err(Broken::Client(reason) | Broken::Reset(reason)) => {
+        let mut broken = match exchange.await {
+            Ok(()) => return Served::Answered,
+            Err(broken) => broken,
+        };
+        let noted = match &broken {
+            Broken::Late => self.refused("408", "it wasn't whole in time").await,
+            Broken::Stalled(peer) => self.stalled(*peer).await,
+            _ => Ok(()),
+        };
+        if let Err(unrecorded) = noted {
+            broken = unrecorded;
+        }
+        match broken {
+            Broken::Client(reason) => {
                 respond.send_reset(reason);
-                false
+                return Served::TakenBack;
             }
-            Err(Broken::Upstream(reason)) => {
+            Broken::Reset(reason) => respond.send_reset(reason),
+            Broken::Stalled(Peer::Client) => {
+                respond.send_reset(Reason::CANCEL);
+                return Served::Stalled;
+            }
+            Broken::Stalled(Peer::Upstream) => {
+                let problem = Problem::upstream("it takes nothing of the request's body");
+                let _ = say(&mut respond, &problem, form);
+            }
+            Broken::Upstream(reason) => {
                 let _ = say(&mut respond, &Problem::upstream(&reason), form);
-                false
             }
-            Err(Broken::TooLarge) => {
+            Broken::TooLarge => {
                 let problem = Problem::too_large(self.shared.message_bytes_max);
                 let _ = say(&mut respond, &problem, form);
-                false
             }
-            Err(Broken::Unrecorded) => {
+            Broken::Late => {
+                let problem = Problem::malformed(408, "it wasn't whole in time");
+                let _ = say(&mut respond, &problem, form);
+            }
+            Broken::Unrecorded => {
                 if say(&mut respond, &Problem::unrecorded(), form).is_err() {
                     respond.send_reset(Reason::INTERNAL_ERROR);
                 }
-                true
+                return Served::Unrecorded;
             }
         }
+        Served::Answered
     }
 
     async fn exchange(
@@ -249,14 +404,8 @@ impl Connection<'_> {
         let described = match self.describe(&parts, &fields) {
             Ok(described) => described,
             Err(malformed) => {
-                self.record(Event::notice(
-                    "http_refused",
-                    [
-                        ("status", malformed.status.to_string()),
-                        ("reason", malformed.reason.clone()),
-                    ],
-                ))
-                .await?;
+                self.refused(&malformed.status.to_string(), &malformed.reason)
+                    .await?;
                 let problem = Problem::malformed(malformed.status, &malformed.reason);
                 say(respond, &problem, form)?;
                 return Ok(());
@@ -371,7 +520,9 @@ impl Connection<'_> {
         let sending = async {
             match body {
                 Some(body) if !ends => {
-                    send(&mut to_upstream, body, trailers.is_none()).await?;
+                    let ends = trailers.is_none();
+                    self.send(Peer::Upstream, &mut to_upstream, body, ends)
+                        .await?;
                     if let Some(trailers) = trailers {
                         to_upstream
                             .send_trailers(trailers)
@@ -380,24 +531,23 @@ impl Connection<'_> {
                 }
                 Some(_) => {}
                 None => {
-                    self.stream_body(
-                        &mut from_client,
-                        &mut to_upstream,
-                        &mut sent,
-                        None,
-                        Broken::Client,
-                    )
-                    .await?;
+                    let to = (Peer::Upstream, &mut to_upstream);
+                    self.stream_body(&mut from_client, to, &mut sent, None)
+                        .await?;
                     return self.end(sent, ResponseStatus::Continues).await;
                 }
             }
             Ok(())
         };
         let receiving = async {
-            let response = response.await.map_err(|error| match error.reason() {
-                Some(reason) if error.is_reset() => Broken::Reset(reason),
-                _ => Broken::Upstream(error.to_string()),
-            })?;
+            let response = tokio::select! {
+                response = final_response(response) => response?,
+                // Nobody wants it any more: the server is told by what is dropped.
+                reset = poll_fn(|context| respond.poll_reset(context)) => {
+                    self.end(received, ResponseStatus::Interrupted).await?;
+                    return Err(Broken::Client(reset.unwrap_or(Reason::CANCEL)));
+                }
+            };
             let (mut parts, mut from_upstream) = response.into_parts();
             let status = parts.status;
             let ends = from_upstream.is_end_stream();
@@ -446,14 +596,9 @@ impl Connection<'_> {
                 Ok(())
             } else {
                 let masker = masker.as_mut();
-                self.stream_body(
-                    &mut from_upstream,
-                    &mut to_client,
-                    &mut received,
-                    masker,
-                    Broken::Reset,
-                )
-                .await
+                let to = (Peer::Client, &mut to_client);
+                self.stream_body(&mut from_upstream, to, &mut received, masker)
+                    .await
             };
             if let Some(masker) = &masker {
                 received.masked(masker.masked().iter().cloned());
@@ -473,7 +618,10 @@ impl Connection<'_> {
                 sent = &mut sending, if !is_sent => {
                     is_sent = true;
                     // An answer may be on its way that says why the rest isn't wanted.
-                    if let Err(broken @ (Broken::Client(_) | Broken::Unrecorded)) = sent {
+                    if let Err(
+                        broken @ (Broken::Client(_) | Broken::Unrecorded | Broken::Stalled(_)),
+                    ) = sent
+                    {
                         return Err(broken);
                     }
                 }
@@ -574,20 +722,24 @@ impl Connection<'_> {
 
     /// Collects a body of which all is needed.
     async fn gather(&self, from: &mut RecvStream) -> Result<(Bytes, Option<HeaderMap>), Broken> {
+        let whole = self.gather_slowly(from);
+        tokio::time::timeout(self.patience.request, whole)
+            .await
+            .unwrap_or(Err(Broken::Late))
+    }
+
+    async fn gather_slowly(
+        &self,
+        from: &mut RecvStream,
+    ) -> Result<(Bytes, Option<HeaderMap>), Broken> {
         let mut body = BytesMut::new();
         while let Some(data) = from.data().await {
             let data = data.map_err(|error| client_error(&error))?;
             let _ = from.flow_control().release_capacity(data.len());
             body.extend_from_slice(&data);
             if body.len() > self.shared.message_bytes_max {
-                self.record(Event::notice(
-                    "http_refused",
-                    [
-                        ("status", "413".to_owned()),
-                        ("reason", "the body is too large to be decided".to_owned()),
-                    ],
-                ))
-                .await?;
+                self.refused("413", "the body is too large to be decided")
+                    .await?;
                 return Err(Broken::TooLarge);
             }
         }
@@ -602,26 +754,56 @@ impl Connection<'_> {
     async fn stream_body(
         &self,
         from: &mut RecvStream,
-        to: &mut SendStream<Bytes>,
+        (peer, to): (Peer, &mut SendStream<Bytes>),
         recorder: &mut Recorder,
         mut masker: Option<&mut BodyMasker>,
-        broken: impl Fn(Reason) -> Broken,
     ) -> Result<(), Broken> {
-        while let Some(data) = from.data().await {
-            let data = data.map_err(|error| broken(error.reason().unwrap_or(Reason::CANCEL)))?;
+        let broken = |error: h2::Error, by: Peer| {
+            let reason = error.reason().unwrap_or(Reason::CANCEL);
+            match by {
+                Peer::Client => Broken::Client(reason),
+                Peer::Upstream => Broken::Reset(reason),
+            }
+        };
+        let sender = match peer {
+            Peer::Client => Peer::Upstream,
+            Peer::Upstream => Peer::Client,
+        };
+        loop {
+            let data = tokio::select! {
+                data = from.data() => data,
+                // It need not send anything for its reader to have had enough.
+                reset = poll_fn(|context| to.poll_reset(context)) => match reset {
+                    Ok(reason) => return Err(broken(reason.into(), peer)),
+                    Err(error) => return Err(broken(error, peer)),
+                },
+            };
+            let Some(data) = data else {
+                break;
+            };
+            let data = data.map_err(|error| broken(error, sender))?;
             let length = data.len();
-            let data = match &mut masker {
-                None => data,
+            match &mut masker {
+                None => {
+                    if !data.is_empty() {
+                        recorder.content(data.clone());
+                    }
+                    self.send(peer, to, data, false).await?;
+                }
                 Some(masker) => {
                     let mut out = BytesMut::new();
-                    self.masked(masker.push(&data, &mut out)).await?;
-                    out.freeze()
+                    let mut parts = data.chunks(masker.bytes_at_once()).peekable();
+                    while let Some(part) = parts.next() {
+                        self.masked(masker.push(part, &mut out)).await?;
+                        if out.len() < MASKED_AT_ONCE && parts.peek().is_some() || out.is_empty() {
+                            continue;
+                        }
+                        let out = out.split().freeze();
+                        recorder.content(out.clone());
+                        self.send(peer, to, out, false).await?;
+                    }
                 }
-            };
-            if !data.is_empty() {
-                recorder.content(data.clone());
             }
-            send(to, data, false).await?;
             let _ = from.flow_control().release_capacity(length);
             if let Some(event) = recorder.part(crate::clock::now()) {
                 self.record(event).await?;
@@ -630,7 +812,7 @@ impl Connection<'_> {
         let trailers = from
             .trailers()
             .await
-            .map_err(|error| broken(error.reason().unwrap_or(Reason::CANCEL)))?;
+            .map_err(|error| broken(error, sender))?;
         if let Some(masker) = masker {
             let mut out = BytesMut::new();
             self.masked(masker.finish(&mut out)).await?;
@@ -638,7 +820,7 @@ impl Connection<'_> {
             if !out.is_empty() {
                 recorder.content(out.clone());
             }
-            send(to, out, false).await?;
+            self.send(peer, to, out, false).await?;
         }
         let ended = match trailers {
             Some(trailers) => to.send_trailers(trailers),
@@ -673,6 +855,64 @@ impl Connection<'_> {
         let notice = Event::notice("http_unmaskable", [("reason", why)]);
         self.record(notice).await?;
         Err(Broken::Reset(Reason::INTERNAL_ERROR))
+    }
+
+    /// Sends `data` to `peer` as it has room for it.
+    async fn send(
+        &self,
+        peer: Peer,
+        to: &mut SendStream<Bytes>,
+        mut data: Bytes,
+        ends: bool,
+    ) -> Result<(), Broken> {
+        let gone = |reason: Option<Reason>| {
+            let reason = reason.unwrap_or(Reason::CANCEL);
+            match peer {
+                Peer::Client => Broken::Client(reason),
+                Peer::Upstream => Broken::Reset(reason),
+            }
+        };
+        if data.is_empty() {
+            if ends {
+                to.send_data(data, true)
+                    .map_err(|error| gone(error.reason()))?;
+            }
+            return Ok(());
+        }
+        while !data.is_empty() {
+            to.reserve_capacity(data.len());
+            let capacity = poll_fn(|context| to.poll_capacity(context));
+            let room = match tokio::time::timeout(self.patience.stalled, capacity).await {
+                Ok(Some(Ok(room))) => room,
+                Ok(Some(Err(error))) => return Err(gone(error.reason())),
+                Ok(None) => return Err(gone(None)),
+                Err(_) => return Err(Broken::Stalled(peer)),
+            };
+            let piece = data.split_to(room.min(data.len()));
+            to.send_data(piece, ends && data.is_empty())
+                .map_err(|error| gone(error.reason()))?;
+        }
+        Ok(())
+    }
+
+    /// Puts on record that something was refused.
+    async fn refused(&self, status: &str, reason: &str) -> Result<(), Broken> {
+        let detail = [("status", status.to_owned()), ("reason", reason.to_owned())];
+        self.record(Event::notice("http_refused", detail)).await
+    }
+
+    /// Puts on record that a stream was given up.
+    async fn stalled(&self, peer: Peer) -> Result<(), Broken> {
+        let reason = format!(
+            "the {} took nothing for {:?}",
+            match peer {
+                Peer::Client => "client",
+                Peer::Upstream => "server",
+            },
+            self.patience.stalled
+        );
+        self.record(Event::notice("http_stalled", [("reason", reason)]))
+            .await
     }
 
     fn recorder(&self, number: u64, of: Speaker) -> Recorder {
@@ -733,30 +973,21 @@ fn client_error(error: &h2::Error) -> Broken {
     Broken::Client(error.reason().unwrap_or(Reason::CANCEL))
 }
 
-/// Sends `data` as the other side has room for it.
-async fn send(to: &mut SendStream<Bytes>, mut data: Bytes, ends: bool) -> Result<(), Broken> {
-    if data.is_empty() {
-        if ends {
-            to.send_data(data, true)
-                .map_err(|_| Broken::Client(Reason::CANCEL))?;
+/// The response behind those that only say that it takes a while.
+async fn final_response(mut response: ResponseFuture) -> Result<Response<RecvStream>, Broken> {
+    for _ in 0..limits::HTTP_INTERIM_MAX {
+        let interim = poll_fn(|context| response.poll_informational(context));
+        if !matches!(interim.await, Some(Ok(_))) {
+            return response.await.map_err(|error| match error.reason() {
+                Some(reason) if error.is_reset() => Broken::Reset(reason),
+                _ => Broken::Upstream(error.to_string()),
+            });
         }
-        return Ok(());
     }
-    while !data.is_empty() {
-        to.reserve_capacity(data.len());
-        let capacity = poll_fn(|context| to.poll_capacity(context));
-        let room = match tokio::time::timeout(STALLED_PATIENCE, capacity).await {
-            Ok(Some(Ok(room))) => room,
-            Ok(Some(Err(error))) => {
-                return Err(Broken::Reset(error.reason().unwrap_or(Reason::CANCEL)));
-            }
-            Ok(None) | Err(_) => return Err(Broken::Reset(Reason::CANCEL)),
-        };
-        let piece = data.split_to(room.min(data.len()));
-        to.send_data(piece, ends && data.is_empty())
-            .map_err(|error| Broken::Reset(error.reason().unwrap_or(Reason::CANCEL)))?;
-    }
-    Ok(())
+    Err(Broken::Upstream(format!(
+        "more than {} interim responses",
+        limits::HTTP_INTERIM_MAX
+    )))
 }
 
 /// The form that an answer in the server's place has to have.

@@ -39,12 +39,14 @@ use crate::{
     credentials::{Credentials, LoginError, Wanted},
     journal::Journal,
     leg::{Leg, Queue},
+    patience::Patience,
     policies::Policies,
     tls::Tls,
     upstream,
 };
 
-/// How long a client may take to say enough for its protocol to be known; after that it is opaque.
+/// How long a client may take to say enough for its protocol to be known. After that it is refused, or,
+/// where it has said nothing, whoever speaks first says what it is.
 const SNIFF_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a client of HTTP/2 says first (RFC 9113, section 3.4), as far as it has to be there.
@@ -55,10 +57,6 @@ const CLAIMED_NAMES_MAX: usize = 64;
 
 /// How often the client of a held operation is told that it is still there, where its protocol has a way.
 const STILL_HELD_EVERY: Duration = Duration::from_secs(10);
-
-/// How long a client may take from the first byte of a request to the last that has to be there before it
-/// is decided: 64 MiB in that time is 9 Mbit/s.
-const REQUEST_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Proxies that one connection may go through: each takes a decoder and a place on the stack.
 const TUNNELS_MAX: u8 = 2;
@@ -83,6 +81,8 @@ pub struct Services {
     pub tls: Arc<Tls>,
     /// How long to wait for an upstream to answer a connect.
     pub dial_patience: Duration,
+    /// How long peers may take.
+    pub patience: Patience,
 }
 
 /// One intercepted connection.
@@ -180,9 +180,12 @@ impl Session {
                 .await
                 .map_err(|error| Failure::Unreachable(error.to_string()))
         };
+        let mut dialled = dialled.map(Leg::plain);
         let mut client = Leg::plain(client);
         let mut first = BytesMut::with_capacity(limits::READ_BYTES / 8);
-        let protocol = match self.identify(&mut client, &mut first).await {
+        let mut said = BytesMut::new();
+        let server = dialled.as_mut().ok().map(|server| (server, &mut said));
+        let protocol = match self.identify(&mut client, &mut first, server).await {
             Ok(protocol) => protocol,
             Err(ended) => return ended,
         };
@@ -193,20 +196,24 @@ impl Session {
                 Ended(failure.to_string())
             }
             (Protocol::Tls, Ok(upstream)) => {
-                match self.secure(client.into_socket(), first, upstream).await {
+                match self
+                    .secure(client.into_socket(), first, upstream.into_socket())
+                    .await
+                {
                     Ok(secured) => self.secured(secured).await,
                     Err(ended) => ended,
                 }
             }
             (Protocol::Http, Ok(upstream)) if first.starts_with(HTTP2_PREFACE) => {
                 client.unread(first);
-                self.http2(client, Leg::plain(upstream)).await
+                self.http2(client, upstream).await
             }
             (protocol, dialled) => {
                 let mut decoder = self.decoder(protocol);
                 decoder.receive(Peer::Client, &mut first, self.now);
+                decoder.receive(Peer::Upstream, &mut said, self.now);
                 match dialled {
-                    Ok(upstream) => self.exchange(decoder, client, Leg::plain(upstream)).await,
+                    Ok(upstream) => self.exchange(decoder, client, upstream).await,
                     Err(failure) => self.without_upstream(&mut *decoder, client, &failure).await,
                 }
             }
@@ -228,16 +235,18 @@ impl Session {
             }
             Secured::Inside {
                 mut client,
-                upstream,
+                mut upstream,
                 alpn,
             } => {
                 if alpn.as_deref() == Some(b"h2") {
                     return self.http2(client, upstream).await;
                 }
                 let mut first = BytesMut::with_capacity(limits::READ_BYTES / 8);
+                let mut said = BytesMut::new();
+                let server = Some((&mut upstream, &mut said));
                 let protocol = match alpn.as_deref() {
                     Some(b"postgresql") => Protocol::Postgres,
-                    _ => match self.identify(&mut client, &mut first).await {
+                    _ => match self.identify(&mut client, &mut first, server).await {
                         // TLS within TLS is nothing that could be verified.
                         Ok(Protocol::Tls) => Protocol::Opaque,
                         Ok(protocol) => protocol,
@@ -248,6 +257,7 @@ impl Session {
                 let mut decoder = self.decoder(protocol);
                 decoder.secured();
                 decoder.receive(Peer::Client, &mut first, self.now);
+                decoder.receive(Peer::Upstream, &mut said, self.now);
                 self.exchange(decoder, client, upstream).await
             }
         }
@@ -257,7 +267,7 @@ impl Session {
     async fn tunnelled(
         &mut self,
         (mut client, mut first): (Leg, BytesMut),
-        (upstream, mut said): (Leg, BytesMut),
+        (mut upstream, mut said): (Leg, BytesMut),
     ) -> Ended {
         self.tunnels += 1;
         if self.tunnels > TUNNELS_MAX {
@@ -270,7 +280,8 @@ impl Session {
         self.certified = [].into();
         self.named(Vec::new());
         let protocol = if said.is_empty() {
-            match self.identify(&mut client, &mut first).await {
+            let server = Some((&mut upstream, &mut said));
+            match self.identify(&mut client, &mut first, server).await {
                 // TLS within TLS is nothing that could be verified.
                 Ok(Protocol::Tls) if is_within_tls => Protocol::Opaque,
                 Ok(protocol) => protocol,
@@ -403,27 +414,66 @@ impl Session {
     }
 
     /// Reads until the protocol is known.
+    ///
+    /// Time alone makes nothing opaque: a client that says half of a request, or nothing, until we stop
+    /// looking could say the rest unseen to a server that has all the time in the world. Opaque is what
+    /// is certainly nothing else, and what begins with the server, whose bytes are put into the buffer
+    /// beside it.
     async fn identify(
         &mut self,
         client: &mut Leg,
         first: &mut BytesMut,
+        mut server: Option<(&mut Leg, &mut BytesMut)>,
     ) -> Result<Protocol, Ended> {
         let patience = tokio::time::sleep(SNIFF_PATIENCE);
         tokio::pin!(patience);
+        // For so long that it is for the server to speak first.
+        let mut silent = false;
         loop {
             match sniff::from_client(first) {
                 Sniffed::Protocol(protocol) => return Ok(protocol),
                 Sniffed::Unsure => {}
             }
+            let greeting = async {
+                match &mut server {
+                    Some((server, said)) if silent => {
+                        poll_fn(|context| server.poll_read(said, context)).await
+                    }
+                    _ => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 read = poll_fn(|context| client.poll_read(first, context)) => match read {
                     Ok(0) if first.is_empty() => return Err(Ended("the client said nothing".to_owned())),
                     Ok(0) => return Ok(Protocol::Opaque),
-                    Ok(count) => self.count(Peer::Client, count),
+                    Ok(count) => {
+                        self.count(Peer::Client, count);
+                        if silent {
+                            silent = false;
+                            patience.as_mut().reset(Instant::now() + SNIFF_PATIENCE);
+                        }
+                    }
                     Err(error) => return Err(Ended(format!("client: {error}"))),
                 },
-                // A server that speaks first, or a client that never says enough.
-                () = &mut patience => return Ok(Protocol::Opaque),
+                read = greeting => {
+                    if let Ok(count) = read {
+                        self.count(Peer::Upstream, count);
+                    }
+                    return Ok(Protocol::Opaque);
+                }
+                () = &mut patience, if !silent => {
+                    if !first.is_empty() {
+                        client.reset();
+                        return Err(Ended(format!(
+                            "malformed: {} bytes within {SNIFF_PATIENCE:?}, too few to know a protocol by",
+                            first.len()
+                        )));
+                    }
+                    if server.is_none() {
+                        return Ok(Protocol::Opaque);
+                    }
+                    silent = true;
+                }
             }
         }
     }
@@ -440,9 +490,16 @@ impl Session {
         let (mut client_finished, mut upstream_finished) = (false, false);
         let mut held: Option<Held> = None;
         let mut deadline: Option<Instant> = None;
+        let mut standstill: Option<(u64, Instant)> = None;
         loop {
             let recorded = client_queue.chunks();
+            let mut more = false;
             let closing = loop {
+                if client_queue.is_full() || upstream_queue.is_full() {
+                    // What one read becomes can be much: no more of it than a peer takes.
+                    more = true;
+                    break None;
+                }
                 match decoder.poll() {
                     Step::Wait => break None,
                     Step::Send(Peer::Client, bytes) => client_queue.push(bytes),
@@ -533,12 +590,30 @@ impl Session {
             if upstream_finished && upstream_queue.is_empty() && !upstream.has_backlog() {
                 upstream.finish();
             }
+            let full = [&client_queue, &upstream_queue].map(Queue::is_full);
+            if more && full == [false, false] {
+                // Others have their turn in between.
+                tokio::task::yield_now().await;
+                continue;
+            }
             let waiting = Waiting {
                 client: !client_queue.is_empty() || client.has_backlog(),
                 upstream: !upstream_queue.is_empty() || upstream.has_backlog(),
-                wants_client: decoder.wants(Peer::Client) && !upstream_queue.is_full(),
+                // What a client asks for can be answered by us: who doesn't read may not go on asking.
+                wants_client: decoder.wants(Peer::Client) && full == [false, false],
                 wants_upstream: decoder.wants(Peer::Upstream) && !client_queue.is_full(),
             };
+            standstill = self.standstill(standstill, &*decoder, &waiting, [&client, &upstream]);
+            if let Some((_, until)) = standstill
+                && until <= Instant::now()
+            {
+                let patience = self.services.patience.stalled;
+                let who = if waiting.client { "client" } else { "server" };
+                decoder.stalled(&format!("the {who} took nothing for {patience:?}"));
+                client_queue.truncate(0);
+                upstream_queue.truncate(0);
+                continue;
+            }
             let turn = poll_fn(|context| {
                 waiting.poll(
                     (&mut client, &mut client_buffer),
@@ -547,17 +622,20 @@ impl Session {
                 )
             });
             // From when it began something, however slowly it goes on with it.
-            deadline = decoder
-                .is_waiting_for_client()
-                .then(|| deadline.unwrap_or_else(|| Instant::now() + REQUEST_PATIENCE));
-            let turn = match (&mut held, deadline) {
+            deadline = (decoder.is_waiting_for_client() && waiting.wants_client).then(|| {
+                deadline.unwrap_or_else(|| Instant::now() + self.services.patience.request)
+            });
+            let standstill_ends = standstill.map(|(_, until)| until);
+            let turn = match (&mut held, deadline.into_iter().chain(standstill_ends).min()) {
                 (None, None) => turn.await,
-                (None, Some(deadline)) => tokio::select! {
+                (None, Some(next)) => tokio::select! {
                     biased;
                     turn = turn => turn,
-                    () = tokio::time::sleep_until(deadline) => {
+                    () = tokio::time::sleep_until(next) => {
                         self.now = now();
-                        decoder.expire();
+                        if deadline.is_some_and(|deadline| deadline <= next) {
+                            decoder.expire();
+                        }
                         continue;
                     }
                 },
@@ -599,6 +677,24 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// Since when nothing has been taken of what is there for the peers, as bytes taken until then, and
+    /// when that has lasted too long.
+    fn standstill(
+        &self,
+        before: Option<(u64, Instant)>,
+        decoder: &dyn Decoder,
+        waiting: &Waiting,
+        legs: [&Leg; 2],
+    ) -> Option<(u64, Instant)> {
+        if !(waiting.client || waiting.upstream) || !decoder.gives_up_stalled() {
+            return None;
+        }
+        let taken = legs.map(Leg::taken).iter().sum();
+        before
+            .filter(|(before, _)| *before == taken)
+            .or_else(|| Some((taken, Instant::now() + self.services.patience.stalled)))
     }
 
     /// What to log in as `user` with, in the agent's place.

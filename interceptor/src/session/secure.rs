@@ -48,7 +48,7 @@ impl Session {
         upstream: TcpStream,
     ) -> Result<Secured, Ended> {
         let before = first.len();
-        let hello = read_hello(&mut client, &mut first).await;
+        let hello = read_hello(&mut client, &mut first, self.services.patience.handshake).await;
         self.now = crate::clock::now();
         self.received[0] += (first.len() - before) as u64;
         let hello = match hello {

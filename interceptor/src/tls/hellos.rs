@@ -6,9 +6,6 @@ use bytes::BytesMut;
 use interceptor_core::protocol::tls::{ClientHello, Reading};
 use tokio::{io::AsyncReadExt as _, net::TcpStream};
 
-/// How long a client may take to say hello.
-pub const HELLO_PATIENCE: Duration = Duration::from_secs(10);
-
 /// Why there is no ClientHello.
 #[derive(Debug)]
 pub enum NoHello {
@@ -18,13 +15,14 @@ pub enum NoHello {
     Gone(String),
 }
 
-/// Reads from `client` to the end of `first` until the ClientHello in it is whole.
+/// Reads from `client` to the end of `first` until the ClientHello in it is whole, for `patience`.
 ///
 /// # Errors
 /// When it never is.
 pub async fn read_hello(
     client: &mut TcpStream,
     first: &mut BytesMut,
+    patience: Duration,
 ) -> Result<ClientHello, NoHello> {
     let reading = async {
         loop {
@@ -40,12 +38,12 @@ pub async fn read_hello(
             }
         }
     };
-    tokio::time::timeout(HELLO_PATIENCE, reading)
+    tokio::time::timeout(patience, reading)
         .await
         .unwrap_or_else(|_| {
             Err(NoHello::Gone(format!(
                 "no whole ClientHello within {} s",
-                HELLO_PATIENCE.as_secs()
+                patience.as_secs()
             )))
         })
 }

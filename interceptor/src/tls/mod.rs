@@ -33,7 +33,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 pub use self::{
     authority::{Authority, AuthorityError, certificate_path},
-    hellos::{HELLO_PATIENCE, NoHello, read_hello},
+    hellos::{NoHello, read_hello},
     verify::TrustError,
 };
 use crate::{
@@ -47,9 +47,6 @@ const LEAVES_MAX: usize = 1_024;
 
 /// Sessions that can be resumed with upstream servers.
 const RESUMABLE: usize = 1_024;
-
-/// How long a handshake may take, on either side.
-const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long a TLS 1.3 server that asked for a certificate and got none is given to say that it won't go
 /// on: its refusal comes after the handshake.
@@ -65,6 +62,8 @@ pub struct Tls {
     certified: Vec<(ClientCertificate, Arc<ClientConfig>)>,
     tickets: Arc<dyn ProducesTickets>,
     leaves: Mutex<HashMap<LeafKey, Kept>>,
+    /// How long a handshake may take, on either side.
+    handshake_patience: Duration,
 }
 
 impl fmt::Debug for Tls {
@@ -158,7 +157,11 @@ impl Tls {
     ///
     /// # Errors
     /// When a file is missing, broken or not what it should be.
-    pub fn open(state: &Path, config: &TlsConfig) -> Result<Self, TlsError> {
+    pub fn open(
+        state: &Path,
+        config: &TlsConfig,
+        handshake_patience: Duration,
+    ) -> Result<Self, TlsError> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let authority = Authority::open(state, &config.ca.name, config.ca.days)?;
         let verifier = Arc::new(verify::Verifier::new(
@@ -187,6 +190,7 @@ impl Tls {
             tickets: rustls::crypto::aws_lc_rs::Ticketer::new()?,
             leaves: Mutex::default(),
             provider,
+            handshake_patience,
         })
     }
 
@@ -223,7 +227,7 @@ impl Tls {
             .map_err(|error| fail(&error))?;
         let mut connection = Connection::Client(connection);
         let mut wanted = false;
-        let done = tokio::time::timeout(HANDSHAKE_PATIENCE, async {
+        let done = tokio::time::timeout(self.handshake_patience, async {
             handshake(socket, &mut connection, || wanted |= WANTED.take()).await?;
             let late = connection.protocol_version() == Some(ProtocolVersion::TLSv1_3);
             if wanted && late {
@@ -248,7 +252,10 @@ impl Tls {
             }),
             Err(_) => Some(Unreached {
                 alert: Alert::INTERNAL_ERROR,
-                reason: format!("no handshake within {} s", HANDSHAKE_PATIENCE.as_secs()),
+                reason: format!(
+                    "no handshake within {} s",
+                    self.handshake_patience.as_secs()
+                ),
             }),
         };
         if let Some(mut failed) = failed {
@@ -301,7 +308,7 @@ impl Tls {
         let done = match fed {
             Ok(()) => {
                 let done = handshake(socket, &mut connection, || {});
-                tokio::time::timeout(HANDSHAKE_PATIENCE, done).await
+                tokio::time::timeout(self.handshake_patience, done).await
             }
             Err(error) => {
                 // The alert that says why.
@@ -328,7 +335,7 @@ impl Tls {
             }),
             Err(_) => Err(Unmet::Failed(format!(
                 "no handshake within {} s",
-                HANDSHAKE_PATIENCE.as_secs()
+                self.handshake_patience.as_secs()
             ))),
         }
     }

@@ -8,10 +8,11 @@ use std::{
 use super::Unmaskable;
 
 /// Bytes of input that are decoded at once: what comes of them is handed on before the next.
-const STEP_BYTES: usize = 1 << 10;
+pub(super) const STEP_BYTES: usize = 256;
 
-/// Bytes that one step may become. Honest bodies grow a hundredfold at the most.
-const GROWN_BYTES_MAX: usize = 32 << 20;
+/// Bytes that one step may become: deflate can't do more than a fourth of it. Of br and zstd some bytes can
+/// stand for gigabytes, and those of each of a connection's streams are there at once.
+const GROWN_BYTES_MAX: usize = 1 << 20;
 
 /// Largest window of zstd, as a power of two: 8 MiB, what RFC 9659 asks of clients.
 const ZSTD_WINDOW_LOG_MAX: u32 = 23;

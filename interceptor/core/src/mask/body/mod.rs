@@ -100,6 +100,9 @@ enum Kind {
 /// Bodies within bodies that are looked into.
 const DEPTH_MAX: usize = 4;
 
+/// Bytes of masked content that are handed on before more is masked: little input can become much.
+pub const MASKED_AT_ONCE: usize = 16 << 10;
+
 /// Bytes that tell what a body is.
 const SNIFFED_BYTES: usize = 512;
 
@@ -186,6 +189,16 @@ impl BodyMasker {
                 masked: BTreeSet::new(),
             },
         })
+    }
+
+    /// Bytes to [`push`](Self::push) at once: of an encoded body so few that what becomes of them has a
+    /// bound, whatever they say.
+    #[must_use]
+    pub const fn bytes_at_once(&self) -> usize {
+        match self.decoded {
+            Some(_) => decode::STEP_BYTES,
+            None => 64 << 10,
+        }
     }
 
     /// Takes the next bytes, and puts what may go on behind `out`.

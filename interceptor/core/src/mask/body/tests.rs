@@ -652,13 +652,24 @@ fn memory_stays_bounded() {
     };
     let mut masker = BodyMasker::new(&patterns_only(), &head).unwrap();
     let mut total = 0;
-    for chunk in bomb.chunks(1_024) {
+    for chunk in bomb.chunks(masker.bytes_at_once()) {
         let mut out = BytesMut::new();
         masker.push(chunk, &mut out).unwrap();
         total += out.len();
-        assert!(out.len() < 4 << 20);
+        assert!(out.len() < 512 << 10);
     }
     assert!(total > 60 << 20);
+    // A few bytes of which become as much.
+    let bomb = brotli(&vec![b'a'; 64 << 20]);
+    let head = BodyHead {
+        content_encoding: Some("br"),
+        ..head
+    };
+    let mut masker = BodyMasker::new(&patterns_only(), &head).unwrap();
+    let mut out = BytesMut::new();
+    let mut parts = bomb.chunks(masker.bytes_at_once());
+    assert!(parts.any(|part| masker.push(part, &mut out).is_err()));
+    assert!(out.len() < 2 << 20);
     // Long text without a break, and text in lines.
     for line in ["x".repeat(100_000), "word ".repeat(20) + "\n"] {
         let mut masker = BodyMasker::new(&patterns_only(), &typed("text/plain")).unwrap();

@@ -21,7 +21,7 @@ use crate::{
     login::Authorization,
     mask::{
         MaskPlan,
-        body::{BodyMasker, Unmaskable},
+        body::{BodyMasker, MASKED_AT_ONCE, Unmaskable},
     },
     operation::{attribute, http},
     record::{Event, ResponseStatus, Speaker, Timestamp},
@@ -129,6 +129,8 @@ struct Exchange {
     sent: Recorder,
     response: Response,
     received: Recorder,
+    /// Responses so far that only said that it takes a while.
+    interim: usize,
 }
 
 #[derive(Debug)]
@@ -285,7 +287,7 @@ impl Http1 {
             Stage::Idle => self.read_request(),
             Stage::Gathering(_) => self.gather(),
             Stage::Running(exchange) => {
-                let Some(taken) = take(&mut exchange.request, &mut self.client)? else {
+                let Some(taken) = take(&mut exchange.request, &mut self.client, usize::MAX)? else {
                     return Ok(false);
                 };
                 for content in taken.contents {
@@ -305,7 +307,7 @@ impl Http1 {
             }
             Stage::Discarding { body, keep_alive } => {
                 let keep_alive = *keep_alive;
-                let taken = take(body, &mut self.client)?.is_some();
+                let taken = take(body, &mut self.client, usize::MAX)?.is_some();
                 if body.is_done() {
                     if keep_alive {
                         self.stage = Stage::Idle;
@@ -432,7 +434,7 @@ impl Http1 {
         let Stage::Gathering(pending) = &mut self.stage else {
             return Ok(false);
         };
-        let taken = take(&mut pending.body, &mut self.client)?;
+        let taken = take(&mut pending.body, &mut self.client, usize::MAX)?;
         let read = taken.is_some();
         if let Some(taken) = taken {
             for content in taken.contents {
@@ -551,6 +553,7 @@ impl Http1 {
             sent: Recorder::new(number, Speaker::Client, self.now, limit),
             response: Response::Head,
             received: Recorder::new(number, Speaker::Upstream, self.now, limit),
+            interim: 0,
         }));
     }
 
@@ -592,9 +595,10 @@ impl Http1 {
                 Response::Body {
                     body, masker, head, ..
                 } => {
-                    let taken = take(body, &mut self.upstream)?;
-                    let done = body.is_done();
-                    let Some(taken) = taken else {
+                    let at_once = masker
+                        .as_ref()
+                        .map_or(usize::MAX, |masker| masker.bytes_at_once());
+                    let Some(mut taken) = take(body, &mut self.upstream, at_once)? else {
                         return Ok(false);
                     };
                     let passed = match masker {
@@ -606,13 +610,22 @@ impl Http1 {
                         }
                         Some(masker) => {
                             let mut out = BytesMut::new();
-                            let parts = taken.contents.into_iter();
-                            let masked = parts
-                                .map(|part| taken.bytes.slice(part))
-                                .try_for_each(|part| masker.push(&part, &mut out));
-                            if let Err(Unmaskable(why)) = masked {
-                                self.unmaskable(&why);
-                                return Ok(true);
+                            loop {
+                                let parts = std::mem::take(&mut taken.contents).into_iter();
+                                let masked = parts
+                                    .map(|part| taken.bytes.slice(part))
+                                    .try_for_each(|part| masker.push(&part, &mut out));
+                                if let Err(Unmaskable(why)) = masked {
+                                    self.unmaskable(&why);
+                                    return Ok(true);
+                                }
+                                if out.len() >= MASKED_AT_ONCE {
+                                    break;
+                                }
+                                match take(body, &mut self.upstream, at_once)? {
+                                    Some(next) => taken = next,
+                                    None => break,
+                                }
                             }
                             exchange.received.content(out.clone().freeze());
                             let first = if out.is_empty() { None } else { head.take() };
@@ -621,6 +634,7 @@ impl Http1 {
                             chunk(&out, exchange.minor == 1)
                         }
                     };
+                    let done = body.is_done();
                     let event = exchange.received.part(self.now);
                     self.send(Peer::Client, passed);
                     self.record(event);
@@ -670,7 +684,16 @@ impl Http1 {
             return Ok(true);
         }
         if head.status < 200 {
-            self.send(Peer::Client, raw);
+            exchange.interim += 1;
+            if exchange.interim > limits::HTTP_INTERIM_MAX {
+                return Err(Malformed::new(format!(
+                    "more than {} interim responses",
+                    limits::HTTP_INTERIM_MAX
+                )));
+            }
+            // Its fields are masked like those of any other.
+            let outgoing = answer::head(&exchange.masks, &head.fields, None);
+            self.send(Peer::Client, outgoing);
             return Ok(true);
         }
         if exchange.method[..] == *b"CONNECT" && head.status < 300 {
@@ -1045,13 +1068,27 @@ impl Decoder for Http1 {
     fn is_waiting_for_client(&self) -> bool {
         match &self.stage {
             Stage::Idle => !self.client.is_empty(),
-            Stage::Gathering(_) => true,
+            Stage::Gathering(_) | Stage::Discarding { .. } => true,
             _ => false,
         }
     }
 
     fn expire(&mut self) {
+        if matches!(self.stage, Stage::Discarding { .. }) {
+            // It has its answer.
+            return self.close(Closing::Refused("the rest of a refused request".to_owned()));
+        }
         self.violated(&Malformed::with(408, "it wasn't whole in time"));
+    }
+
+    fn gives_up_stalled(&self) -> bool {
+        !matches!(self.stage, Stage::Tunnel(_) | Stage::WebSocket(_))
+    }
+
+    fn stalled(&mut self, why: &str) {
+        let detail = [("reason", why.to_owned())];
+        self.record(Some(Event::notice("http_stalled", detail)));
+        self.close(Closing::Refused(why.to_owned()));
     }
 
     fn still_held(&mut self) {
@@ -1105,10 +1142,15 @@ impl Decoder for Http1 {
 /// Keeps a client's patience: it is to be skipped wherever it comes (RFC 9110, section 15.2).
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
-/// Takes as much of `body` off `buffer` as is there.
-fn take(body: &mut Body, buffer: &mut BytesMut) -> Result<Option<Taken>, Malformed> {
+/// Takes as much of `body` off `buffer` as is there, `at_once` bytes at the most.
+fn take(
+    body: &mut Body,
+    buffer: &mut BytesMut,
+    at_once: usize,
+) -> Result<Option<Taken>, Malformed> {
     let (mut taken, mut contents) = (0, Vec::new());
-    while let Some(piece) = body.next(buffer.get(taken..).unwrap_or_default())? {
+    let end = buffer.len().min(at_once);
+    while let Some(piece) = body.next(buffer.get(taken..end).unwrap_or_default())? {
         match piece {
             Piece::Content(count) => {
                 contents.push(taken..taken + count);
