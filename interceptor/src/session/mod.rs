@@ -1,5 +1,6 @@
 //! The one byte loop: the only place that touches both sockets and executes a decoder's steps.
 
+mod decide;
 mod http2;
 mod secure;
 
@@ -15,28 +16,28 @@ use bytes::{Bytes, BytesMut};
 use interceptor_core::{
     decoder::{Closing, Decoder, Failure, Peer, Step},
     limits,
-    login::{Authorization, Login},
-    operation::{Operation, Protocol, attribute},
+    operation::Protocol,
     origin::Origin,
     protocol::{
         http::{self, Http1},
         opaque::Opaque,
         postgres::{self, Postgres},
     },
-    record::{
-        DecisionRecord, Event, OperationRecord, SessionEnd, SessionId, SessionStart, Timestamp,
-    },
-    ruling::{Cause, Hold, Judge, Judgement, Refusal, Ruling, Verdict},
+    record::{Event, SessionEnd, SessionId, SessionStart, Timestamp},
+    ruling::Judge,
     sniff::{self, Sniffed},
 };
 use tokio::{net::TcpStream, time::Instant};
 
-use self::secure::Secured;
+use self::{
+    decide::{CANCELLED, Decided, Held, cancelled},
+    secure::Secured,
+};
 use crate::{
-    approval::{Approvals, Outcome, Pending, Request},
+    approval::Approvals,
     cancellations::{Cancellable, Cancellations},
     clock::now,
-    credentials::{Credentials, LoginError, Wanted},
+    credentials::Credentials,
     journal::Journal,
     leg::{Leg, Queue},
     patience::Patience,
@@ -51,9 +52,6 @@ const SNIFF_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a client of HTTP/2 says first (RFC 9113, section 3.4), as far as it has to be there.
 const HTTP2_PREFACE: &[u8] = b"PRI *";
-
-/// Names that are looked up for one connection in the clear: an agent can't have us ask for ever.
-const CLAIMED_NAMES_MAX: usize = 64;
 
 /// How often the client of a held operation is told that it is still there, where its protocol has a way.
 const STILL_HELD_EVERY: Duration = Duration::from_secs(10);
@@ -109,12 +107,6 @@ pub struct Session {
     now: Timestamp,
     /// The journal can't take records any more: nothing may go on.
     stopped: bool,
-}
-
-/// A held operation and the question that people were asked about it.
-struct Held {
-    hold: Hold,
-    pending: Pending,
 }
 
 /// Why the loop ends.
@@ -697,173 +689,6 @@ impl Session {
             .or_else(|| Some((taken, Instant::now() + self.services.patience.stalled)))
     }
 
-    /// What to log in as `user` with, in the agent's place.
-    async fn credential(&mut self, user: &str, database: &str) -> Result<Option<Login>, Failure> {
-        let [upstream_binding, agent_binding] = self.bindings.clone();
-        let wanted = Wanted {
-            // Only TLS proves a name: credentials are given to nobody else.
-            host: self
-                .origin
-                .names
-                .first()
-                .filter(|_| self.is_secure)
-                .map(|name| &**name),
-            is_verified: self.is_secure,
-            user,
-            database,
-            upstream_binding,
-            agent_binding,
-        };
-        let credentials = &self.services.credentials;
-        let found = credentials.login(self.origin.destination, wanted).await;
-        self.now = now();
-        match found {
-            Ok(login) => Ok(login),
-            Err(error) => {
-                let whose = [("user", user.to_owned()), ("database", database.to_owned())];
-                Err(self.no_secret("postgres_login", whose, &error).await)
-            }
-        }
-    }
-
-    /// What a request for `path` of `host` proves its right with, in the agent's place.
-    async fn authorization(
-        &mut self,
-        host: Option<&str>,
-        path: &str,
-    ) -> Result<Option<Authorization>, Failure> {
-        // As for logins: who isn't proved to be that host has no name.
-        let host = host.filter(|_| self.is_secure);
-        let destination = self.origin.destination;
-        let credentials = &self.services.credentials;
-        let found = credentials.authorization(destination, host, self.is_secure, path);
-        let found = found.await;
-        self.now = now();
-        match found {
-            Ok(authorization) => Ok(authorization),
-            Err(error) => {
-                let operation = [("operation", self.operations.to_string())];
-                Err(self.no_secret("http_credential", operation, &error).await)
-            }
-        }
-    }
-
-    /// Has it on record that a credential can't be used.
-    async fn no_secret<const N: usize>(
-        &mut self,
-        event: &'static str,
-        detail: [(&'static str, String); N],
-        error: &LoginError,
-    ) -> Failure {
-        let credential = error.credential;
-        tracing::error!(session = %self.id, %error, "an agent can't be logged in");
-        let detail = detail.into_iter().chain([
-            ("credential", credential.to_string()),
-            ("error", error.to_string()),
-        ]);
-        self.record(Event::notice(event, detail)).await;
-        Failure::NoSecret(format!(
-            "credential {credential}, which logs in here, can't be used now"
-        ))
-    }
-
-    /// Has `operation` judged, and the ruling recorded before it takes effect.
-    async fn decide(&mut self, operation: Operation) -> Decided {
-        if !self.services.policies.is_current(self.judge.policy()) {
-            let policy = self.services.policies.current();
-            self.judge = Judge::new(&policy, self.origin.clone());
-        }
-        self.learn_name(&operation).await;
-        let now = self.now;
-        let judgement = self.judge.judge(&operation, now);
-        let decision = match &judgement {
-            Judgement::Incomplete => return Decided::Now(Ruling::Gather),
-            Judgement::Permit(permit) => permit.decision().clone(),
-            Judgement::Hold(hold) => hold.decision().clone(),
-            Judgement::Refuse(decision, _) => decision.clone(),
-        };
-        self.operations += 1;
-        let number = self.operations;
-        let asked = matches!(judgement, Judgement::Hold(_)).then(|| operation.clone());
-        let strict = decision.strict;
-        let decided = DecisionRecord {
-            number,
-            decision: decision.clone(),
-        };
-        let seq = self
-            .append([
-                Event::Operation(OperationRecord { number, operation }),
-                Event::Decision(decided),
-            ])
-            .await;
-        match (strict, seq) {
-            (_, None) => return Decided::Now(Ruling::Refuse(unavailable(&decision.rule))),
-            (true, Some(seq)) => {
-                if self.services.journal.durable(seq).await.is_err() {
-                    self.stopped = true;
-                    return Decided::Now(Ruling::Refuse(unavailable(&decision.rule)));
-                }
-                self.now = crate::clock::now();
-            }
-            _ => {}
-        }
-        match (judgement, asked) {
-            (Judgement::Permit(permit), _) => Decided::Now(Ruling::Permit(permit)),
-            (Judgement::Incomplete, _) => Decided::Now(Ruling::Gather),
-            (Judgement::Refuse(_, refusal), _) => Decided::Now(Ruling::Refuse(refusal)),
-            (Judgement::Hold(hold), operation) => {
-                let Some(operation) = operation else {
-                    return Decided::Now(Ruling::Refuse(unavailable(&decision.rule)));
-                };
-                let digest = operation.digest(&self.origin);
-                let Verdict::Hold(terms) = &decision.verdict else {
-                    return Decided::Now(Ruling::Refuse(unavailable(&decision.rule)));
-                };
-                let request = Request {
-                    session: self.id,
-                    number,
-                    origin: self.origin.clone(),
-                    operation,
-                    digest,
-                    terms: terms.clone(),
-                    decision,
-                };
-                let pending = self.services.approvals.request(request, now);
-                Decided::Later(Box::new(Held { hold, pending }))
-            }
-        }
-    }
-
-    /// In the clear nobody proves a name: the one that a request claims counts where this host's resolver
-    /// knows the destination by it.
-    async fn learn_name(&mut self, operation: &Operation) {
-        let claimed = operation.description.attributes.get(attribute::HTTP_HOST);
-        let Some(name) = claimed.filter(|_| !self.is_secure) else {
-            return;
-        };
-        if matches!(&*self.origin.names, [known] if known == name) {
-            return;
-        }
-        let seen = self.claimed_names.iter().find(|(seen, _)| seen == name);
-        let is_own = match seen {
-            Some((_, is_own)) => *is_own,
-            None if self.claimed_names.len() >= CLAIMED_NAMES_MAX => false,
-            None => {
-                let is_name = name.parse::<std::net::IpAddr>().is_err();
-                let destination = self.origin.destination.0;
-                let is_own = is_name && upstream::is_address_of(name, destination).await;
-                self.claimed_names.push((name.clone(), is_own));
-                is_own
-            }
-        };
-        let names = if is_own {
-            vec![name.clone()]
-        } else {
-            Vec::new()
-        };
-        self.named(names);
-    }
-
     async fn record(&mut self, event: Event) {
         self.append([event]).await;
     }
@@ -893,52 +718,6 @@ impl Session {
             Peer::Client => client,
             Peer::Upstream => upstream,
         } += bytes as u64;
-    }
-}
-
-/// How an operation was decided.
-enum Decided {
-    Now(Ruling),
-    Later(Box<Held>),
-}
-
-fn unavailable(rule: &Arc<str>) -> Refusal {
-    Refusal {
-        cause: Cause::Unavailable,
-        rule: rule.clone(),
-        reason: "the journal takes no records".into(),
-        approval: None,
-    }
-}
-
-async fn cancelled(session: Option<&Cancellable>) {
-    match session {
-        Some(session) => session.cancelled().await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Why a question was withdrawn when a cancel request came.
-const CANCELLED: &str = "the agent cancelled it";
-
-impl Held {
-    /// The ruling after the question was withdrawn.
-    fn cancelled(self) -> Ruling {
-        let reason = CANCELLED.into();
-        Ruling::Refuse(
-            self.hold
-                .refuse(Cause::Cancelled, reason, self.pending.id()),
-        )
-    }
-
-    /// The ruling that people's answer makes of it.
-    fn ruled(self, outcome: Outcome) -> Ruling {
-        match outcome {
-            Outcome::Approved => Ruling::Permit(self.hold.approve()),
-            Outcome::Refused { cause, reason } => {
-                Ruling::Refuse(self.hold.refuse(cause, reason, self.pending.id()))
-            }
-        }
     }
 }
 

@@ -1,0 +1,248 @@
+//! What is asked about an operation before it goes on: the policy, people, and the credential that it takes.
+
+use std::sync::Arc;
+
+use interceptor_core::{
+    decoder::Failure,
+    login::{Authorization, Login},
+    operation::{Operation, attribute},
+    record::{DecisionRecord, Event, OperationRecord},
+    ruling::{Cause, Hold, Judge, Judgement, Refusal, Ruling, Verdict},
+};
+
+use super::Session;
+use crate::{
+    approval::{Outcome, Pending, Request},
+    cancellations::Cancellable,
+    clock::now,
+    credentials::{LoginError, Wanted},
+    upstream,
+};
+
+/// Names that are looked up for one connection in the clear: an agent can't have us ask for ever.
+const CLAIMED_NAMES_MAX: usize = 64;
+
+/// A held operation and the question that people were asked about it.
+pub(super) struct Held {
+    pub(super) hold: Hold,
+    pub(super) pending: Pending,
+}
+
+impl Session {
+    /// What to log in as `user` with, in the agent's place.
+    pub(super) async fn credential(
+        &mut self,
+        user: &str,
+        database: &str,
+    ) -> Result<Option<Login>, Failure> {
+        let [upstream_binding, agent_binding] = self.bindings.clone();
+        let wanted = Wanted {
+            // Only TLS proves a name: credentials are given to nobody else.
+            host: self
+                .origin
+                .names
+                .first()
+                .filter(|_| self.is_secure)
+                .map(|name| &**name),
+            is_verified: self.is_secure,
+            user,
+            database,
+            upstream_binding,
+            agent_binding,
+        };
+        let credentials = &self.services.credentials;
+        let found = credentials.login(self.origin.destination, wanted).await;
+        self.now = now();
+        match found {
+            Ok(login) => Ok(login),
+            Err(error) => {
+                let whose = [("user", user.to_owned()), ("database", database.to_owned())];
+                Err(self.no_secret("postgres_login", whose, &error).await)
+            }
+        }
+    }
+
+    /// What a request for `path` of `host` proves its right with, in the agent's place.
+    pub(super) async fn authorization(
+        &mut self,
+        host: Option<&str>,
+        path: &str,
+    ) -> Result<Option<Authorization>, Failure> {
+        // As for logins: who isn't proved to be that host has no name.
+        let host = host.filter(|_| self.is_secure);
+        let destination = self.origin.destination;
+        let credentials = &self.services.credentials;
+        let found = credentials.authorization(destination, host, self.is_secure, path);
+        let found = found.await;
+        self.now = now();
+        match found {
+            Ok(authorization) => Ok(authorization),
+            Err(error) => {
+                let operation = [("operation", self.operations.to_string())];
+                Err(self.no_secret("http_credential", operation, &error).await)
+            }
+        }
+    }
+
+    /// Has it on record that a credential can't be used.
+    async fn no_secret<const N: usize>(
+        &mut self,
+        event: &'static str,
+        detail: [(&'static str, String); N],
+        error: &LoginError,
+    ) -> Failure {
+        let credential = error.credential;
+        tracing::error!(session = %self.id, %error, "an agent can't be logged in");
+        let detail = detail.into_iter().chain([
+            ("credential", credential.to_string()),
+            ("error", error.to_string()),
+        ]);
+        self.record(Event::notice(event, detail)).await;
+        Failure::NoSecret(format!(
+            "credential {credential}, which logs in here, can't be used now"
+        ))
+    }
+
+    /// Has `operation` judged, and the ruling recorded before it takes effect.
+    pub(super) async fn decide(&mut self, operation: Operation) -> Decided {
+        if !self.services.policies.is_current(self.judge.policy()) {
+            let policy = self.services.policies.current();
+            self.judge = Judge::new(&policy, self.origin.clone());
+        }
+        self.learn_name(&operation).await;
+        let now = self.now;
+        let judgement = self.judge.judge(&operation, now);
+        let decision = match &judgement {
+            Judgement::Incomplete => return Decided::Now(Ruling::Gather),
+            Judgement::Permit(permit) => permit.decision().clone(),
+            Judgement::Hold(hold) => hold.decision().clone(),
+            Judgement::Refuse(decision, _) => decision.clone(),
+        };
+        self.operations += 1;
+        let number = self.operations;
+        let asked = matches!(judgement, Judgement::Hold(_)).then(|| operation.clone());
+        let strict = decision.strict;
+        let decided = DecisionRecord {
+            number,
+            decision: decision.clone(),
+        };
+        let seq = self
+            .append([
+                Event::Operation(OperationRecord { number, operation }),
+                Event::Decision(decided),
+            ])
+            .await;
+        match (strict, seq) {
+            (_, None) => return Decided::Now(Ruling::Refuse(unavailable(&decision.rule))),
+            (true, Some(seq)) => {
+                if self.services.journal.durable(seq).await.is_err() {
+                    self.stopped = true;
+                    return Decided::Now(Ruling::Refuse(unavailable(&decision.rule)));
+                }
+                self.now = crate::clock::now();
+            }
+            _ => {}
+        }
+        match (judgement, asked) {
+            (Judgement::Permit(permit), _) => Decided::Now(Ruling::Permit(permit)),
+            (Judgement::Incomplete, _) => Decided::Now(Ruling::Gather),
+            (Judgement::Refuse(_, refusal), _) => Decided::Now(Ruling::Refuse(refusal)),
+            (Judgement::Hold(hold), operation) => {
+                let Some(operation) = operation else {
+                    return Decided::Now(Ruling::Refuse(unavailable(&decision.rule)));
+                };
+                let digest = operation.digest(&self.origin);
+                let Verdict::Hold(terms) = &decision.verdict else {
+                    return Decided::Now(Ruling::Refuse(unavailable(&decision.rule)));
+                };
+                let request = Request {
+                    session: self.id,
+                    number,
+                    origin: self.origin.clone(),
+                    operation,
+                    digest,
+                    terms: terms.clone(),
+                    decision,
+                };
+                let pending = self.services.approvals.request(request, now);
+                Decided::Later(Box::new(Held { hold, pending }))
+            }
+        }
+    }
+
+    /// In the clear nobody proves a name: the one that a request claims counts where this host's resolver
+    /// knows the destination by it.
+    async fn learn_name(&mut self, operation: &Operation) {
+        let claimed = operation.description.attributes.get(attribute::HTTP_HOST);
+        let Some(name) = claimed.filter(|_| !self.is_secure) else {
+            return;
+        };
+        if matches!(&*self.origin.names, [known] if known == name) {
+            return;
+        }
+        let seen = self.claimed_names.iter().find(|(seen, _)| seen == name);
+        let is_own = match seen {
+            Some((_, is_own)) => *is_own,
+            None if self.claimed_names.len() >= CLAIMED_NAMES_MAX => false,
+            None => {
+                let is_name = name.parse::<std::net::IpAddr>().is_err();
+                let destination = self.origin.destination.0;
+                let is_own = is_name && upstream::is_address_of(name, destination).await;
+                self.claimed_names.push((name.clone(), is_own));
+                is_own
+            }
+        };
+        let names = if is_own {
+            vec![name.clone()]
+        } else {
+            Vec::new()
+        };
+        self.named(names);
+    }
+}
+
+/// How an operation was decided.
+pub(super) enum Decided {
+    Now(Ruling),
+    Later(Box<Held>),
+}
+
+fn unavailable(rule: &Arc<str>) -> Refusal {
+    Refusal {
+        cause: Cause::Unavailable,
+        rule: rule.clone(),
+        reason: "the journal takes no records".into(),
+        approval: None,
+    }
+}
+
+pub(super) async fn cancelled(session: Option<&Cancellable>) {
+    match session {
+        Some(session) => session.cancelled().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Why a question was withdrawn when a cancel request came.
+pub(super) const CANCELLED: &str = "the agent cancelled it";
+
+impl Held {
+    /// The ruling after the question was withdrawn.
+    pub(super) fn cancelled(self) -> Ruling {
+        let reason = CANCELLED.into();
+        Ruling::Refuse(
+            self.hold
+                .refuse(Cause::Cancelled, reason, self.pending.id()),
+        )
+    }
+
+    /// The ruling that people's answer makes of it.
+    pub(super) fn ruled(self, outcome: Outcome) -> Ruling {
+        match outcome {
+            Outcome::Approved => Ruling::Permit(self.hold.approve()),
+            Outcome::Refused { cause, reason } => {
+                Ruling::Refuse(self.hold.refuse(cause, reason, self.pending.id()))
+            }
+        }
+    }
+}
