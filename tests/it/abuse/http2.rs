@@ -160,12 +160,18 @@ fn clients_of_http2_that_flood_stall_and_lie() {
                             .flat_map(|stream| get(stream, "/big-h2"))
                             .collect();
                         client.send(&asked);
-                        thread::sleep(Duration::from_millis(20));
+                        // All have been accepted by then: h2 itself counts only those that haven't.
+                        let answered = |frame: &Frame| {
+                            frame.kind == kind::HEADERS && frame.stream == round * 200 + 199
+                        };
+                        if client.find(answered).is_none() {
+                            break;
+                        }
                         let resets: Vec<u8> = streams.flat_map(|stream| reset(stream, 8)).collect();
                         client.send(&resets);
                     }
                     client.until_end();
-                    siege.expect(&client.stream, "client: ");
+                    siege.expect(&client.stream, "it took back or broke");
                 },
             ),
             ("MadeYouReset (CVE-2025-8671)", |siege| {
