@@ -5,7 +5,7 @@ use std::{
     net::TcpStream,
     sync::mpsc::{Receiver, RecvTimeoutError, channel},
     thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use interceptor_tests::h2::{
