@@ -79,6 +79,17 @@ rules:
         ),
         "{refused}"
     );
+    let records = records(&daemon);
+    let mut trailers = records
+        .iter()
+        .filter(|record| record["name"] == "http_trailers");
+    assert!(
+        trailers.any(|record| record["detail"]["fields"]
+            .as_str()
+            .unwrap()
+            .contains("x-trailer: behind")),
+        "what is behind a body is on record"
+    );
 }
 
 #[test]

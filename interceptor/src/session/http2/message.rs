@@ -4,8 +4,9 @@ use bytes::Bytes;
 use h2::{Reason, RecvStream, server::SendResponse};
 use http::{HeaderMap, Request, Response, StatusCode, header, request};
 use interceptor_core::{
+    mask::body::KeyMask,
     operation::http::Fields,
-    protocol::http::{change::Changes, refuse::Problem},
+    protocol::http::{answer, change::Changes, refuse::Problem},
 };
 
 use super::Broken;
@@ -130,6 +131,25 @@ pub(super) fn response_fields(status: StatusCode, headers: &HeaderMap) -> Fields
         format!("HTTP/2 {}\r\n", status.as_u16()).into_bytes(),
         headers,
     )
+}
+
+/// Masks fields of an answer, those behind its body as well.
+pub(super) fn mask_fields(masks: &[KeyMask], fields: &mut HeaderMap) {
+    for (name, value) in fields {
+        let masked = answer::masked_value(masks, name.as_str().as_bytes(), value.as_bytes());
+        if let Some(masked) = masked {
+            *value = header::HeaderValue::from_bytes(&masked)
+                .unwrap_or(header::HeaderValue::from_static("[redacted]"));
+        }
+    }
+}
+
+/// Fields behind a body as text.
+pub(super) fn lines(trailers: &HeaderMap) -> Vec<u8> {
+    let lines = trailers
+        .iter()
+        .map(|(name, value)| [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
+    lines.flatten().collect()
 }
 
 fn text(mut out: Vec<u8>, headers: &HeaderMap) -> Fields {

@@ -14,7 +14,7 @@ use interceptor_core::{
     limits,
     mask::{
         MaskPlan,
-        body::{BodyMasker, MASKED_AT_ONCE, Unmaskable},
+        body::{BodyMasker, KeyMask, MASKED_AT_ONCE, Unmaskable},
     },
     operation::{
         attribute,
@@ -34,7 +34,7 @@ use interceptor_core::{
 use super::{
     super::{Decided, STILL_HELD_EVERY},
     Broken, Connection, Served,
-    message::{Form, apply, fields, response_fields, say},
+    message::{Form, apply, fields, lines, mask_fields, response_fields, say},
 };
 
 /// A request that may go.
@@ -136,8 +136,17 @@ impl Connection<'_> {
         let head = describe::recorded(&fields);
         let (number, masks) = loop {
             let (body, content) = match &whole {
-                Some((body, _)) if body.is_empty() => (Body::None, head.clone()),
-                Some((body, _)) => (Body::Whole(body.clone()), [&*head, body].concat().into()),
+                Some((body, None)) if body.is_empty() => (Body::None, head.clone()),
+                Some((body, trailers)) => {
+                    // Who looks for something finds it in the trailers as well.
+                    let said = trailers.as_ref().map(lines).unwrap_or_default();
+                    let content = [&*head, body, &*said].concat().into();
+                    let body = match body.is_empty() {
+                        true => Body::None,
+                        false => Body::Whole(body.clone()),
+                    };
+                    (body, content)
+                }
                 None => (Body::Coming(length), head.clone()),
             };
             let operation = describe::operation(&described, fields.clone(), body, content);
@@ -244,7 +253,7 @@ impl Connection<'_> {
                 Some(_) => {}
                 None => {
                     let to = (Peer::Upstream, &mut to_upstream);
-                    self.stream_body(&mut from_client, to, &mut sent, None)
+                    self.stream_body(&mut from_client, to, &mut sent, None, &[])
                         .await?;
                     return self.end(sent, ResponseStatus::Continues).await;
                 }
@@ -286,17 +295,7 @@ impl Connection<'_> {
                     parts.headers.remove(name);
                 }
             }
-            for (name, value) in &mut parts.headers {
-                let masked = answer::masked_value(
-                    &masks.headers,
-                    name.as_str().as_bytes(),
-                    value.as_bytes(),
-                );
-                if let Some(masked) = masked {
-                    *value = header::HeaderValue::from_bytes(&masked)
-                        .unwrap_or(header::HeaderValue::from_static("[redacted]"));
-                }
-            }
+            mask_fields(&masks.headers, &mut parts.headers);
             received.head(describe::recorded(&response_fields(status, &parts.headers)));
             let mut out = Response::new(());
             *out.status_mut() = status;
@@ -309,8 +308,14 @@ impl Connection<'_> {
             } else {
                 let masker = masker.as_mut();
                 let to = (Peer::Client, &mut to_client);
-                self.stream_body(&mut from_upstream, to, &mut received, masker)
-                    .await
+                self.stream_body(
+                    &mut from_upstream,
+                    to,
+                    &mut received,
+                    masker,
+                    &masks.headers,
+                )
+                .await
             };
             if let Some(masker) = &masker {
                 received.masked(masker.masked().iter().cloned());
@@ -469,6 +474,7 @@ impl Connection<'_> {
         (peer, to): (Peer, &mut SendStream<Bytes>),
         recorder: &mut Recorder,
         mut masker: Option<&mut BodyMasker>,
+        header_masks: &[KeyMask],
     ) -> Result<(), Broken> {
         let broken = |error: h2::Error, by: Peer| {
             let reason = error.reason().unwrap_or(Reason::CANCEL);
@@ -535,7 +541,11 @@ impl Connection<'_> {
             self.send(peer, to, out, false).await?;
         }
         let ended = match trailers {
-            Some(trailers) => to.send_trailers(trailers),
+            Some(mut trailers) => {
+                mask_fields(header_masks, &mut trailers);
+                recorder.said(&lines(&trailers));
+                to.send_trailers(trailers)
+            }
             None => to.send_data(Bytes::new(), true),
         };
         // Who is gone by now has had all of it.

@@ -107,7 +107,11 @@ pub(super) struct Body {
     state: State,
     /// Bytes of content so far, framing apart.
     pub(super) content_bytes: u64,
+    /// Bytes that were said beside it.
+    said_bytes: usize,
 }
+
+const SAID_TOO_MUCH: &str = "trailer fields or extensions of chunks of more than 64 KiB";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -127,6 +131,19 @@ enum State {
     Done,
 }
 
+impl State {
+    /// Whether the byte that leads from here to `next` says something that is no framing.
+    const fn says(self, next: Self) -> bool {
+        matches!(
+            next,
+            Self::ChunkExtension { length: 1.., .. }
+                | Self::TrailerName { .. }
+                | Self::TrailerValue { .. }
+                | Self::TrailerFeed { .. }
+        ) || matches!(self, Self::TrailerFeed { .. })
+    }
+}
+
 /// What a piece of a body is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Piece {
@@ -134,6 +151,8 @@ pub(super) enum Piece {
     Content(usize),
     /// That many bytes of framing around it.
     Framing(usize),
+    /// That many bytes that are said beside it: extensions of chunks, trailer fields.
+    Said(usize),
 }
 
 impl Body {
@@ -147,6 +166,7 @@ impl Body {
         Self {
             state,
             content_bytes: 0,
+            said_bytes: 0,
         }
     }
 
@@ -192,11 +212,30 @@ impl Body {
             }
             _ => {
                 let mut rest = bytes;
-                while !rest.is_empty() && !matches!(self.state, State::ChunkData(_) | State::Done) {
-                    let byte = rest.get_u8();
-                    self.state = step(self.state, byte)?;
+                let mut said = false;
+                while let Some(byte) = rest.first()
+                    && !matches!(self.state, State::ChunkData(_) | State::Done)
+                {
+                    let next = step(self.state, *byte)?;
+                    let is_said = self.state.says(next);
+                    if rest.len() < bytes.len() && is_said != said {
+                        break;
+                    }
+                    said = is_said;
+                    if said {
+                        self.said_bytes += 1;
+                        if self.said_bytes > limits::HTTP_HEAD_BYTES_MAX {
+                            return Err(Malformed::with(431, SAID_TOO_MUCH));
+                        }
+                    }
+                    self.state = next;
+                    rest.advance(1);
                 }
-                Ok(Some(Piece::Framing(bytes.len() - rest.len())))
+                let count = bytes.len() - rest.len();
+                Ok(Some(match said {
+                    true => Piece::Said(count),
+                    false => Piece::Framing(count),
+                }))
             }
         }
     }
@@ -209,7 +248,7 @@ fn step(state: State, byte: u8) -> Result<State, Malformed> {
     let bad = |what: &str| Err(Malformed::new(what));
     let trailer = |bytes: u32| {
         if bytes as usize >= limits::HTTP_HEAD_BYTES_MAX {
-            Err(Malformed::with(431, "trailer fields of more than 64 KiB"))
+            Err(Malformed::with(431, SAID_TOO_MUCH))
         } else {
             Ok(bytes + 1)
         }

@@ -5,6 +5,7 @@ use std::fmt;
 use aws_lc_rs::digest;
 use bytes::Bytes;
 
+use super::describe::is_secret;
 use crate::{
     limits,
     operation::{Digest, Protocol},
@@ -32,6 +33,8 @@ pub struct Recorder {
     /// What was kept so far, to be hashed when that becomes clear.
     kept: Vec<Bytes>,
     masked: Vec<Box<str>>,
+    /// What was said beside the content: trailer fields and the like.
+    said: Vec<u8>,
     /// What kind of message it is, where it is neither a request nor a response.
     message: Option<&'static str>,
 }
@@ -63,6 +66,7 @@ impl Recorder {
             digest: None,
             kept: Vec::new(),
             masked: Vec::new(),
+            said: Vec::new(),
             message: None,
         }
     }
@@ -111,6 +115,11 @@ impl Recorder {
         self.left = 0;
     }
 
+    /// Adds trailer fields and the like, as lines; who reads them bounds them.
+    pub fn said(&mut self, bytes: &[u8]) {
+        self.said.extend_from_slice(bytes);
+    }
+
     /// Says what was masked, once it is known.
     pub fn masked(&mut self, names: impl IntoIterator<Item = Box<str>>) {
         self.masked.extend(names);
@@ -122,8 +131,9 @@ impl Recorder {
             .then(|| self.event(ResponseStatus::Continues, now))
     }
 
-    /// The last part; `status` is how it ended. Behind it, the digest of what isn't on record.
-    pub fn end(&mut self, status: ResponseStatus, now: Timestamp) -> [Option<Event>; 2] {
+    /// The last part; `status` is how it ended. Behind it, the digest of what isn't on record, and what was said
+    /// beside the content.
+    pub fn end(&mut self, status: ResponseStatus, now: Timestamp) -> [Option<Event>; 3] {
         let digest = self.digest.take().map(|context| {
             let mut bytes = [0; 32];
             bytes.copy_from_slice(context.finish().as_ref());
@@ -141,7 +151,20 @@ impl Recorder {
             (Speaker::Client, None) if self.data.is_empty() => None,
             (_, None) => Some(self.event(status, now)),
         };
-        [last, digest]
+        let said = std::mem::take(&mut self.said);
+        let said = (!said.is_empty()).then(|| {
+            let of = match self.of {
+                Speaker::Client => "client",
+                Speaker::Upstream => "upstream",
+            };
+            let detail = [
+                ("operation", self.number.to_string()),
+                ("of", of.to_owned()),
+                ("fields", described(&said)),
+            ];
+            Event::notice("http_trailers", detail)
+        });
+        [last, digest, said]
     }
 
     fn content_record(&mut self, data: Vec<Bytes>, ends: bool) -> ContentRecord {
@@ -180,4 +203,14 @@ impl Recorder {
             _ => Event::Content(self.content_record(data, false)),
         }
     }
+}
+
+/// Lines of fields, without credentials.
+fn described(said: &[u8]) -> String {
+    let text = String::from_utf8_lossy(said);
+    let lines = text.lines().map(|line| match line.split_once(':') {
+        Some((name, _)) if is_secret(name.as_bytes()) => format!("{name}: [redacted]"),
+        _ => line.to_owned(),
+    });
+    lines.collect::<Vec<_>>().join("\n")
 }

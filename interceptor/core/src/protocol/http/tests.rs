@@ -1025,3 +1025,40 @@ fn no_bytes_make_it_panic() {
         }
     }
 }
+
+#[test]
+fn what_is_said_beside_a_body_is_decided_and_recorded_too() {
+    let request = b"POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1;ext=one\r\na\r\n0\r\nX-Said: two\r\nX-Token: three\r\n\r\n";
+    let response =
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nX-Back: four\r\n\r\n";
+    for chunk in [1, 3, 1_000] {
+        // As it streams, and as what a rule needs all of.
+        for rule in [permit, gather] {
+            let mut world = World::new(rule);
+            world.says(Peer::Client, request, chunk);
+            world.says(Peer::Upstream, response, chunk);
+            assert_eq!(
+                (&*world.upstream, &*world.client),
+                (&request[..], &response[..])
+            );
+            let seen = format!("{:?} {:?}", world.records, world.operations);
+            for said in ["ext=one", "X-Said: two", "X-Back: four"] {
+                assert!(seen.contains(said), "{said}: {seen}");
+            }
+        }
+    }
+    let mut world = World::new(|_| Answer::Hold);
+    world.says(Peer::Client, b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n", 99);
+    let plan = crate::mask::MaskPlan {
+        headers: vec![crate::mask::body::KeyMask {
+            name: crate::glob::Glob::new("x-back"),
+            with: crate::mask::MaskKind::Redact,
+        }],
+        ..Default::default()
+    };
+    let permit = Permit::unjudged(Arc::new(plan));
+    world.decoder.rule(Ruling::Permit(permit), NOW);
+    world.steps();
+    world.says(Peer::Upstream, response, 5);
+    assert!(!world.client().contains("four"), "{}", world.client());
+}

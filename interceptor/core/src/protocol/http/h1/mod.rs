@@ -82,6 +82,8 @@ struct Pending {
     /// The body as it came, framing included, and without it.
     framed: BytesMut,
     content: BytesMut,
+    /// What was said beside the content.
+    said: Vec<u8>,
     /// A rule needs the whole body: there is no going on without it.
     needed: bool,
     expects_continue: bool,
@@ -131,6 +133,8 @@ struct Tunnel {
 struct Taken {
     bytes: Bytes,
     contents: Vec<Range<usize>>,
+    /// What is said beside the content.
+    said: Vec<u8>,
 }
 
 impl Http1 {
@@ -458,7 +462,7 @@ fn take(
     buffer: &mut BytesMut,
     at_once: usize,
 ) -> Result<Option<Taken>, Malformed> {
-    let (mut taken, mut contents) = (0, Vec::new());
+    let (mut taken, mut contents, mut said) = (0, Vec::new(), Vec::new());
     let end = buffer.len().min(at_once);
     while let Some(piece) = body.next(buffer.get(taken..end).unwrap_or_default())? {
         match piece {
@@ -467,11 +471,17 @@ fn take(
                 taken += count;
             }
             Piece::Framing(count) => taken += count,
+            Piece::Said(count) => {
+                let bytes = buffer.get(taken..taken + count).unwrap_or_default();
+                said.extend_from_slice(bytes);
+                taken += count;
+            }
         }
     }
     Ok((taken > 0).then(|| Taken {
         bytes: buffer.split_to(taken).freeze(),
         contents,
+        said,
     }))
 }
 

@@ -95,11 +95,12 @@ impl Http1 {
                 for content in taken.contents {
                     exchange.sent.content(taken.bytes.slice(content));
                 }
+                exchange.sent.said(&taken.said);
                 let event = if exchange.request.is_done() {
                     let status = ResponseStatus::Continues;
                     exchange.sent.end(status, self.now)
                 } else {
-                    [exchange.sent.part(self.now), None]
+                    [exchange.sent.part(self.now), None, None]
                 };
                 self.send(Peer::Upstream, taken.bytes);
                 for event in event {
@@ -211,6 +212,7 @@ impl Http1 {
             body: Body::new(framing),
             framed: BytesMut::new(),
             content: BytesMut::new(),
+            said: Vec::new(),
             needed: false,
             head,
             recorded,
@@ -244,6 +246,7 @@ impl Http1 {
                     .content
                     .extend_from_slice(taken.bytes.get(content).unwrap_or_default());
             }
+            pending.said.extend_from_slice(&taken.said);
             pending.framed.extend_from_slice(&taken.bytes);
         }
         if pending.framed.len() > self.shared.message_bytes_max {
@@ -281,7 +284,8 @@ impl Http1 {
         };
         let head = pending.recorded.clone();
         let content = match &body {
-            http::Body::Whole(body) => [&*head, body].concat().into(),
+            // Behind it what is said beside it: who looks for something finds it there as well.
+            http::Body::Whole(body) => [&*head, body, &*pending.said].concat().into(),
             http::Body::None | http::Body::Coming(_) => head,
         };
         let fields = pending.head.fields.clone();

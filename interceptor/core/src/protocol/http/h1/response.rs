@@ -33,6 +33,13 @@ impl Http1 {
                     let Some(mut taken) = take(body, &mut self.upstream, at_once)? else {
                         return Ok(false);
                     };
+                    if !taken.said.is_empty() && masker.is_none() {
+                        if !exchange.masks.headers.is_empty() {
+                            self.unmaskable("it has fields behind its body");
+                            return Ok(true);
+                        }
+                        exchange.received.said(&taken.said);
+                    }
                     let passed = match masker {
                         None => {
                             for content in taken.contents {
