@@ -2,9 +2,12 @@
 
 use std::{
     fs, io,
-    os::unix::{
-        fs::{FileTypeExt, PermissionsExt, chown},
-        net as unix,
+    os::{
+        fd::AsRawFd as _,
+        unix::{
+            fs::{FileTypeExt, PermissionsExt, chown},
+            net as unix,
+        },
     },
     path::{Path, PathBuf},
     sync::Arc,
@@ -13,7 +16,10 @@ use std::{
 
 use axum::serve::Listener;
 use nix::{
-    sys::stat::{Mode, umask},
+    sys::{
+        socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket},
+        stat::{Mode, fchmod},
+    },
     unistd::Group,
 };
 use tokio::net::{UnixListener, UnixStream};
@@ -80,11 +86,7 @@ impl ControlSocket {
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder).map_err(io("creating the folder of"))?;
         }
-        // Nobody else may connect between binding and the change of mode.
-        let before = umask(Mode::from_bits_truncate(0o177));
-        let bound = unix::UnixListener::bind(path);
-        umask(before);
-        let listener = bound.map_err(io("binding"))?;
+        let listener = bound(path).map_err(|errno| io("binding")(errno.into()))?;
         let group = Group::from_name(GROUP).ok().flatten();
         if let Some(group) = group {
             chown(path, None, Some(group.gid.as_raw())).map_err(io("giving to its group"))?;
@@ -107,6 +109,21 @@ impl ControlSocket {
             _socket: self,
         })
     }
+}
+
+/// A socket at `path` that nobody else could ever connect to: the mode that it has before it is bound is the
+/// one that its file gets. The umask, which would do as well, is the whole process's.
+fn bound(path: &Path) -> nix::Result<unix::UnixListener> {
+    let socket = socket(
+        AddressFamily::Unix,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    listen(&socket, Backlog::MAXCONN)?;
+    Ok(socket.into())
 }
 
 impl Drop for ControlSocket {
