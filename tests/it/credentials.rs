@@ -11,6 +11,7 @@ use interceptor_tests::{
 };
 
 use crate::{
+    messages::proxy,
     support::{ALLOW_ALL, cluster},
     tls::{curl, web},
 };
@@ -275,4 +276,28 @@ fn requests_carry_what_the_agent_does_not_hold() {
         [("1", true), ("1", false), ("2", true)].repeat(2),
         "each use is on record"
     );
+}
+
+#[test]
+fn a_credential_for_an_address_is_not_one_for_who_is_behind_it() {
+    let web = web();
+    let daemon = Daemon::configured(ALLOW_ALL, |folder| {
+        let token = secret(folder, "token", "hunter2");
+        format!(
+            "credentials:\n- {{destination: 127.0.0.1, protocol: http, bearer: {{file: {token}}}}}\n{}",
+            web.configuration()
+        )
+    })
+    .unwrap();
+    let proxy = format!("http://127.0.0.1:{}", proxy());
+    let bases = [("http", web.plain), ("https", web.good)];
+    for (scheme, port) in bases {
+        let ask = |through: &[&str]| {
+            let url = format!("{scheme}://localhost:{port}/headers");
+            run::outcome(curl(&daemon, "localhost", port).args(through).arg(&url)).unwrap()
+        };
+        assert_eq!(ask(&[]).stdout, "||Bearer hunter2\n", "{scheme}");
+        let through = ask(&["--noproxy", "", "--proxytunnel", "--proxy", &proxy]);
+        assert_eq!(through.stdout, "||\n", "{scheme}: {}", through.stderr);
+    }
 }

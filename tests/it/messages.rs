@@ -9,14 +9,13 @@ use std::{
 
 use interceptor_tests::{
     cluster::free_port,
-    daemon::Daemon,
     paths,
     run::{self, Running},
     web::Web,
 };
 use serde_json::Value;
 
-use crate::tls::{curl, daemon, web};
+use crate::tls::{curl, daemon, records, web};
 
 const POLICY: &str = "
 default: {action: deny, reason: no rule allows it}
@@ -26,14 +25,6 @@ rules:
   - {id: proxies, match: {protocol: http, action: CONNECT, class: [transfer]}, action: allow}
   - {id: not-that, match: {protocol: http, http: {path: /echo/private}}, action: deny, reason: that is private}
 ";
-
-fn records(daemon: &Daemon) -> Vec<Value> {
-    let text = daemon.ask(&["export", "--format", "jsonl"]).unwrap();
-    let lines = text.lines();
-    lines
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect()
-}
 
 /// A server of our own, of `tests/clients`, with the certificate of `web`; and its port.
 fn serve(web: &Web, script: &str) -> (Running, u16) {
@@ -143,7 +134,7 @@ fn messages_and_events_are_masked_and_recorded_one_by_one() {
 }
 
 /// A proxy that connects to whatever it is asked for on this host. Ends with the test.
-fn proxy() -> u16 {
+pub(crate) fn proxy() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     std::thread::spawn(move || {

@@ -44,7 +44,8 @@ fn notices<'a>(records: &'a [Value], name: &str) -> Vec<&'a Value> {
         .collect()
 }
 
-fn records(daemon: &Daemon) -> Vec<Value> {
+/// Everything that is on record.
+pub(crate) fn records(daemon: &Daemon) -> Vec<Value> {
     let text = daemon.ask(&["export", "--format", "jsonl"]).unwrap();
     text.lines()
         .map(|line| serde_json::from_str(line).unwrap())

@@ -3,9 +3,8 @@
 use std::{fs, process::Command};
 
 use interceptor_tests::{daemon::Daemon, run};
-use serde_json::Value;
 
-use crate::tls::{daemon, web};
+use crate::tls::{daemon, records, web};
 
 const POLICY: &str = "
 default: {action: deny, reason: no rule allows it}
@@ -36,13 +35,6 @@ fn agent(daemon: &Daemon, version: &str) -> Command {
         version,
     ]);
     curl
-}
-
-fn records(daemon: &Daemon) -> Vec<Value> {
-    let text = daemon.ask(&["export", "--format", "jsonl"]).unwrap();
-    text.lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect()
 }
 
 #[test]

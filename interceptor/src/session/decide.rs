@@ -35,6 +35,9 @@ impl Session {
         user: &str,
         database: &str,
     ) -> Result<Option<Login>, Failure> {
+        if self.is_tunnelled() {
+            return Ok(None);
+        }
         let [upstream_binding, agent_binding] = self.bindings.clone();
         let wanted = Wanted {
             // Only TLS proves a name: credentials are given to nobody else.
@@ -68,6 +71,9 @@ impl Session {
         host: Option<&str>,
         path: &str,
     ) -> Result<Option<Authorization>, Failure> {
+        if self.is_tunnelled() {
+            return Ok(None);
+        }
         // As for logins: who isn't proved to be that host has no name.
         let host = host.filter(|_| self.is_secure);
         let destination = self.origin.destination;
@@ -82,6 +88,11 @@ impl Session {
                 Err(self.no_secret("http_credential", operation, &error).await)
             }
         }
+    }
+
+    /// Whether the destination is a proxy's: a credential for its address isn't one for who is behind it.
+    const fn is_tunnelled(&self) -> bool {
+        self.tunnels > 0
     }
 
     /// Has it on record that a credential can't be used.

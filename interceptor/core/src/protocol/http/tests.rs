@@ -229,6 +229,20 @@ fn a_credential_takes_its_placeholders_place_and_nobody_elses() {
 }
 
 #[test]
+fn no_credential_is_handed_to_a_proxy() {
+    let shared = Shared {
+        has_credentials: true,
+        message_bytes_max: 1 << 20,
+        recorded_bytes_max: 1 << 20,
+    };
+    // In the clear nothing proves who is asked for, and whoever answers would pass it on.
+    let mut world = World::with(shared, Context::default(), permit);
+    let request = b"GET http://x.example/a HTTP/1.1\r\nHost: x.example\r\nAuthorization: Bearer stand-in\r\n\r\n";
+    world.says(Peer::Client, request, 9);
+    assert_eq!(world.upstream, request);
+}
+
+#[test]
 fn pipelined_requests_are_decided_one_after_the_other() {
     let mut world = World::new(permit);
     let request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";

@@ -299,8 +299,12 @@ impl Http1 {
         let attribute = |name| pending.described.description.attributes.get(name).cloned();
         // Behind another host's back it is given to nobody.
         let is_fronted = attribute(attribute::HTTP_FRONTING).is_some();
+        // A target with a host of its own is for a proxy, which would hand it on to whoever that is.
+        let raw = pending.head.fields.raw();
+        let target = raw.get(pending.head.target.clone()).unwrap_or_default();
+        let is_own = target.starts_with(b"/") && !is_fronted;
         match attribute(attribute::HTTP_PATH) {
-            Some(path) if self.shared.has_credentials && !is_fronted => {
+            Some(path) if self.shared.has_credentials && is_own => {
                 let host = attribute(attribute::HTTP_HOST);
                 self.stage = Stage::Authorizing(Box::new((pending, permit)));
                 self.steps.push_back(Step::Authorize { host, path });
