@@ -243,7 +243,7 @@ fn a_full_disk_ends_sessions_with_an_error_and_loses_nothing() {
     };
     run::wait_for(
         "the ends to be recorded",
-        std::time::Duration::from_secs(10),
+        std::time::Duration::from_secs(30),
         ends,
     )
     .unwrap();

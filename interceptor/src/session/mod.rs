@@ -56,6 +56,9 @@ const HTTP2_PREFACE: &[u8] = b"PRI *";
 /// How often the client of a held operation is told that it is still there, where its protocol has a way.
 const STILL_HELD_EVERY: Duration = Duration::from_secs(10);
 
+/// Pause between two tries to record how a session ended.
+const STOPPED_PAUSE: Duration = Duration::from_millis(50);
+
 /// Proxies that one connection may go through: each takes a decoder and a place on the stack.
 const TUNNELS_MAX: u8 = 2;
 
@@ -157,10 +160,10 @@ impl Session {
             bytes_from_upstream,
         };
         let end = Event::SessionEnd(end);
-        if self.append([end.clone()]).await.is_none() {
-            // It ended because nothing can be recorded: that is on record as soon as something can.
-            self.services.journal.resumed().await;
-            self.append([end]).await;
+        // Where it ended because nothing can be recorded, that is on record as soon as something can: a disk
+        // that is full may be so again at once.
+        while self.append([end.clone()]).await.is_none() && self.services.journal.resumed().await {
+            tokio::time::sleep(STOPPED_PAUSE).await;
         }
     }
 
