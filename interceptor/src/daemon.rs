@@ -1,6 +1,7 @@
 //! The daemon put together: kernel, journal, policies, approvals, listeners, control API.
 
 use std::{
+    ffi::OsString,
     fs,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     ops::Range,
@@ -14,6 +15,7 @@ use interceptor_core::{
     protocol::{http, postgres},
     record::{Event, Timestamp},
 };
+use nix::sys::socket::{setsockopt, sockopt::TcpCongestion};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -400,6 +402,9 @@ fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
         tokio::net::TcpSocket::new_v6()
     }?;
     socket.set_reuseaddr(true)?;
+    // Agents are on this host: what a host chooses for its network (BBR, say, which paces by timers) only
+    // costs here. Connections have it from their listener; those to servers keep the host's choice.
+    let _ = setsockopt(&socket, TcpCongestion, &OsString::from("reno"));
     socket.bind(address)?;
     socket.listen(4_096)
 }

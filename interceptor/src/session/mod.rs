@@ -112,6 +112,21 @@ pub struct Session {
     stopped: bool,
 }
 
+/// Lets every session that has something to do go first: all read, then all write. A write wakes the peer,
+/// which then finds the work of many at once rather than of one, and isn't woken in this thread's place.
+async fn behind_the_others() {
+    let mut went_first = false;
+    poll_fn(|context| {
+        if went_first {
+            return Poll::Ready(());
+        }
+        went_first = true;
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
 /// Why the loop ends.
 struct Ended(String);
 
@@ -572,6 +587,9 @@ impl Session {
                     client.finish();
                 }
                 return Ended(describe(&closing));
+            }
+            if !upstream_queue.is_empty() || !client_queue.is_empty() {
+                behind_the_others().await;
             }
             if let Err(error) = upstream.write(&mut upstream_queue) {
                 return Ended(format!("upstream: {error}"));
