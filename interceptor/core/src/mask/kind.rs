@@ -1,5 +1,7 @@
 //! What becomes of a masked value.
 
+use std::borrow::Cow;
+
 /// What becomes of a masked value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MaskKind {
@@ -33,23 +35,28 @@ impl MaskKind {
 
     /// What stands in the place of `value`; `None` is NULL.
     #[must_use]
-    pub fn apply(self, value: &str) -> Option<String> {
+    pub fn apply(self, value: &str) -> Option<Cow<'static, str>> {
         match self {
             Self::Null => None,
-            Self::Redact => Some("[redacted]".to_owned()),
+            Self::Redact => Some("[redacted]".into()),
             Self::Email => Some(match value.split_once('@') {
                 Some((name, domain)) if !name.is_empty() && !domain.contains('@') => {
-                    format!("{}***@{domain}", name.chars().next().unwrap_or('*'))
+                    let mut masked = String::with_capacity(domain.len() + 8);
+                    masked.extend(name.chars().next());
+                    masked.push_str("***@");
+                    masked.push_str(domain);
+                    masked.into()
                 }
-                _ => "***".to_owned(),
+                _ => "***".into(),
             }),
             Self::Last4 => {
                 let count = value.chars().count();
                 // Four of a short value would be most of it.
                 if count < 8 {
-                    return Some("****".to_owned());
+                    return Some("****".into());
                 }
-                Some("*".repeat(count - 4) + &value.chars().skip(count - 4).collect::<String>())
+                let last = value.chars().skip(count - 4);
+                Some(std::iter::repeat_n('*', count - 4).chain(last).collect())
             }
         }
     }

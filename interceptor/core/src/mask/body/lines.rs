@@ -102,6 +102,7 @@ fn field(item: &[u8], plan: &BodyPlan, masked: &mut BTreeSet<Box<str>>, out: &mu
             Some(
                 with.apply(&String::from_utf8_lossy(&decoded))
                     .unwrap_or_default()
+                    .into_owned()
                     .into_bytes(),
             )
         }

@@ -236,21 +236,25 @@ impl BodyMasker {
 
 impl Masker {
     fn push(&mut self, bytes: &[u8], out: &mut BytesMut) -> Result<(), Unmaskable> {
-        if matches!(self.kind, Kind::Unknown) {
-            self.first.extend_from_slice(bytes);
-            if !self.sniff(false)? {
-                return Ok(());
-            }
-            let first = std::mem::take(&mut self.first);
+        if !matches!(self.kind, Kind::Unknown) {
+            return self.pass(bytes, out);
+        }
+        if self.first.is_empty() && self.sniff(bytes, false)? {
+            return self.pass(bytes, out);
+        }
+        let mut first = std::mem::take(&mut self.first);
+        first.extend_from_slice(bytes);
+        if self.sniff(&first, false)? {
             return self.pass(&first, out);
         }
-        self.pass(bytes, out)
+        self.first = first;
+        Ok(())
     }
 
     fn finish(&mut self, out: &mut BytesMut) -> Result<(), Unmaskable> {
         if matches!(self.kind, Kind::Unknown) && !self.first.is_empty() {
-            self.sniff(true)?;
             let first = std::mem::take(&mut self.first);
+            self.sniff(&first, true)?;
             self.pass(&first, out)?;
         }
         let (plan, masked) = (&self.plan, &mut self.masked);
@@ -281,9 +285,8 @@ impl Masker {
     }
 
     /// Finds out what the body is, by what is in it rather than by what it says; whether that is clear.
-    fn sniff(&mut self, whole: bool) -> Result<bool, Unmaskable> {
-        let first = &self.first;
-        if let [0xFE, 0xFF, ..] | [0xFF, 0xFE, ..] | [0, 0, 0xFE, 0xFF, ..] = &**first {
+    fn sniff(&mut self, first: &[u8], whole: bool) -> Result<bool, Unmaskable> {
+        if let [0xFE, 0xFF, ..] | [0xFF, 0xFE, ..] | [0, 0, 0xFE, 0xFF, ..] = first {
             return Err(Unmaskable(
                 "text in UTF-16 or UTF-32 isn't looked into".to_owned(),
             ));

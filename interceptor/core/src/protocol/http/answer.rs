@@ -77,7 +77,8 @@ pub fn masked_value(masks: &[KeyMask], name: &[u8], value: &[u8]) -> Option<Vec<
         let masked = mask.with.apply(secret).unwrap_or_default();
         return Some(format!("{cookie}={masked}{attributes}").into_bytes());
     }
-    Some(mask.with.apply(&value).unwrap_or_default().into_bytes())
+    let masked = mask.with.apply(&value).unwrap_or_default();
+    Some(masked.into_owned().into_bytes())
 }
 
 /// The head of a response as it goes on: with fields masked, and, where the body is, framed anew by the

@@ -4,14 +4,14 @@
 mod path;
 mod string;
 
-use std::{collections::BTreeSet, ops::Range};
+use std::{borrow::Cow, collections::BTreeSet, ops::Range};
 
 use bytes::BytesMut;
 
 pub use self::path::JsonPath;
 use self::{
     path::Place,
-    string::{decoded, encoded, inner, string_end, text},
+    string::{decoded, encode, inner, string_end, text},
 };
 use super::{BodyPlan, Unmaskable, note, text::Text};
 use crate::mask::MaskKind;
@@ -23,10 +23,10 @@ const TOKEN_BYTES_MAX: usize = 1 << 20;
 const NAME_BYTES_MAX: usize = 4 << 10;
 
 /// Names that are remembered of one body.
-const KEYS_MAX: usize = 128;
+const NAMES_MAX: usize = 128;
 
 /// Longest of them, in bytes.
-const KEY_BYTES_MAX: usize = 128;
+const KNOWN_BYTES_MAX: usize = 128;
 
 /// Deepest nesting.
 const DEPTH_MAX: usize = 256;
@@ -51,37 +51,59 @@ pub(super) struct Json {
     begun: bool,
     /// It isn't JSON after all.
     text: Option<Text>,
-    keys: Keys,
+    names: Names,
 }
 
-/// What becomes of the values of names that were met: bodies have few, many times, and in turn.
+/// What is known of the names that were met: bodies have few, many times, and in turn.
 #[derive(Debug, Default)]
-struct Keys {
-    known: Vec<(Box<[u8]>, Option<MaskKind>)>,
+struct Names {
+    known: Vec<Name>,
     /// The one that comes next, where they come as they did before.
     next: usize,
 }
 
-impl Keys {
-    fn mask(&mut self, name: &[u8], plan: &BodyPlan) -> Option<MaskKind> {
-        let is_it = |(known, _): &(Box<[u8]>, _)| &**known == name;
+#[derive(Debug)]
+struct Name {
+    name: Box<[u8]>,
+    is: Wanted,
+}
+
+/// What a plan has to do with values of a name.
+#[derive(Debug, Clone, Copy)]
+struct Wanted {
+    /// What becomes of them by their name.
+    with: Option<MaskKind>,
+    /// A path of the plan ends with it.
+    ends_path: bool,
+}
+
+impl Names {
+    fn wanted(&mut self, name: &[u8], plan: &BodyPlan) -> Wanted {
+        let is_it = |known: &Name| &*known.name == name;
         let index = if self.known.get(self.next).is_some_and(is_it) {
-            self.next
-        } else if let Some(index) = self.known.iter().position(is_it) {
-            index
+            Some(self.next)
         } else {
-            let with = plan.key(&text(name));
-            if self.known.len() < KEYS_MAX && name.len() < KEY_BYTES_MAX {
-                self.known.push((name.into(), with));
-            }
-            return with;
+            self.known.iter().position(is_it)
         };
-        self.next = if index + 1 < self.known.len() {
-            index + 1
-        } else {
-            0
+        if let Some((index, known)) = index.and_then(|index| Some((index, self.known.get(index)?)))
+        {
+            self.next = if index + 1 < self.known.len() {
+                index + 1
+            } else {
+                0
+            };
+            return known.is;
+        }
+        let text = text(name);
+        let is = Wanted {
+            with: plan.key(&text),
+            ends_path: plan.paths.iter().any(|mask| mask.path.may_end_with(&text)),
         };
-        self.known.get(index).and_then(|(_, with)| *with)
+        if self.known.len() < NAMES_MAX && name.len() < KNOWN_BYTES_MAX {
+            let name = name.into();
+            self.known.push(Name { name, is });
+        }
+        is
     }
 }
 
@@ -109,6 +131,9 @@ enum State {
     Prefix,
 }
 
+/// What goes on in the place of a value: a string, or else `null`.
+type Instead = Option<Cow<'static, str>>;
+
 /// Some bytes on their way through: those that nothing happens to go on in runs.
 struct Pass<'a> {
     plan: &'a BodyPlan,
@@ -128,21 +153,21 @@ impl Pass<'_> {
     }
 
     /// `instead` goes on in the place of `range`.
-    fn replace(&mut self, range: &Range<usize>, instead: &str) {
+    fn replace(&mut self, range: &Range<usize>, instead: &Instead) {
         self.carry(range.start);
-        self.out.extend_from_slice(instead.as_bytes());
+        encode(instead.as_deref(), self.out);
         self.from = range.end;
     }
 
     /// What a text becomes in which a pattern is found.
-    fn without_patterns(&mut self, text: &[u8]) -> Option<String> {
+    fn without_patterns(&mut self, text: &[u8]) -> Option<Instead> {
         if self.plan.patterns.is_empty() {
             return None;
         }
         let changed = self.plan.patterns.apply(text)?;
         note(self.masked, "pattern");
         let changed = String::from_utf8_lossy(&changed).into_owned();
-        Some(encoded(Some(changed)))
+        Some(Some(changed.into()))
     }
 }
 
@@ -158,7 +183,7 @@ impl Json {
             skipping: None,
             begun: false,
             text: None,
-            keys: Keys::default(),
+            names: Names::default(),
         }
     }
 
@@ -172,6 +197,7 @@ impl Json {
         if let Some(text) = &mut self.text {
             return text.push(bytes, plan, masked, out);
         }
+        out.reserve(bytes.len());
         let mut pass = Pass {
             plan,
             masked,
@@ -348,8 +374,10 @@ impl Json {
             _ => self.word(&token, pass)?,
         };
         if self.skipping.is_none() {
-            pass.out
-                .extend_from_slice(instead.as_ref().map_or(&token[..], String::as_bytes));
+            match &instead {
+                Some(instead) => encode(instead.as_deref(), pass.out),
+                None => pass.out.extend_from_slice(&token),
+            }
         }
         token.clear();
         self.token = token;
@@ -407,17 +435,19 @@ impl Json {
     }
 
     fn wanted(&mut self, plan: &BodyPlan) -> Option<MaskKind> {
-        let by_path = plan
-            .paths
-            .iter()
-            .find(|mask| mask.path.matches(&self.places));
-        if let Some(mask) = by_path {
-            return Some(mask.with);
+        if !plan.by_name() {
+            return None;
         }
-        match self.places.last() {
-            Some(Place::Member(name)) if !plan.keys.is_empty() => self.keys.mask(name, plan),
-            _ => None,
-        }
+        let wanted = match self.places.last() {
+            Some(Place::Member(name)) => self.names.wanted(name, plan),
+            _ => Wanted {
+                with: None,
+                ends_path: true,
+            },
+        };
+        let mut paths = plan.paths.iter().filter(|_| wanted.ends_path);
+        let by_path = paths.find(|mask| mask.path.matches(&self.places));
+        by_path.map(|mask| mask.with).or(wanted.with)
     }
 
     /// A string is whole: what goes on in its place, where that is something else.
@@ -426,7 +456,7 @@ impl Json {
         token: &[u8],
         name: bool,
         pass: &mut Pass<'_>,
-    ) -> Result<Option<String>, Unmaskable> {
+    ) -> Result<Option<Instead>, Unmaskable> {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(too_long());
         }
@@ -449,16 +479,16 @@ impl Json {
         }
         let decoded = decoded(token)?;
         if let Some(with) = self.with {
-            return Ok(Some(encoded(with.apply(&text(&decoded)))));
+            return Ok(Some(with.apply(&text(&decoded))));
         }
         if may_hold_json && let Some(changed) = within(&text(&decoded), pass.plan, pass.masked) {
-            return Ok(Some(encoded(Some(changed))));
+            return Ok(Some(Some(changed.into())));
         }
         Ok(pass.without_patterns(&decoded))
     }
 
     /// A number or a word is whole: what goes on in its place, where that is something else.
-    fn word(&mut self, token: &[u8], pass: &mut Pass<'_>) -> Result<Option<String>, Unmaskable> {
+    fn word(&mut self, token: &[u8], pass: &mut Pass<'_>) -> Result<Option<Instead>, Unmaskable> {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(too_long());
         }
@@ -466,7 +496,7 @@ impl Json {
         Ok(if self.skipping.is_some() || token == b"null" {
             None
         } else if let Some(with) = self.with {
-            Some(encoded(with.apply(&text(token))))
+            Some(with.apply(&text(token)))
         } else {
             pass.without_patterns(token)
         })

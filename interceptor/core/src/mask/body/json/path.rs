@@ -66,6 +66,11 @@ impl JsonPath {
         Ok(Self(steps))
     }
 
+    /// Whether a member of this name can be what it leads to.
+    pub(super) fn may_end_with(&self, name: &str) -> bool {
+        matches!(self.0.last(), Some(Step::Name(glob)) if glob.matches(name))
+    }
+
     pub(super) fn matches(&self, places: &[Place]) -> bool {
         fn matches(steps: &[Step], places: &[Place]) -> bool {
             let Some((first, rest)) = steps.split_first() else {

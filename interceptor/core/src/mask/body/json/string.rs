@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use bytes::BytesMut;
+
 use super::super::Unmaskable;
 
 /// The end of the string that `text` begins with, where it is there.
@@ -85,10 +87,18 @@ pub(super) fn decoded(inner: &[u8]) -> Result<Cow<'_, [u8]>, Unmaskable> {
     Ok(out.into_bytes().into())
 }
 
-/// A value as JSON.
-pub(super) fn encoded(value: Option<String>) -> String {
-    match value {
-        None => "null".to_owned(),
-        Some(value) => serde_json::Value::String(value).to_string(),
+/// Writes a string, or `null`.
+pub(super) fn encode(value: Option<&str>, out: &mut BytesMut) {
+    let Some(value) = value else {
+        return out.extend_from_slice(b"null");
+    };
+    let is_plain = |byte: u8| byte >= b' ' && byte != b'"' && byte != b'\\';
+    if value.bytes().all(is_plain) {
+        out.reserve(value.len() + 2);
+        out.extend_from_slice(b"\"");
+        out.extend_from_slice(value.as_bytes());
+        out.extend_from_slice(b"\"");
+    } else {
+        out.extend_from_slice(serde_json::Value::from(value).to_string().as_bytes());
     }
 }

@@ -26,7 +26,7 @@ pub(super) fn put(out: &mut BytesMut, value: Option<&[u8]>) {
 
 pub(super) fn mask_text(kind: MaskKind, value: &[u8]) -> Masked {
     match kind.apply(&String::from_utf8_lossy(value)) {
-        Some(text) => Masked::Instead(text.into_bytes()),
+        Some(text) => Masked::Instead(text.into_owned().into_bytes()),
         None => Masked::Null,
     }
 }
@@ -37,7 +37,8 @@ pub(super) fn mask_value(kind: MaskKind, value: &Value) -> Value {
         Value::String(text) => text.clone(),
         _ => return Value::String("[redacted]".to_owned()),
     };
-    kind.apply(&text).map_or(Value::Null, Value::String)
+    kind.apply(&text)
+        .map_or(Value::Null, |text| Value::String(text.into_owned()))
 }
 
 pub(super) fn mask_json(kind: MaskKind, text: &[u8]) -> Option<Vec<u8>> {
