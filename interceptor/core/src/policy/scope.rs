@@ -191,29 +191,8 @@ impl Scope {
 
     /// Decides `operation` at `now`.
     pub fn evaluate(&mut self, operation: &Operation, now: Timestamp) -> Evaluated {
+        let decided = self.decided(operation, now);
         let matches = |rule: &Rule| rule.matches(operation, &self.origin, now);
-        let key = Arc::as_ptr(&operation.description) as usize;
-        let decided = match self.decided.get(&key) {
-            Some(decided) => decided.clone(),
-            None => {
-                let mut found = Found::default();
-                found.add(&self.fixed, matches);
-                let decided = Arc::new(Decided {
-                    description: operation.description.clone(),
-                    decision: Arc::new(self.decision(
-                        &found,
-                        operation.protocol,
-                        &operation.description,
-                    )),
-                    found,
-                });
-                if self.decided.len() >= REMEMBERED_MAX {
-                    self.decided.clear();
-                }
-                self.decided.insert(key, decided.clone());
-                decided
-            }
-        };
         let rewrite = |found: &Found| found.best.as_ref()?.1.rewrite.clone();
         let (decision, rewrite) = if self.varying.is_empty() {
             (decided.decision.clone(), rewrite(&decided.found))
@@ -230,6 +209,34 @@ impl Scope {
             masks: self.masks(operation.protocol).plan.clone(),
             rewrite,
         }
+    }
+
+    /// What the rules say that look at the description only.
+    fn decided(&mut self, operation: &Operation, now: Timestamp) -> Arc<Decided> {
+        let key = Arc::as_ptr(&operation.description) as usize;
+        // Statements of one shape share a description. Each request has its own: to remember it would only
+        // keep it.
+        let is_shared = operation.http.is_none();
+        if is_shared && let Some(decided) = self.decided.get(&key) {
+            return decided.clone();
+        }
+        let mut found = Found::default();
+        found.add(&self.fixed, |rule| {
+            rule.matches(operation, &self.origin, now)
+        });
+        let description = operation.description.clone();
+        let decided = Arc::new(Decided {
+            decision: Arc::new(self.decision(&found, operation.protocol, &description)),
+            description,
+            found,
+        });
+        if is_shared {
+            if self.decided.len() >= REMEMBERED_MAX {
+                self.decided.clear();
+            }
+            self.decided.insert(key, decided.clone());
+        }
+        decided
     }
 
     fn masks(&self, protocol: Protocol) -> &Masks {

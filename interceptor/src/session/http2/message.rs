@@ -119,18 +119,26 @@ pub(super) fn fields(parts: &request::Parts) -> Fields {
         .uri
         .path_and_query()
         .map_or(authority, |target| target.as_str());
-    let mut first = format!("{} {target} HTTP/2\r\n", parts.method).into_bytes();
-    if !authority.is_empty() {
-        first.extend_from_slice(format!(":authority: {authority}\r\n").as_bytes());
+    let method = parts.method.as_str();
+    if authority.is_empty() {
+        text(&[method, " ", target, " HTTP/2\r\n"], &parts.headers)
+    } else {
+        text(
+            &[
+                method,
+                " ",
+                target,
+                " HTTP/2\r\n:authority: ",
+                authority,
+                "\r\n",
+            ],
+            &parts.headers,
+        )
     }
-    text(first, &parts.headers)
 }
 
 pub(super) fn response_fields(status: StatusCode, headers: &HeaderMap) -> Fields {
-    text(
-        format!("HTTP/2 {}\r\n", status.as_u16()).into_bytes(),
-        headers,
-    )
+    text(&["HTTP/2 ", status.as_str(), "\r\n"], headers)
 }
 
 /// Masks fields of an answer, those behind its body as well.
@@ -152,7 +160,16 @@ pub(super) fn lines(trailers: &HeaderMap) -> Vec<u8> {
     lines.flatten().collect()
 }
 
-fn text(mut out: Vec<u8>, headers: &HeaderMap) -> Fields {
+fn text(first: &[&str], headers: &HeaderMap) -> Fields {
+    let line = |(name, value): (&header::HeaderName, &header::HeaderValue)| {
+        name.as_str().len() + value.len() + ": \r\n".len()
+    };
+    let first_bytes: usize = first.iter().map(|part| part.len()).sum();
+    let bytes = first_bytes + headers.iter().map(line).sum::<usize>() + "\r\n".len();
+    let mut out = Vec::with_capacity(bytes);
+    for part in first {
+        out.extend_from_slice(part.as_bytes());
+    }
     let mut places = Vec::with_capacity(headers.len());
     for (name, value) in headers {
         let start = out.len();
