@@ -17,15 +17,12 @@ use interceptor_core::{
     origin::{Destination, Origin},
     record::{Event, SessionId},
 };
-use nix::{
-    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
-    unistd::Pid,
-};
 use tokio::{net::TcpListener, sync::mpsc};
 
 use crate::{
     clock::now,
     config::Limits,
+    cores::Cores,
     kernel::Kernel,
     session::{Services, Session},
 };
@@ -71,26 +68,24 @@ impl Drop for Open {
 }
 
 impl Acceptor {
-    /// An acceptor whose sessions run on `threads` threads, each with a scheduler of its own: a session
-    /// never moves between cores and its two sockets are woken on one.
+    /// An acceptor whose sessions run on as many threads as `cores` has for them, each with a scheduler of
+    /// its own: a session never moves between cores and its two sockets are woken on one.
     ///
     /// # Errors
     /// Where a thread can't be started.
     pub fn start(
         kernel: Arc<Kernel>,
         services: Arc<Services>,
-        threads: usize,
+        cores: &Cores,
         limits: Limits,
     ) -> std::io::Result<Self> {
         let mut workers = Vec::new();
-        let mut cores = cores(threads);
-        for index in 0..threads.max(1) {
+        for (index, core) in cores.for_data().enumerate() {
             let (sender, receiver) = mpsc::unbounded_channel();
-            let core = cores.pop();
             std::thread::Builder::new()
                 .name(format!("data-{index}"))
                 .spawn(move || {
-                    stay(core);
+                    core.keep();
                     work(receiver);
                 })?;
             workers.push(sender);
@@ -210,35 +205,6 @@ pub fn random_id() -> u64 {
         return now().0;
     }
     u64::from_be_bytes(bytes)
-}
-
-/// The cores that `threads` threads have to themselves: the last of those that the daemon may run on, as
-/// interrupts go to the first. None where there are fewer, or where they can't be known.
-fn cores(threads: usize) -> Vec<usize> {
-    let Ok(allowed) = sched_getaffinity(Pid::from_raw(0)) else {
-        return Vec::new();
-    };
-    let mut cores: Vec<usize> = (0..CpuSet::count())
-        .filter(|core| allowed.is_set(*core).unwrap_or(false))
-        .collect();
-    if cores.len() < threads {
-        return Vec::new();
-    }
-    cores.split_off(cores.len() - threads)
-}
-
-/// Keeps this thread on `core`. Without that the scheduler queues whoever is woken by a write behind the
-/// thread that wrote, or in its place, while another core idles: worth a tenth of all requests. It is no
-/// matter of safety, so a host that doesn't allow it is served all the same.
-fn stay(core: Option<usize>) {
-    let Some(core) = core else { return };
-    let mut only = CpuSet::new();
-    let stays = only
-        .set(core)
-        .and_then(|()| sched_setaffinity(Pid::from_raw(0), &only));
-    if let Err(error) = stays {
-        tracing::debug!(core, %error, "a data plane thread isn't kept on a core");
-    }
 }
 
 /// One thread of the data plane.

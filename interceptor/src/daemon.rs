@@ -31,6 +31,7 @@ use crate::{
         self, ControlSocket, Failure, FailureKind, Host, JournalStatus, NewTag, Person,
         PolicyStatus, SocketError, Status, TagTarget, Tagged, Trouble,
     },
+    cores::Cores,
     credentials::Credentials,
     journal::{Journal, JournalError, Stopped},
     kernel::{Kernel, KernelError, Tag, TagKind},
@@ -100,6 +101,8 @@ struct Daemon {
 /// Where it can't start. What is wrong later is logged, recorded and shown by `status`.
 pub fn serve(config: Config, remove_hooks: bool) -> Result<(), ServeError> {
     raise_descriptor_limit(config.limits.connections.get().into());
+    let cores = Cores::divided();
+    cores.for_the_rest().keep();
     // Answers people and accepts; the data plane has threads of its own.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -147,8 +150,7 @@ pub fn serve(config: Config, remove_hooks: bool) -> Result<(), ServeError> {
         dial_patience: DIAL_PATIENCE,
         patience: config.patience,
     });
-    let threads = std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1));
-    let acceptor = Acceptor::start(kernel.clone(), services.clone(), threads, config.limits)
+    let acceptor = Acceptor::start(kernel.clone(), services.clone(), &cores, config.limits)
         .map_err(io("starting threads"))?;
     let daemon = Arc::new(Daemon {
         config,

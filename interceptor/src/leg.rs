@@ -168,10 +168,8 @@ impl Leg {
             while !queue.is_empty() {
                 let mut slices = [IoSlice::new(&[]); BATCH];
                 let count = queue.slices(&mut slices);
-                match self
-                    .socket
-                    .try_write_vectored(slices.get(..count).unwrap_or_default())
-                {
+                let slices = slices.get(..count).unwrap_or_default();
+                match Nonblocking(&self.socket).write_vectored(slices) {
                     Ok(count) => {
                         self.taken += count as u64;
                         queue.advance(count);
@@ -360,8 +358,12 @@ impl Write for Nonblocking<'_> {
         self.0.try_write(bytes)
     }
 
+    /// One slice, as of most answers, goes by `send`: `writev` takes the longer way through the kernel.
     fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.0.try_write_vectored(slices)
+        match slices {
+            [slice] => self.0.try_write(slice),
+            slices => self.0.try_write_vectored(slices),
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {

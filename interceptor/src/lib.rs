@@ -9,6 +9,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod console;
+pub mod cores;
 pub mod credentials;
 pub mod daemon;
 pub mod journal;
