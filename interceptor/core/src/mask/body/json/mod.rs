@@ -206,7 +206,9 @@ impl Json {
             out,
         };
         let mut at = 0;
-        while let Some((&byte, after)) = bytes.get(at..).and_then(<[u8]>::split_first) {
+        while let Some(rest) = bytes.get(at..)
+            && let Some(&byte) = rest.first()
+        {
             at = match self.state {
                 State::String { .. } | State::Word => self.go_on(at, &mut pass)?,
                 State::Prefix => {
@@ -228,7 +230,6 @@ impl Json {
                         _ if self.mark(byte, at, &mut pass)? => at + 1,
                         _ => {
                             pass.carry(at);
-                            let rest = bytes.get(at..).unwrap_or(after);
                             return self.not_json(rest, plan, masked, out);
                         }
                     }
