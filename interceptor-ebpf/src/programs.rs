@@ -5,7 +5,9 @@ use aya_ebpf::{
     bindings::{BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_STATE_CB_FLAG, bpf_sock_addr},
     helpers::{
         bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_ktime_get_boot_ns,
-        generated::{bpf_get_netns_cookie, bpf_sk_storage_get},
+        generated::{
+            bpf_get_netns_cookie, bpf_sk_lookup_tcp, bpf_sk_release, bpf_sk_storage_get,
+        },
     },
     macros::{cgroup_sock, cgroup_sock_addr, sock_ops},
     programs::{SockAddrContext, SockContext, SockOpsContext},
@@ -83,6 +85,16 @@ fn connect(ctx: &SockAddrContext, v6: bool) -> i32 {
     if destination.link_local || !reaches_loopback(address) {
         return refuse(counter::REFUSED_DEVICE, address, &destination);
     }
+    if to_v6 && destination.loopback && !listens(ctx, destination.port_be) {
+        // The redirected connect would succeed before the daemon finds out, and a client that tries ::1
+        // first for `localhost` would never try 127.0.0.1. Nothing can listen on port 0, so the kernel
+        // says what it would have said of the other port. IPv4's loopback isn't looked at: what is
+        // forwarded from it (published ports of containers) has no listener either.
+        let _ = refuse(counter::REFUSED_ABSENT, address, &destination);
+        set_ip6(address, LOOPBACK_V6);
+        address.user_port = 0;
+        return PASS;
+    }
     let mut note = Note {
         agent: agent(),
         connected_ns: now,
@@ -132,6 +144,43 @@ fn reaches_loopback(address: &bpf_sock_addr) -> bool {
         core::ptr::read_volatile(&raw const (*socket).bound_dev_if)
     };
     device == 0 || device == LOOPBACK_DEVICE
+}
+
+/// Whether something listens on a port of ::1 in the agent's network namespace.
+#[inline(always)]
+fn listens(ctx: &SockAddrContext, port_be: u16) -> bool {
+    /// BPF_F_CURRENT_NETNS: that of the socket.
+    const CURRENT: u64 = u64::MAX;
+    /// What the kernel knows an IPv6 connection by, as in `bpf_sock_tuple`.
+    #[repr(C)]
+    struct Tuple {
+        source: [u32; 4],
+        destination: [u32; 4],
+        source_port_be: u16,
+        destination_port_be: u16,
+    }
+    let mut tuple = Tuple {
+        source: LOOPBACK_V6,
+        destination: LOOPBACK_V6,
+        source_port_be: 0,
+        destination_port_be: port_be,
+    };
+    // SAFETY: the context is the one that this program was called with, the tuple is as long as is said,
+    // and the socket that is found is given back.
+    unsafe {
+        let found = bpf_sk_lookup_tcp(
+            ctx.as_ptr(),
+            (&raw mut tuple).cast(),
+            size_of::<Tuple>() as u32,
+            CURRENT,
+            0,
+        );
+        if found.is_null() {
+            return false;
+        }
+        let _ = bpf_sk_release(found.cast());
+    }
+    true
 }
 
 #[cgroup_sock_addr(getpeername4)]

@@ -6,7 +6,7 @@
 #![no_std]
 
 /// Version of everything in here; part of the pin folder's name.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Address families as the kernel numbers them.
 pub mod family {
@@ -113,8 +113,10 @@ pub mod counter {
     /// Connects refused because they are tied to a network device: a socket that is bound to one can't
     /// reach the proxy, and a link-local address means nothing without its device.
     pub const REFUSED_DEVICE: u32 = 8;
+    /// Connects to ::1 where nothing listens, refused in the words of the kernel.
+    pub const REFUSED_ABSENT: u32 = 9;
     /// How many counters there are.
-    pub const COUNT: u32 = 9;
+    pub const COUNT: u32 = 10;
 }
 
 const _: () = assert!(size_of::<Note>() == 56);

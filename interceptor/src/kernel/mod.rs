@@ -115,6 +115,8 @@ pub struct Counters {
     pub refused_listener: u64,
     /// Connects that are tied to a network device.
     pub refused_device: u64,
+    /// To ::1, where nothing listens.
+    pub refused_absent: u64,
     /// UDP that is not DNS.
     pub refused_udp: u64,
     /// Sockets that are neither TCP nor UDP.
@@ -414,6 +416,7 @@ impl Kernel {
             refused_storage: read(abi::counter::REFUSED_STORAGE),
             refused_listener: read(abi::counter::REFUSED_LISTENER),
             refused_device: read(abi::counter::REFUSED_DEVICE),
+            refused_absent: read(abi::counter::REFUSED_ABSENT),
             refused_udp: read(abi::counter::REFUSED_UDP),
             refused_socket: read(abi::counter::REFUSED_SOCKET),
             events_lost: read(abi::counter::EVENTS_LOST),
@@ -502,6 +505,7 @@ impl Events {
             abi::counter::REFUSED_UNARMED => "connect_refused_unarmed",
             abi::counter::REFUSED_LISTENER => "connect_refused_listener",
             abi::counter::REFUSED_DEVICE => "connect_refused_device",
+            abi::counter::REFUSED_ABSENT => "connect_refused_absent",
             abi::counter::REFUSED_STORAGE => "connect_refused_storage",
             _ => "socket_refused",
         };

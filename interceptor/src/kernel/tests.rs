@@ -118,18 +118,28 @@ fn accept(listener: &TcpListener) -> std::net::TcpStream {
 fn tcp_of_every_family_arrives_with_its_true_destination() {
     let fixture = Fixture::new("families");
     let cgroup = fixture.tag("families");
-    for (family, address, listener, expected) in [
-        ("AF_INET", "192.0.2.7", &fixture.v4, "192.0.2.7"),
-        ("AF_INET", "127.0.0.1", &fixture.v4, "127.0.0.1"),
-        ("AF_INET6", "2001:db8::7", &fixture.v6, "2001:db8::7"),
-        ("AF_INET6", "::1", &fixture.v6, "::1"),
-        ("AF_INET6", "::ffff:192.0.2.7", &fixture.v4, "192.0.2.7"),
+    let [server, of_both] = [Ipv6Addr::LOCALHOST, Ipv6Addr::UNSPECIFIED]
+        .map(|address| TcpListener::bind((address, 0)).unwrap());
+    let [server, of_both] = [&server, &of_both].map(|server| server.local_addr().unwrap().port());
+    for (family, address, port, listener, expected) in [
+        ("AF_INET", "192.0.2.7", 5432, &fixture.v4, "192.0.2.7"),
+        ("AF_INET", "127.0.0.1", 5432, &fixture.v4, "127.0.0.1"),
+        ("AF_INET6", "2001:db8::7", 5432, &fixture.v6, "2001:db8::7"),
+        ("AF_INET6", "::1", server, &fixture.v6, "::1"),
+        ("AF_INET6", "::1", of_both, &fixture.v6, "::1"),
+        (
+            "AF_INET6",
+            "::ffff:192.0.2.7",
+            5432,
+            &fixture.v4,
+            "192.0.2.7",
+        ),
     ] {
         let child = spawn(
             &cgroup,
             &format!(
                 "import socket\ns = socket.socket(socket.{family})\ns.settimeout(5)\n\
-                 s.connect(('{address}', 5432))\nprint(s.getpeername()[0], s.getpeername()[1])\n\
+                 s.connect(('{address}', {port}))\nprint(s.getpeername()[0], s.getpeername()[1])\n\
                  s.sendall(b'hello')\nprint(s.recv(5).decode())"
             ),
         );
@@ -142,7 +152,7 @@ fn tcp_of_every_family_arrives_with_its_true_destination() {
             .expect("a redirected connection carries a note");
         assert_eq!(
             note.destination,
-            SocketAddr::new(expected.parse().unwrap(), 5432),
+            SocketAddr::new(expected.parse().unwrap(), port),
             "{address}"
         );
         assert_eq!((note.pid, note.uid), (pid, 0));
@@ -157,11 +167,44 @@ fn tcp_of_every_family_arrives_with_its_true_destination() {
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert_eq!(
             text,
-            format!("{address} 5432\nhello\n"),
+            format!("{address} {port}\nhello\n"),
             "{}",
             String::from_utf8_lossy(&output.stderr)
         );
     }
+}
+
+/// Most clients try ::1 first for `localhost`, and 127.0.0.1 only if they are refused at once.
+#[test]
+fn who_tries_the_ipv6_loopback_in_vain_goes_on_to_the_ipv4_one() {
+    let fixture = Fixture::new("absent");
+    let cgroup = fixture.tag("absent");
+    let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = server.local_addr().unwrap().port();
+    let child = spawn(
+        &cgroup,
+        &format!(
+            "import socket\ns = socket.socket(socket.AF_INET6)\ntry:\n  s.connect(('::1', {port}))\n\
+             except ConnectionRefusedError:\n  print('refused')\n\
+             socket.create_connection(('127.0.0.1', {port}), 5).sendall(b'x')"
+        ),
+    );
+    let stream = accept(&fixture.v4);
+    let note = fixture.kernel().note(stream.as_fd()).unwrap().unwrap();
+    assert_eq!(note.destination, (Ipv4Addr::LOCALHOST, port).into());
+    assert_eq!(String::from_utf8_lossy(&output(child).stdout), "refused\n");
+    assert_eq!(fixture.kernel().counters().refused_absent, 1);
+    let refusal = fixture
+        .kernel()
+        .take_events()
+        .unwrap()
+        .next_refusal()
+        .unwrap();
+    assert_eq!(refusal.name, "connect_refused_absent");
+    assert_eq!(
+        refusal.destination,
+        Some((Ipv6Addr::LOCALHOST, port).into())
+    );
 }
 
 #[test]
