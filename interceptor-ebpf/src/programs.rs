@@ -12,7 +12,7 @@ use aya_ebpf::{
     macros::{cgroup_sock, cgroup_sock_addr, sock_ops},
     programs::{SockAddrContext, SockContext, SockOpsContext},
 };
-use interceptor_abi::{Flow, Listener, Note, Refused, counter, family};
+use interceptor_abi::{Flow, Listener, Note, Refused, counter, family, unrouted};
 
 use crate::maps::{EVENTS, FLOWS, LISTENERS, NOTES, agent, count};
 
@@ -85,11 +85,11 @@ fn connect(ctx: &SockAddrContext, v6: bool) -> i32 {
     if destination.link_local || !reaches_loopback(address) {
         return refuse(counter::REFUSED_DEVICE, address, &destination);
     }
-    if to_v6 && destination.loopback && !listens(ctx, destination.port_be) {
-        // The redirected connect would succeed before the daemon finds out, and a client that tries ::1
-        // first for `localhost` would never try 127.0.0.1. Nothing can listen on port 0, so the kernel
-        // says what it would have said of the other port. IPv4's loopback isn't looked at: what is
-        // forwarded from it (published ports of containers) has no listener either.
+    if to_v6 && !may_answer(ctx, &listener, &destination) {
+        // The redirected connect would succeed before the daemon finds out, and a client that tries IPv6
+        // first would never try IPv4. Nothing can listen on port 0, so the kernel says ECONNREFUSED. IPv4
+        // isn't looked at: what is forwarded from its loopback (published ports of containers) has no
+        // listener either.
         let _ = refuse(counter::REFUSED_ABSENT, address, &destination);
         set_ip6(address, LOOPBACK_V6);
         address.user_port = 0;
@@ -144,6 +144,23 @@ fn reaches_loopback(address: &bpf_sock_addr) -> bool {
         core::ptr::read_volatile(&raw const (*socket).bound_dev_if)
     };
     device == 0 || device == LOOPBACK_DEVICE
+}
+
+/// Whether anything could answer at an IPv6 destination.
+#[inline(always)]
+fn may_answer(ctx: &SockAddrContext, listener: &Listener, destination: &Destination) -> bool {
+    if destination.loopback {
+        return listens(ctx, destination.port_be);
+    }
+    let first = u32::from_be(destination.words[0]);
+    let network = if first >> 29 == 0b001 {
+        unrouted::GLOBAL
+    } else if first >> 25 == 0xFC >> 1 {
+        unrouted::PRIVATE
+    } else {
+        0
+    };
+    listener.unrouted & network == 0
 }
 
 /// Whether something listens on a port of ::1 in the agent's network namespace.

@@ -34,7 +34,7 @@ use crate::{
     cores::Cores,
     credentials::Credentials,
     journal::{Journal, JournalError, Stopped},
-    kernel::{Kernel, KernelError, Tag, TagKind},
+    kernel::{Kernel, KernelError, Tag, TagKind, Unrouted},
     policies::{Change, Policies},
     refusals,
     session::Services,
@@ -214,7 +214,7 @@ impl Daemon {
         let port =
             |listener: &TcpListener| listener.local_addr().map_or(0, |address| address.port());
         let ports = (port(&v4), v6.as_ref().map_or(0, port));
-        self.kernel.arm(ports.0, ports.1)?;
+        self.kernel.arm(ports.0, ports.1, Unrouted::now())?;
         self.record(
             "daemon_started",
             [("version", env!("CARGO_PKG_VERSION").to_owned())],
@@ -228,7 +228,7 @@ impl Daemon {
             let mut timer = tokio::time::interval(ARM_EVERY);
             loop {
                 timer.tick().await;
-                if let Err(error) = daemon.kernel.arm(ports.0, ports.1) {
+                if let Err(error) = daemon.kernel.arm(ports.0, ports.1, Unrouted::now()) {
                     tracing::error!(%error, "agents' connects will be refused");
                 }
             }

@@ -64,8 +64,16 @@ pub struct Listener {
     pub port_v4: u16,
     /// Port on ::1, host byte order; 0 is none.
     pub port_v6: u16,
-    /// Zero.
-    pub reserved: u32,
+    /// IPv6 networks that no route of this host leads to, of [`unrouted`].
+    pub unrouted: u32,
+}
+
+/// IPv6 networks as [`Listener::unrouted`] has them.
+pub mod unrouted {
+    /// 2000::/3, the Internet.
+    pub const GLOBAL: u32 = 1;
+    /// fc00::/7, unique local addresses.
+    pub const PRIVATE: u32 = 2;
 }
 
 /// Something that the kernel side refused.
@@ -113,7 +121,8 @@ pub mod counter {
     /// Connects refused because they are tied to a network device: a socket that is bound to one can't
     /// reach the proxy, and a link-local address means nothing without its device.
     pub const REFUSED_DEVICE: u32 = 8;
-    /// Connects to ::1 where nothing listens, refused in the words of the kernel.
+    /// Connects to where nothing can answer, refused in the words of the kernel: ports of ::1 that nothing
+    /// listens on, IPv6 networks that no route leads to.
     pub const REFUSED_ABSENT: u32 = 9;
     /// How many counters there are.
     pub const COUNT: u32 = 10;

@@ -7,6 +7,7 @@
 mod cgroup;
 mod hooks;
 mod process;
+mod routes;
 mod tags;
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,7 @@ use nix::time::{ClockId, clock_gettime};
 
 pub use self::{
     process::describe_process,
+    routes::Unrouted,
     tags::{Tag, TagKind},
 };
 
@@ -115,7 +117,7 @@ pub struct Counters {
     pub refused_listener: u64,
     /// Connects that are tied to a network device.
     pub refused_device: u64,
-    /// To ::1, where nothing listens.
+    /// Connects over IPv6 to where nothing can answer.
     pub refused_absent: u64,
     /// UDP that is not DNS.
     pub refused_udp: u64,
@@ -264,13 +266,13 @@ impl Kernel {
     ///
     /// # Errors
     /// Where the map can't be written.
-    pub fn arm(&self, port_v4: u16, port_v6: u16) -> Result<(), KernelError> {
+    pub fn arm(&self, port_v4: u16, port_v6: u16, unrouted: Unrouted) -> Result<(), KernelError> {
         let armed_until_ns = boot_time_ns()? + ARMED_NS;
         let listener = abi::Listener {
             armed_until_ns,
             port_v4,
             port_v6,
-            reserved: 0,
+            unrouted: unrouted.0,
         };
         lock(&self.listeners)
             .insert(self.netns_cookie, Plain(listener), 0)

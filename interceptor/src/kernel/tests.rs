@@ -13,7 +13,7 @@ use std::{
 
 use interceptor_core::origin::Agent;
 
-use super::{Kernel, KernelError, TagKind};
+use super::{Kernel, KernelError, TagKind, Unrouted};
 
 /// Each test moves this process between cgroups, so they take turns.
 static TURN: Mutex<()> = Mutex::new(());
@@ -37,6 +37,7 @@ impl Fixture {
             .arm(
                 v4.local_addr().unwrap().port(),
                 v6.local_addr().unwrap().port(),
+                Unrouted::NOTHING,
             )
             .unwrap();
         Self {
@@ -56,12 +57,12 @@ impl Fixture {
         self.kernel().tag_new(agent(name)).unwrap().cgroup
     }
 
-    fn arm(&self) {
+    fn arm(&self, unrouted: Unrouted) {
         let (v4, v6) = (
             self.v4.local_addr().unwrap().port(),
             self.v6.local_addr().unwrap().port(),
         );
-        self.kernel().arm(v4, v6).unwrap();
+        self.kernel().arm(v4, v6, unrouted).unwrap();
     }
 }
 
@@ -208,6 +209,32 @@ fn who_tries_the_ipv6_loopback_in_vain_goes_on_to_the_ipv4_one() {
 }
 
 #[test]
+fn networks_without_a_route_are_refused_as_the_kernel_would() {
+    use interceptor_abi::unrouted::{GLOBAL, PRIVATE};
+
+    let fixture = Fixture::new("unrouted");
+    let cgroup = fixture.tag("unrouted");
+    for (address, unrouted) in [("2001:db8::7", GLOBAL), ("fd12::7", PRIVATE)] {
+        let attempt = format!(
+            "import socket\ntry:\n  socket.create_connection(('{address}', 80), 5)\n  print('connected')\n\
+             except ConnectionRefusedError:\n  print('refused')"
+        );
+        for (unrouted, expected) in [
+            (unrouted, "refused\n"),
+            (GLOBAL | PRIVATE, "refused\n"),
+            ((GLOBAL | PRIVATE) & !unrouted, "connected\n"),
+            (0, "connected\n"),
+        ] {
+            fixture.arm(Unrouted(unrouted));
+            let said = output(spawn(&cgroup, &attempt));
+            let said = String::from_utf8_lossy(&said.stdout).into_owned();
+            assert_eq!(said, expected, "{address}, {unrouted}");
+        }
+    }
+    assert_eq!(fixture.kernel().counters().refused_absent, 4);
+}
+
+#[test]
 fn a_connection_that_was_not_redirected_carries_no_note() {
     let fixture = Fixture::new("untagged");
     let address = fixture.v4.local_addr().unwrap();
@@ -310,7 +337,7 @@ fn a_new_daemon_adopts_the_tags_of_one_that_was_killed() {
             .collect::<Vec<_>>(),
         ["adopted"]
     );
-    fixture.arm();
+    fixture.arm(Unrouted::NOTHING);
     let child = spawn(
         &cgroup,
         "import socket\nsocket.create_connection(('192.0.2.9', 443), 5)",
@@ -410,7 +437,7 @@ fn ten_thousand_connections_each_carry_their_own_note() {
         .collect();
     for count in 0..CONNECTIONS {
         if count % 500 == 0 {
-            fixture.arm();
+            fixture.arm(Unrouted::NOTHING);
         }
         let mut stream = accept(&fixture.v4);
         let note = fixture
