@@ -309,13 +309,11 @@ impl Journal {
         Ok(())
     }
 
-    /// Waits until records are taken again; false where the writer has ended, and none will be.
-    pub async fn resumed(&self) -> bool {
+    /// Waits until records are taken again, or the writer has ended.
+    pub async fn resumed(&self) {
         let mut progress = self.shared.progress.subscribe();
-        progress
-            .wait_for(|state| state.stopped.is_none())
-            .await
-            .is_ok()
+        // An error means that there will be no more progress.
+        let _ = progress.wait_for(|state| state.stopped.is_none()).await;
     }
 
     /// Waits until the record `seq` and all before it are on disk.

@@ -17,8 +17,6 @@ const ROUTES: &str = "/proc/net/ipv6_route";
 const UP: u32 = 0x1;
 /// RTF_REJECT: it leads nowhere.
 const REJECT: u32 = 0x200;
-/// RTF_LOCAL: it leads to this host itself.
-const LOCAL: u32 = 0x8000_0000;
 
 /// The networks, with the first byte of their prefix and its length in bits.
 const NETWORKS: [(u32, u8, u32); 2] = [(unrouted::GLOBAL, 0x20, 3), (unrouted::PRIVATE, 0xFC, 7)];
@@ -70,9 +68,8 @@ impl Unrouted {
 fn prefix(route: &str) -> Option<(u8, u32)> {
     let mut fields = route.split_ascii_whitespace();
     let (network, length) = (fields.next()?, fields.next()?);
-    let (flags, device) = (fields.nth(6)?, fields.next()?);
-    let flags = u32::from_str_radix(flags, 16).ok()?;
-    if flags & UP == 0 || flags & (REJECT | LOCAL) != 0 || device == "lo" {
+    let flags = u32::from_str_radix(fields.nth(6)?, 16).ok()?;
+    if flags & (UP | REJECT) != UP {
         return None;
     }
     let first = u8::from_str_radix(network.get(..2)?, 16).ok()?;
@@ -108,8 +105,9 @@ mod tests {
             (route("fd00", 64, "00000001", "docker0"), GLOBAL),
             (route("20010db8", 32, "00000001", "eth0"), PRIVATE),
             (route("2000", 3, "00000001", "eth0"), PRIVATE),
-            // Of this host itself, down, or leading nowhere.
-            (route("20010db8", 128, "80200001", "eth0"), GLOBAL | PRIVATE),
+            // This host itself.
+            (route("20010db8", 128, "80200001", "lo"), PRIVATE),
+            // Down, or leading nowhere.
             (route("", 0, "00000002", "eth0"), GLOBAL | PRIVATE),
             (route("", 0, "00000201", "eth0"), GLOBAL | PRIVATE),
         ] {

@@ -56,7 +56,10 @@ const HTTP2_PREFACE: &[u8] = b"PRI *";
 /// How often the client of a held operation is told that it is still there, where its protocol has a way.
 const STILL_HELD_EVERY: Duration = Duration::from_secs(10);
 
-/// Pause between two tries to record how a session ended.
+/// How often it is tried to record how a session ended, each time when the journal takes records again.
+const STOPPED_TRIES: u32 = 100;
+
+/// Pause between two of these tries.
 const STOPPED_PAUSE: Duration = Duration::from_millis(50);
 
 /// Proxies that one connection may go through: each takes a decoder and a place on the stack.
@@ -177,7 +180,11 @@ impl Session {
         let end = Event::SessionEnd(end);
         // Where it ended because nothing can be recorded, that is on record as soon as something can: a disk
         // that is full may be so again at once.
-        while self.append([end.clone()]).await.is_none() && self.services.journal.resumed().await {
+        for _ in 0..STOPPED_TRIES {
+            if self.append([end.clone()]).await.is_some() {
+                break;
+            }
+            self.services.journal.resumed().await;
             tokio::time::sleep(STOPPED_PAUSE).await;
         }
     }

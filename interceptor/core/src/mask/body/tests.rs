@@ -641,6 +641,34 @@ fn what_can_not_be_known_is_refused() {
     );
 }
 
+/// What was written before an error may be sent all the same.
+#[test]
+fn nothing_masked_is_written_before_an_error_either() {
+    let plan = plan(false);
+    let deep = "[".repeat(300) + &"]".repeat(300);
+    let within = format!(r#"{{"password":"s3cret","deep":{deep}}}"#);
+    let within = serde_json::json!({ "text": within }).to_string();
+    for body in [
+        r#"{"password":{"a":"s3cret"!"#,
+        r#"{"password":{"a":"s3cret","b":["s3cret" "s3cret"]}}"#,
+        r#"{"a":1,"password":"s3cret"!"#,
+        r#"{"password":["s3cret",x"s3cret"#,
+        &within,
+    ] {
+        for size in 1..=body.len() {
+            let mut masker = BodyMasker::new(&plan, &typed("application/json")).unwrap();
+            let mut out = BytesMut::new();
+            let ended = body
+                .as_bytes()
+                .chunks(size)
+                .try_for_each(|chunk| masker.push(chunk, &mut out))
+                .and_then(|()| masker.finish(&mut out));
+            assert!(ended.is_err(), "{body} in pieces of {size}");
+            assert!(!leaks(&out, "s3cret"), "{body} in pieces of {size}");
+        }
+    }
+}
+
 #[test]
 fn memory_stays_bounded() {
     // A bomb: 64 MiB of one letter.

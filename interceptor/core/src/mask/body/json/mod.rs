@@ -7,6 +7,7 @@ mod string;
 use std::{borrow::Cow, collections::BTreeSet, ops::Range};
 
 use bytes::BytesMut;
+use serde::de::IgnoredAny;
 
 pub use self::path::JsonPath;
 use self::{
@@ -229,7 +230,9 @@ impl Json {
                         (State::Value, _) if is_word(byte) => self.begin_word(at, &mut pass)?,
                         _ if self.mark(byte, at, &mut pass)? => at + 1,
                         _ => {
-                            pass.carry(at);
+                            if self.skipping.is_none() {
+                                pass.carry(at);
+                            }
                             return self.not_json(rest, plan, masked, out);
                         }
                     }
@@ -482,7 +485,7 @@ impl Json {
         if let Some(with) = self.with {
             return Ok(Some(with.apply(&text(&decoded))));
         }
-        if may_hold_json && let Some(changed) = within(&text(&decoded), pass.plan, pass.masked) {
+        if may_hold_json && let Some(changed) = within(&text(&decoded), pass.plan, pass.masked)? {
             return Ok(Some(Some(changed.into())));
         }
         Ok(pass.without_patterns(&decoded))
@@ -587,20 +590,22 @@ fn may_begin_json(text: &[u8]) -> bool {
 
 /// JSON within a string, masked; `None` where there is none, or nothing in it is masked. One level is
 /// looked into.
-fn within(text: &str, plan: &BodyPlan, masked: &mut BTreeSet<Box<str>>) -> Option<String> {
-    if !matches!(text.trim_start().as_bytes().first(), Some(b'{' | b'[')) || !plan.by_name() {
-        return None;
+fn within(
+    text: &str,
+    plan: &BodyPlan,
+    masked: &mut BTreeSet<Box<str>>,
+) -> Result<Option<String>, Unmaskable> {
+    let may_be = matches!(text.trim_start().as_bytes().first(), Some(b'{' | b'['));
+    if !may_be || !plan.by_name() || serde_json::from_str::<IgnoredAny>(text).is_err() {
+        return Ok(None);
     }
-    serde_json::from_str::<serde::de::IgnoredAny>(text).ok()?;
     let inner_plan = BodyPlan {
         strict: false,
         ..plan.clone()
     };
     let (mut inner, mut out) = (Json::new(false), BytesMut::new());
-    inner
-        .push(text.as_bytes(), &inner_plan, masked, &mut out)
-        .ok()?;
-    inner.finish(&inner_plan, masked, &mut out).ok()?;
+    inner.push(text.as_bytes(), &inner_plan, masked, &mut out)?;
+    inner.finish(&inner_plan, masked, &mut out)?;
     let changed = String::from_utf8_lossy(&out).into_owned();
-    (changed != text).then_some(changed)
+    Ok((changed != text).then_some(changed))
 }
