@@ -239,16 +239,19 @@ impl Masker {
         if !matches!(self.kind, Kind::Unknown) {
             return self.pass(bytes, out);
         }
-        if self.first.is_empty() && self.sniff(bytes, false)? {
+        if self.first.is_empty() && matches!(self.sniff(bytes, false), Ok(true)) {
             return self.pass(bytes, out);
         }
         let mut first = std::mem::take(&mut self.first);
         first.extend_from_slice(bytes);
-        if self.sniff(&first, false)? {
-            return self.pass(&first, out);
+        match self.sniff(&first, false) {
+            Ok(true) => self.pass(&first, out),
+            unclear => {
+                // Also of what can't be masked: whoever went on would not begin anew.
+                self.first = first;
+                unclear.map(drop)
+            }
         }
-        self.first = first;
-        Ok(())
     }
 
     fn finish(&mut self, out: &mut BytesMut) -> Result<(), Unmaskable> {

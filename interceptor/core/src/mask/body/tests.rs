@@ -670,6 +670,34 @@ fn nothing_masked_is_written_before_an_error_either() {
 }
 
 #[test]
+fn what_was_refused_stays_refused() {
+    let wide = [0xFF, 0xFE, b'a', 0];
+    for size in 1..=wide.len() {
+        let mut masker = BodyMasker::new(&plan(false), &BodyHead::default()).unwrap();
+        let mut out = BytesMut::new();
+        let mut push = |bytes: &[u8]| masker.push(bytes, &mut out);
+        let pieces: Vec<_> = wide.chunks(size).map(&mut push).collect();
+        assert!(pieces.last().unwrap().is_err(), "in pieces of {size}");
+        assert!(push(b"{\"a\": 1}").is_err(), "in pieces of {size}");
+        assert!(out.is_empty());
+    }
+}
+
+/// Nothing is looked for in this value; what reads it is not to be guessed all the same.
+#[test]
+fn broken_escapes_are_refused_in_values_that_are_not_masked_too() {
+    let by_name = Arc::new(BodyPlan {
+        patterns: Patterns::default(),
+        ..(*plan(true)).clone()
+    });
+    let body = br#"{"a":"\u12","password":"s3cret"}"#;
+    for size in 1..=body.len() {
+        let masked = masked(&by_name, &typed("application/json"), body, size);
+        assert!(masked.is_err(), "in pieces of {size}");
+    }
+}
+
+#[test]
 fn memory_stays_bounded() {
     // A bomb: 64 MiB of one letter.
     let bomb = gzip(&vec![b'a'; 64 << 20]);

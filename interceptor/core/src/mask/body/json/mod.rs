@@ -478,7 +478,9 @@ impl Json {
             return Ok(None);
         }
         let may_hold_json = pass.plan.by_name() && may_begin_json(token);
-        if self.with.is_none() && pass.plan.patterns.is_empty() && !may_hold_json {
+        // Escapes are looked at all the same: those that are broken make it no JSON.
+        let is_plain = memchr::memchr(b'\\', token).is_none();
+        if self.with.is_none() && pass.plan.patterns.is_empty() && !may_hold_json && is_plain {
             return Ok(None);
         }
         let decoded = decoded(token)?;
