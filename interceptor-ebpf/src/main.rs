@@ -3,15 +3,31 @@
 //! They look up, store and rewrite; the only decisions here are "redirect" and "refuse". Every way
 //! that isn't understood refuses. No map evicts: full means refuse.
 //!
-//! The way of a note: [`connect`] writes the true destination into the socket's own storage; at
-//! TCP_CONNECT_CB, before the SYN leaves, [`agent_sockops`] publishes it in FLOWS under the ports that
-//! the SYN will carry; [`daemon_sockops`] moves it into the accepted socket's storage before accept
-//! can return it. From then on it is bound to that socket, and no reuse of ports can relabel it.
+//! - [`sockets`]: which sockets there may be, and what may be set on them.
+//! - [`streams`]: TCP goes to the proxy, with a note of where it was meant for.
+//! - [`datagrams`]: DNS goes to the forwarder; what else is sent is for [`packets`] to judge.
+//! - [`packets`]: the last guard. What leaves or reaches an agent's socket belongs to something that was
+//!   redirected, stays within the agent, or is allowed by a rule.
+//! - [`unix`]: which UNIX sockets may be reached.
 #![no_std]
+#![feature(asm_experimental_arch)]
 #![no_main]
 
+mod address;
+mod datagrams;
 mod maps;
-mod programs;
+mod packets;
+mod report;
+mod sockets;
+mod streams;
+mod unix;
+
+/// What a program answers.
+mod verdict {
+    /// The call fails with EPERM, the packet is dropped.
+    pub(crate) const REFUSE: i32 = 0;
+    pub(crate) const PASS: i32 = 1;
+}
 
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {

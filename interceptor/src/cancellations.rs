@@ -5,10 +5,10 @@
 
 use std::{
     collections::HashMap,
-    net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
+use crate::sync::lock;
 use interceptor_core::{decoder::CancelKey, origin::Destination};
 use tokio::sync::Notify;
 
@@ -19,13 +19,13 @@ pub struct Cancellations {
 }
 
 /// Sessions by their server and what it gave them.
-type Sessions = HashMap<(SocketAddr, CancelKey), Arc<Notify>>;
+type Sessions = HashMap<(Destination, CancelKey), Arc<Notify>>;
 
 /// A session that can be cancelled, for as long as this lives.
 #[derive(Debug)]
 pub struct Cancellable {
     cancellations: Cancellations,
-    key: (SocketAddr, CancelKey),
+    key: (Destination, CancelKey),
     cancelled: Arc<Notify>,
 }
 
@@ -34,7 +34,7 @@ impl Cancellations {
     #[must_use]
     pub fn register(&self, destination: Destination, key: CancelKey) -> Cancellable {
         let cancelled = Arc::new(Notify::new());
-        let key = (destination.0, key);
+        let key = (destination, key);
         self.lock().insert(key.clone(), cancelled.clone());
         Cancellable {
             cancellations: self.clone(),
@@ -45,14 +45,14 @@ impl Cancellations {
 
     /// Somebody asked `destination` to cancel what the session with `key` does.
     pub fn cancel(&self, destination: Destination, key: CancelKey) {
-        if let Some(cancelled) = self.lock().get(&(destination.0, key)) {
+        if let Some(cancelled) = self.lock().get(&(destination, key)) {
             // Only for who waits now: a later operation isn't meant.
             cancelled.notify_waiters();
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, Sessions> {
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.sessions)
     }
 }
 

@@ -6,16 +6,21 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, fs, io,
-    num::NonZeroU32,
+    net::{IpAddr, SocketAddr},
+    num::{NonZeroU32, NonZeroU64},
     path::{Path, PathBuf},
 };
 
 use interceptor_core::limits;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
+    confine::Places,
     credentials::{Credential, Servers},
+    kernel::{OnEscape, SocketName, UnixSockets},
     patience::Patience,
+    secret::Source,
+    tls::certificate_path,
 };
 
 /// Where the configuration is read from unless said otherwise.
@@ -48,6 +53,10 @@ pub struct Config {
     pub limits: Limits,
     /// How long peers may take.
     pub patience: Patience,
+    /// DNS: whom to ask what agents ask.
+    pub dns: DnsConfig,
+    /// What is done about agents' ways past the hooks.
+    pub tags: Tags,
     /// TLS: whom to believe, and what to present.
     pub tls: TlsConfig,
     /// The people behind the groups that `hold` rules name: user names or numeric user ids.
@@ -56,6 +65,11 @@ pub struct Config {
     pub credentials: Vec<Credential>,
     /// What the daemon tells on stderr: a level, or `tracing` directives.
     pub log: LogFilter,
+    /// The process that reads what agents and servers send.
+    pub proxy: ProxyConfig,
+    /// What it was read from: text and file.
+    #[serde(skip)]
+    pub source: (String, PathBuf),
 }
 
 impl Default for Config {
@@ -68,10 +82,14 @@ impl Default for Config {
             listen: Listen::default(),
             limits: Limits::default(),
             patience: Patience::default(),
+            dns: DnsConfig::default(),
+            tags: Tags::default(),
             tls: TlsConfig::default(),
             reviewers: BTreeMap::new(),
             credentials: Vec::new(),
             log: LogFilter::default(),
+            proxy: ProxyConfig::default(),
+            source: Default::default(),
         }
     }
 }
@@ -84,7 +102,11 @@ impl Config {
     pub fn load(explicit: Option<&Path>) -> Result<Self, ConfigError> {
         let path = explicit.unwrap_or(Path::new(PATH));
         match fs::read_to_string(path) {
-            Ok(text) => Self::parse(&text, path),
+            Ok(text) => {
+                let config = Self::parse(&text, path)?;
+                let source = (text, path.to_owned());
+                Ok(Self { source, ..config })
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound && explicit.is_none() => {
                 Ok(Self::default())
             }
@@ -92,6 +114,22 @@ impl Config {
                 path: path.to_owned(),
                 source,
             }),
+        }
+    }
+
+    /// The daemon's own files: those that no agent sees, those that none changes.
+    #[must_use]
+    pub fn places(&self) -> Places {
+        let secrets = self.credentials.iter().flat_map(Credential::secrets);
+        let keys = self.tls.client_certificates.iter();
+        let mut hidden = vec![Path::new("/run").join(self.instance.as_str())];
+        hidden.extend([&self.state, &self.control].map(absolute));
+        hidden.extend(secrets.filter_map(Source::file).map(absolute));
+        hidden.extend(keys.map(|certificate| absolute(&certificate.key)));
+        Places {
+            hidden,
+            shown: vec![certificate_path(&absolute(&self.state))],
+            read_only: vec![absolute(&self.policies)],
         }
     }
 
@@ -111,6 +149,40 @@ impl Config {
     }
 }
 
+/// Whom to ask what agents ask.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DnsConfig {
+    /// The servers that are asked in place of those that agents mean; of several the first, and the next
+    /// where one fails. Without any each agent's own are asked, and only what this host's resolver says
+    /// counts for rules on names.
+    #[serde(deserialize_with = "servers")]
+    pub servers: Vec<SocketAddr>,
+}
+
+/// Addresses with or without a port; DNS' own is 53.
+fn servers<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<SocketAddr>, D::Error> {
+    const PORT: u16 = 53;
+    let server = |text: &String| {
+        let address = text.parse::<IpAddr>().map(|address| (address, PORT).into());
+        address.or_else(|_| text.parse()).map_err(|_| {
+            serde::de::Error::custom(format!(
+                "`{}` is no server; `192.0.2.53`, `2001:db8::53` and `192.0.2.53:5353` are",
+                text.escape_debug()
+            ))
+        })
+    };
+    Vec::<String>::deserialize(deserializer)?
+        .iter()
+        .map(server)
+        .collect()
+}
+
+/// As it is from any folder.
+fn absolute(path: &PathBuf) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.clone())
+}
+
 /// Where redirected connections are accepted, in every network namespace that needs it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -119,6 +191,65 @@ pub struct Listen {
     pub ipv4_port: u16,
     /// Port on ::1; 0 is one that is free.
     pub ipv6_port: u16,
+}
+
+/// What is done about agents' ways past the hooks: sockets that no hook sees, processes that leave.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tags {
+    /// Sockets from before the tag.
+    pub old_sockets: OldSockets,
+    /// Sockets that should be cut and can't be.
+    pub uncuttable: Uncuttable,
+    /// Processes that leave their agent's cgroup.
+    pub on_escape: OnEscape,
+    /// UNIX sockets that agents ask for and that are neither their own nor allowed.
+    pub unix_sockets: UnixSockets,
+    /// What this host's kernel has no guard for.
+    pub unguarded: Unguarded,
+    /// UNIX sockets that all agents may reach.
+    pub allow_sockets: Vec<SocketName>,
+}
+
+/// What happens to sockets from before the tag.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum OldSockets {
+    /// They are cut.
+    #[default]
+    Cut,
+    /// They may be used until they are closed; each is recorded.
+    Allow,
+}
+
+/// What happens where the kernel is too old for a guard of an agent that is to be tagged or launched.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unguarded {
+    /// It is tagged all the same, and who asks is told what stays open.
+    #[default]
+    Report,
+    /// It isn't tagged.
+    Refuse,
+}
+
+/// What happens where a socket should be cut and can't be. It is told of in any case.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Uncuttable {
+    /// Nothing.
+    #[default]
+    Report,
+    /// Who holds it is killed.
+    Kill,
+}
+
+/// The process that reads what agents and servers send.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ProxyConfig {
+    /// The user that it is, by name: one that nothing else is. Without it, one without a name.
+    pub user: Option<Box<str>>,
 }
 
 /// TLS: whom to believe, and what to present.
@@ -193,7 +324,19 @@ pub struct Limits {
     pub connections: NonZeroU32,
     /// Connections of one agent that are served at once, so that none can take all.
     pub connections_per_agent: NonZeroU32,
+    /// Bytes a second that one agent may put on record; one that moves more is slowed down to it.
+    pub recorded_per_agent: NonZeroU64,
+    /// Bytes that the sessions of one agent may hold in memory together; above it, sessions that hold much end.
+    pub memory_per_agent: NonZeroU64,
 }
+
+/// Bytes a second of one agent on record: some three parts of what a good disk takes, so that there is one left
+/// for the others.
+const RECORDED_PER_AGENT: NonZeroU64 = NonZeroU64::MIN.saturating_add((128 << 20) - 1);
+
+/// Bytes of memory for the sessions of one agent: some ten of the largest messages, and the buffers of as many
+/// connections as it may have, some 60 KiB each.
+const MEMORY_PER_AGENT: NonZeroU64 = NonZeroU64::MIN.saturating_add((1 << 30) - 1);
 
 /// Connections served at once. Each costs two descriptors and some 20 KiB.
 const CONNECTIONS: NonZeroU32 = NonZeroU32::MIN.saturating_add(8_191);
@@ -208,6 +351,8 @@ impl Default for Limits {
             recorded_bytes: limits::HTTP_RECORDED_BYTES_MAX,
             connections: CONNECTIONS,
             connections_per_agent: CONNECTIONS_PER_AGENT,
+            recorded_per_agent: RECORDED_PER_AGENT,
+            memory_per_agent: MEMORY_PER_AGENT,
         }
     }
 }
@@ -435,7 +580,8 @@ mod tests {
         let config = Config::parse(
             "state: /s\npolicies: /p\ncontrol: /c.sock\ninstance: two\nlisten: {ipv4_port: 1, ipv6_port: 2}\n\
              limits: {message_bytes: 1048576, connections: 10, connections_per_agent: 5}\n\
-             patience: {handshake: 1s, request: 2m, stalled: 3h, idle: 24h}\nreviewers: {dba: [alice, '1000']}\nlog: debug\n",
+             patience: {handshake: 1s, request: 2m, stalled: 3h, idle: 24h}\n\
+             tags: {old_sockets: allow, uncuttable: kill, on_escape: freeze, unix_sockets: report, unguarded: refuse, allow_sockets: [/run/db.sock, '@x']}\nreviewers: {dba: [alice, '1000']}\nlog: debug\n",
             Path::new("i.yaml"),
         )
         .unwrap();
@@ -452,6 +598,14 @@ mod tests {
         assert_eq!(patience.request.as_secs(), 120);
         assert_eq!(patience.stalled.as_secs(), 10_800);
         assert_eq!(patience.idle.as_secs(), 86_400);
+        assert_eq!(config.tags.old_sockets, OldSockets::Allow);
+        assert_eq!(config.tags.uncuttable, Uncuttable::Kill);
+        assert_eq!(config.tags.on_escape, OnEscape::Freeze);
+        assert_eq!(config.tags.unix_sockets, UnixSockets::Report);
+        assert_eq!(config.tags.unguarded, Unguarded::Refuse);
+        let allowed = config.tags.allow_sockets.iter();
+        let allowed: Vec<String> = allowed.map(ToString::to_string).collect();
+        assert_eq!(allowed, ["/run/db.sock", "@x"]);
         assert!(config.reviewers["dba"].contains("alice"));
         assert_eq!(config.log.as_str(), "debug");
     }

@@ -1,54 +1,50 @@
 //! The daemon put together: kernel, journal, policies, approvals, listeners, control API.
 
 use std::{
-    ffi::OsString,
-    fs,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    ops::Range,
-    sync::Arc,
+    path::Path,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
 use interceptor_core::{
     origin::Agent,
     policy::PolicyError,
-    protocol::{http, postgres},
     record::{Event, Timestamp},
 };
-use nix::sys::socket::{setsockopt, sockopt::TcpCongestion};
-use tokio::{
-    net::TcpListener,
-    signal::unix::{SignalKind, signal},
-};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     accept::Acceptor,
     approval::{Approvals, Reviewers, Unfinished},
-    cancellations::Cancellations,
+    books::{Books, Ledger},
     clock,
-    config::Config,
+    config::{Config, OldSockets},
+    confine::Places,
     console::{
-        self, ControlSocket, Failure, FailureKind, Host, JournalStatus, NewTag, Person,
-        PolicyStatus, SocketError, Status, TagTarget, Tagged, Trouble,
+        self, AgentConnects, ControlSocket, Deed, Done, Failure, FailureKind, Host, JournalStatus,
+        NewDeed, NewTag, OldSocketCounts, Person, PolicyStatus, SocketError, Status, TagTarget,
+        Tagged, Trouble,
     },
     cores::Cores,
-    credentials::Credentials,
+    credentials::Vault,
+    dns::Names,
+    engines::Engines,
+    follow, guard,
     journal::{Journal, JournalError, Stopped},
-    kernel::{Kernel, KernelError, Tag, TagKind, Unrouted},
+    kernel::{Fate, Finding, Found, Kernel, KernelError, Tag, TagKind, UnixAccess, Unrouted},
+    namespaces::{ARM_EVERY, Door, Doors, Namespaces, Network},
     policies::{Change, Policies},
+    proxy::{Means, Proxy, ProxyError},
+    reach::Reach,
     refusals,
-    session::Services,
-    tls::{Tls, TlsError},
+    tls::{Authority, AuthorityError},
 };
-
-/// How often the kernel side is told that the daemon lives; it believes it for three seconds.
-const ARM_EVERY: Duration = Duration::from_secs(1);
 
 /// How often launched agents of which nothing runs any more are looked for.
 const CLEAR_EVERY: Duration = Duration::from_secs(5);
 
-/// How long an upstream may take to answer a connect.
-const DIAL_PATIENCE: Duration = Duration::from_secs(10);
+/// How often names and servers are looked through that nobody needs any more.
+const FORGET_EVERY: Duration = Duration::from_secs(60);
 
 /// Why the daemon doesn't start or doesn't go on.
 #[derive(Debug, thiserror::Error)]
@@ -62,15 +58,21 @@ pub enum ServeError {
     /// The journal.
     #[error(transparent)]
     Journal(#[from] JournalError),
-    /// TLS: the certificate authority, or a file that the configuration names.
+    /// The certificate authority.
     #[error(transparent)]
-    Tls(#[from] TlsError),
+    Authority(#[from] AuthorityError),
+    /// The process that carries sessions, or a file that the configuration names for it.
+    #[error(transparent)]
+    Proxy(#[from] ProxyError),
     /// The journal takes no records.
     #[error(transparent)]
     Stopped(#[from] Stopped),
     /// The control socket.
     #[error(transparent)]
     Control(#[from] SocketError),
+    /// Nobody can be served.
+    #[error("can't listen on 127.0.0.1, where agents are met: {0}")]
+    Listen(String),
     /// The operating system.
     #[error("{what}: {error}")]
     Io {
@@ -90,8 +92,17 @@ struct Daemon {
     config: Config,
     started: Timestamp,
     kernel: Arc<Kernel>,
-    services: Arc<Services>,
-    acceptor: Arc<Acceptor>,
+    journal: Journal,
+    policies: Arc<Policies>,
+    approvals: Approvals,
+    names: Arc<Names>,
+    reach: Arc<Reach>,
+    books: Arc<Books>,
+    authority: String,
+    proxy: Proxy,
+    engines: Engines,
+    /// Since it runs.
+    namespaces: OnceLock<Namespaces>,
 }
 
 /// Serves until SIGTERM or SIGINT. Then the hooks stay, so that agents stay refused until the next
@@ -114,56 +125,66 @@ pub fn serve(config: Config, remove_hooks: bool) -> Result<(), ServeError> {
     // The policy first: it is what people get wrong, and nothing has been touched yet.
     let policies = Arc::new(Policies::open(&config.policies)?);
     let journal = Journal::open(&config.state)?;
-    let tls = Arc::new(Tls::open(
-        &config.state,
-        &config.tls,
-        config.patience.handshake,
-    )?);
-    withdraw_unfinished(&journal)?;
+    let authority = Authority::open(&config.state, &config.tls.ca.name, config.tls.ca.days)?;
+    let past = take_up(&journal)?;
     let control = ControlSocket::bind(&config.control)?;
     // Moves this process into its own cgroup: every socket opened from here on is the daemon's.
     let kernel = Arc::new(Kernel::open(config.instance.as_str())?);
-    let credentials = Credentials::new(config.credentials.clone());
-    for problem in credentials.problems() {
+    let vault = Vault::new(config.credentials.clone());
+    for problem in vault.problems() {
         tracing::warn!("agents can't be logged in with {problem}");
     }
-    let has_credentials = credentials.are_for_http();
-    let approvals = Approvals::new(
+    let reviewers = Reviewers::new(config.reviewers.clone());
+    let approvals = Approvals::new(journal.clone(), reviewers, clock::now);
+    let names = Arc::new(Names::new(!config.dns.servers.is_empty()));
+    let reach = Reach::new(kernel.clone(), policies.clone(), names.clone());
+    let reach = Arc::new(reach);
+    let books = Books::open(kernel.clone(), journal.clone(), &past);
+    let books = Arc::new(books);
+    let authority_pem = authority.pem().to_owned();
+    let proxy = runtime.block_on(Proxy::start(Means {
+        config: config.clone(),
+        kernel: kernel.clone(),
+        journal: journal.clone(),
+        policies: policies.clone(),
+        approvals: approvals.clone(),
+        vault,
+        names: names.clone(),
+        reach: reach.clone(),
+        authority,
+        threads: cores.for_data().count(),
+    }))?;
+    let engines = Engines::new(
+        config.instance.as_str(),
+        kernel.clone(),
         journal.clone(),
-        Reviewers::new(config.reviewers.clone()),
-        clock::now,
-        crate::accept::random_id,
+        proxy.clone(),
+        runtime.handle().clone(),
     );
-    let services = Arc::new(Services {
-        journal,
-        policies,
-        approvals,
-        cancellations: Cancellations::default(),
-        credentials,
-        postgres: Arc::new(postgres::Shared::new(config.limits.message_bytes)),
-        http: Arc::new(http::Shared {
-            has_credentials,
-            message_bytes_max: config.limits.message_bytes,
-            recorded_bytes_max: config.limits.recorded_bytes,
-        }),
-        tls,
-        dial_patience: DIAL_PATIENCE,
-        patience: config.patience,
-    });
-    let acceptor = Acceptor::start(kernel.clone(), services.clone(), &cores, config.limits)
-        .map_err(io("starting threads"))?;
     let daemon = Arc::new(Daemon {
         config,
         started: clock::now(),
         kernel,
-        services,
-        acceptor: Arc::new(acceptor),
+        journal,
+        policies,
+        approvals,
+        names,
+        reach,
+        books,
+        authority: authority_pem,
+        proxy,
+        engines,
+        namespaces: OnceLock::new(),
     });
     let result = runtime.block_on(daemon.clone().run(control));
-    daemon.services.approvals.stop();
+    daemon.engines.stop();
+    daemon.approvals.stop();
+    daemon.proxy.stop();
     if remove_hooks {
+        daemon.engines.clear(|_| false);
         daemon.kernel.remove_all()?;
     }
+    daemon.books.close_all();
     daemon.record(
         "daemon_stopped",
         [(
@@ -171,21 +192,24 @@ pub fn serve(config: Config, remove_hooks: bool) -> Result<(), ServeError> {
             if remove_hooks { "removed" } else { "kept" }.to_owned(),
         )],
     );
-    daemon.services.journal.close();
+    daemon.journal.close();
     result
 }
 
-/// Says of requests that an earlier daemon held when it ended that they are over.
-fn withdraw_unfinished(journal: &Journal) -> Result<(), ServeError> {
+/// Says of requests that an earlier daemon held when it ended that they are over; what it had on record of
+/// each agent's connects.
+fn take_up(journal: &Journal) -> Result<Ledger, ServeError> {
     let mut unfinished = Unfinished::default();
+    let mut ledger = Ledger::default();
     journal.reader()?.each(|record| {
         unfinished.observe(&record);
+        ledger.observe(&record);
         true
     })?;
     for (session, agent, event) in unfinished.withdrawals() {
         journal.append(session, &agent, clock::now(), [event])?;
     }
-    Ok(())
+    Ok(ledger)
 }
 
 /// Has as many descriptors as the hard limit allows: two a connection, and some for the rest.
@@ -206,46 +230,97 @@ fn raise_descriptor_limit(connections: u64) {
 
 impl Daemon {
     async fn run(self: Arc<Self>, control: ControlSocket) -> Result<(), ServeError> {
-        let listen = self.config.listen;
-        let v4 = self::listen(SocketAddr::from((Ipv4Addr::LOCALHOST, listen.ipv4_port)))
-            .map_err(io("listening on 127.0.0.1"))?;
-        // A host without IPv6 has no agents that use it either: their connects are refused.
-        let v6 = self::listen(SocketAddr::from((Ipv6Addr::LOCALHOST, listen.ipv6_port))).ok();
-        let port =
-            |listener: &TcpListener| listener.local_addr().map_or(0, |address| address.port());
-        let ports = (port(&v4), v6.as_ref().map_or(0, port));
-        self.kernel.arm(ports.0, ports.1, Unrouted::now())?;
+        let acceptor = Arc::new(Acceptor::new(
+            self.kernel.clone(),
+            self.journal.clone(),
+            self.books.clone(),
+            self.proxy.clone(),
+        ));
+        let own = Network::Host {
+            cookie: self.kernel.own_netns(),
+        };
+        let (mut doors, mut open) = (Doors::default(), Vec::new());
+        let shut = doors.open(&self.kernel, self.config.listen, |door| open.push(door));
+        for shut in &shut {
+            // A host without IPv6 has no agents that use it either: their connects are refused.
+            tracing::warn!("{shut}");
+        }
+        let ports = doors.ports();
+        let ([proxy_v4, _], [dns_v4, _]) = (ports.proxy, ports.dns);
+        if proxy_v4 == 0 || dns_v4 == 0 {
+            let why: Vec<String> = shut.iter().map(ToString::to_string).collect();
+            return Err(ServeError::Listen(why.join(", ")));
+        }
+        self.refresh_reach();
+        self.kernel
+            .arm(self.kernel.own_netns(), ports, Unrouted::now())?;
         self.record(
             "daemon_started",
             [("version", env!("CARGO_PKG_VERSION").to_owned())],
         );
-        for listener in [Some(v4), v6].into_iter().flatten() {
-            let acceptor = self.acceptor.clone();
-            tokio::spawn(async move { acceptor.accept(listener).await });
+        for door in open {
+            match door {
+                Door::Proxy(listener) => {
+                    let (acceptor, network) = (acceptor.clone(), own.clone());
+                    tokio::spawn(async move { acceptor.accept(listener, network).await });
+                }
+                Door::Dns(socket) => self.proxy.answer_at(&socket, &own),
+            }
         }
+        let namespaces = Namespaces::start(
+            self.kernel.clone(),
+            acceptor,
+            self.proxy.clone(),
+            self.journal.clone(),
+            self.config.listen,
+        )
+        .map_err(io("serving other network namespaces"))?;
+        let alarm = namespaces.alarm();
+        let _ = self.namespaces.set(namespaces);
         let daemon = self.clone();
         tokio::spawn(async move {
             let mut timer = tokio::time::interval(ARM_EVERY);
             loop {
                 timer.tick().await;
-                if let Err(error) = daemon.kernel.arm(ports.0, ports.1, Unrouted::now()) {
+                let own = daemon.kernel.own_netns();
+                if let Err(error) = daemon.kernel.arm(own, ports, Unrouted::now()) {
                     tracing::error!(%error, "agents' connects will be refused");
                 }
             }
         });
         tokio::spawn(self.clone().clear_ended());
+        tokio::spawn(self.books.clone().keep());
+        tokio::spawn(self.clone().forget_names());
+        let daemon = self.clone();
+        let again = move |tag: &Tag| {
+            let agent = ((*tag.agent).clone(), tag.kind);
+            daemon.forget(tag.number);
+            daemon.tag_running(&tag.cgroup, agent, None, tag.unix.clone())
+        };
+        tokio::spawn(follow::follow(
+            self.kernel.clone(),
+            self.journal.clone(),
+            move |tag| again(tag).map(|_| ()),
+        ));
         if let Some(events) = self.kernel.take_events() {
-            let journal = self.services.journal.clone();
-            tokio::spawn(refusals::follow(self.kernel.clone(), journal, events));
+            let journal = self.journal.clone();
+            let (kernel, reach) = (self.kernel.clone(), self.reach.clone());
+            tokio::spawn(refusals::follow(kernel, reach, journal, events, alarm));
         }
+        let (journal, tags) = (self.journal.clone(), self.config.tags.clone());
+        let unfinished = self.kernel.finish_tagging(guard::handling(&tags, None));
+        guard::record(&journal, unfinished);
+        tokio::spawn(guard::look_after(self.kernel.clone(), journal, tags));
         let daemon = self.clone();
         let watcher = self
-            .services
             .policies
             .watch(move |change| daemon.policy_changed(&change));
         if let Err(error) = &watcher {
             tracing::error!(%error, "the policy folder can't be watched; send SIGHUP after a change");
         }
+        // What changed between the start and the watch nobody tells of.
+        let missed = self.policies.reload();
+        self.policy_changed(&missed);
         let (stop, stopping) = tokio::sync::oneshot::channel::<()>();
         let host: Arc<dyn Host> = self.clone();
         let api = tokio::spawn(console::serve(control, host, async {
@@ -255,7 +330,10 @@ impl Daemon {
         tracing::info!(control = %self.config.control.display(), state = %self.config.state.display(), "ready");
         self.wait_for_the_end().await?;
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-        self.kernel.disarm();
+        self.kernel.disarm(self.kernel.own_netns());
+        if let Some(namespaces) = self.namespaces.get() {
+            namespaces.stop();
+        }
         let _ = stop.send(());
         let _ = api.await;
         drop(watcher);
@@ -272,7 +350,7 @@ impl Daemon {
             let cleared = tokio::task::spawn_blocking(move || {
                 let ended = daemon.kernel.ended();
                 // Twice in a row: what was seen once may be on its way into its cgroup.
-                for (_, agent) in ended.iter().filter(|ended| suspects.contains(ended)) {
+                for (number, agent) in ended.iter().filter(|ended| suspects.contains(ended)) {
                     let event = Event::notice(
                         "tag_removed",
                         [
@@ -280,16 +358,70 @@ impl Daemon {
                             ("detail", "nothing of it runs any more".to_owned()),
                         ],
                     );
-                    let journal = &daemon.services.journal;
+                    let journal = &daemon.journal;
                     let _ = journal.append(None, &Arc::from(&**agent), clock::now(), [event]);
-                    if let Err(error) = daemon.kernel.untag(agent) {
-                        tracing::warn!(agent, %error, "an agent that has ended can't be removed");
+                    match daemon.kernel.untag(agent) {
+                        Ok(_) => daemon.forget(*number),
+                        Err(error) => {
+                            tracing::warn!(agent, %error, "an agent that has ended can't be removed");
+                        }
                     }
                 }
                 ended
             });
             before = cleared.await.unwrap_or_default();
         }
+    }
+
+    /// Forgets servers that nobody asks any more, and names that have ended.
+    async fn forget_names(self: Arc<Self>) {
+        let mut timer = tokio::time::interval(FORGET_EVERY);
+        loop {
+            timer.tick().await;
+            let daemon = self.clone();
+            let _ = tokio::task::spawn_blocking(move || {
+                daemon.kernel.sweep_tokens();
+                let agents = daemon.kernel.tags();
+                let is_alive = |name: &str| agents.iter().any(|tag| &*tag.agent.name == name);
+                daemon.names.sweep(is_alive);
+                daemon.refresh_reach();
+            })
+            .await;
+        }
+    }
+
+    /// Makes a cgroup in which something may run an agent.
+    fn tag_running(
+        &self,
+        cgroup: &Path,
+        agent: (Agent, TagKind),
+        old: Option<OldSockets>,
+        unix: UnixAccess,
+    ) -> Result<(Tag, OldSocketCounts), KernelError> {
+        if let Some(namespaces) = self.namespaces.get() {
+            // First, so that nothing of it is refused meanwhile.
+            namespaces.serve_in(&self.kernel.resolve(cgroup)?, &agent.0.name);
+        }
+        let handling = guard::handling(&self.config.tags, old);
+        let (made, strays) = self.kernel.tag_running(cgroup, agent, handling, unix)?;
+        self.refresh_reach();
+        self.books.begin(&made);
+        let mut counts = OldSocketCounts::default();
+        for stray in &strays {
+            match stray.fate {
+                Fate::Cut => counts.cut += 1,
+                Fate::Allowed => counts.allowed += 1,
+                Fate::Kept => counts.kept += 1,
+                Fate::Uncut { .. } => counts.uncut += 1,
+            }
+        }
+        let name: Arc<str> = Arc::from(&*made.agent.name);
+        let findings = strays.into_iter().map(|stray| Finding {
+            agent: name.clone(),
+            what: Found::Stray(stray),
+        });
+        guard::record(&self.journal, findings);
+        Ok((made, counts))
     }
 
     /// Until SIGTERM or SIGINT; SIGHUP reloads the policy.
@@ -305,10 +437,23 @@ impl Daemon {
                 _ = terminate.recv() => return Ok(()),
                 _ = interrupt.recv() => return Ok(()),
                 _ = hang_up.recv() => {
-                    let change = self.services.policies.reload();
+                    let change = self.policies.reload();
                     self.policy_changed(&change);
                 }
             }
+        }
+    }
+
+    /// Lets go of what there is for an agent that isn't one any more, by its number.
+    fn forget(&self, number: u64) {
+        self.engines.close(number);
+        self.books.close(number);
+    }
+
+    /// Has the kernel let by what the rules say now, of agents as they are now.
+    fn refresh_reach(&self) {
+        if let Err(error) = self.reach.refresh() {
+            tracing::error!(%error, "not all that rules with `udp` and `inbound` allow passes");
         }
     }
 
@@ -316,6 +461,8 @@ impl Daemon {
         match change {
             Change::Unchanged => {}
             Change::Loaded { hash } => {
+                self.refresh_reach();
+                self.proxy.policy_changed();
                 tracing::info!(hash, "a new policy is in force");
                 self.record("policy_loaded", [("policy", hash.clone())]);
             }
@@ -331,7 +478,6 @@ impl Daemon {
     fn record<const N: usize>(&self, name: &str, detail: [(&str, String); N]) {
         let event = Event::notice(name, detail);
         let _ = self
-            .services
             .journal
             .append(None, &Arc::from(""), clock::now(), [event]);
     }
@@ -346,75 +492,31 @@ impl Daemon {
     ) -> Result<(), Failure> {
         let by = format!("{} (uid {})", by.name(), by.uid());
         let event = Event::notice(name, [("by", by), ("detail", detail.to_owned())]);
-        self.services
-            .journal
+        self.journal
             .append(None, &Arc::from(agent), clock::now(), [event])?;
         Ok(())
     }
 }
 
-/// A listener on `address`; for port 0 on one that the kernel gives to nobody who doesn't ask for it.
-///
-/// A `listen()` without a `bind()` gets a port of the range for outgoing connections, and no hook sees
-/// it. Were ours of that range, who is quick could take it over when the daemon dies, and would be sent
-/// other agents' connections for as long as it counts as alive.
-fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
-    const TRIES: usize = 64;
-    let unasked = unasked_ports(&fs::read_to_string(LOCAL_PORT_RANGE).unwrap_or_default());
-    if address.port() == 0 && !unasked.is_empty() {
-        for _ in 0..TRIES {
-            let offset = crate::accept::random_id() % unasked.len() as u64;
-            let port = unasked.start + u16::try_from(offset).unwrap_or(0);
-            match bind(SocketAddr::new(address.ip(), port)) {
-                Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {}
-                bound => return bound,
-            }
-        }
-    }
-    bind(address)
-}
-
-/// The ports that outgoing connections get, as `first last`.
-const LOCAL_PORT_RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
-
-/// Ports outside `range`, as the kernel writes it: above it, where hardly any service has its own, or else
-/// below it.
-fn unasked_ports(range: &str) -> Range<u16> {
-    /// As many as two listeners surely find a free one among.
-    const ENOUGH: usize = 256;
-    /// Below stand most services.
-    const FIRST: u16 = 20_000;
-    let mut ends = range.split_whitespace().map(str::parse);
-    let (Some(Ok(first)), Some(Ok(last))) = (ends.next(), ends.next()) else {
-        return 0..0;
-    };
-    let above = u16::saturating_add(last, 1)..u16::MAX;
-    if above.len() >= ENOUGH {
-        above
-    } else {
-        FIRST..first
+fn counted(connects: u64) -> String {
+    match connects {
+        1 => "1 connect".to_owned(),
+        more => format!("{more} connects"),
     }
 }
 
-/// A listener that can be opened again at once after a restart.
-fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
-    let socket = if address.is_ipv4() {
-        tokio::net::TcpSocket::new_v4()
-    } else {
-        tokio::net::TcpSocket::new_v6()
-    }?;
-    socket.set_reuseaddr(true)?;
-    // Agents are on this host: what a host chooses for its network (BBR, say, which paces by timers) only
-    // costs here. Connections have it from their listener; those to servers keep the host's choice.
-    let _ = setsockopt(&socket, TcpCongestion, &OsString::from("reno"));
-    socket.bind(address)?;
-    socket.listen(4_096)
-}
-
-fn tagged(tag: Tag) -> Tagged {
+fn tagged(kernel: &Kernel, tag: Tag) -> Tagged {
     Tagged {
         agent: tag.agent.name.clone(),
         labels: tag.agent.labels.clone(),
+        frozen: kernel.is_frozen(&tag),
+        away: false,
+        old_sockets: OldSocketCounts {
+            allowed: kernel.old_sockets_open(&tag),
+            ..OldSocketCounts::default()
+        },
+        cautions: Vec::new(),
+        stand_ins: Vec::new(),
         cgroup: tag.cgroup,
         kind: tag.kind,
     }
@@ -422,14 +524,14 @@ fn tagged(tag: Tag) -> Tagged {
 
 impl Host for Daemon {
     fn authority(&self) -> String {
-        self.services.tls.authority_pem().to_owned()
+        self.authority.clone()
     }
 
     fn status(&self) -> Result<Status, Failure> {
-        let policies = &self.services.policies;
+        let policies = &self.policies;
         let state = policies.state();
         let policy = policies.current();
-        let stopped = self.services.journal.stopped();
+        let stopped = self.journal.stopped().or_else(|| self.proxy.stopped());
         let mut troubles = Vec::new();
         let mut trouble = |what: String, remedy: &str| {
             troubles.push(Trouble {
@@ -455,15 +557,43 @@ impl Host for Daemon {
                 "remove `enforce: false` when you trust it",
             );
         }
+        let connects: Vec<AgentConnects> = self
+            .books
+            .accounts()
+            .into_iter()
+            .map(AgentConnects::from)
+            .collect();
+        for agent in &connects {
+            if agent.unaccounted > 0 {
+                trouble(
+                    format!(
+                        "{} of agent `{}` not accounted for: redirected, and nothing of what became of it is on record",
+                        counted(agent.unaccounted),
+                        agent.account.agent
+                    ),
+                    "look for what the daemon's log says of them; nothing passes that can't be recorded",
+                );
+            }
+        }
+        if self.proxy.status().is_none() {
+            trouble(
+                "the process that carries sessions doesn't run: connections wait".to_owned(),
+                "it is started again by itself; the daemon's log says why it ended",
+            );
+        }
+        for (what, remedy) in self.kernel.troubles() {
+            trouble(what, &remedy);
+        }
         let counters = serde_json::to_value(self.kernel.counters()).unwrap_or_default();
         Ok(Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             instance: self.config.instance.to_string(),
             pid: std::process::id(),
+            proxy: self.proxy.status(),
             started: self.started,
             agents: self.kernel.tags().len() as u64,
-            sessions: self.acceptor.open() as u64,
-            approvals: self.services.approvals.pending() as u64,
+            sessions: self.proxy.sessions().count() as u64,
+            approvals: self.approvals.pending() as u64,
             policy: PolicyStatus {
                 hash: policy.hash().to_string(),
                 path: policies.path().to_owned(),
@@ -473,16 +603,31 @@ impl Host for Daemon {
             },
             journal: JournalStatus {
                 path: self.config.state.clone(),
-                last_seq: self.services.journal.last_seq(),
+                last_seq: self.journal.last_seq(),
                 stopped: stopped.map(|stopped| stopped.to_string()),
             },
             kernel: serde_json::from_value(counters).unwrap_or_default(),
+            connects,
             troubles,
         })
     }
 
+    fn places(&self) -> Places {
+        self.config.places()
+    }
+
     fn agents(&self) -> Result<Vec<Tagged>, Failure> {
-        Ok(self.kernel.tags().into_iter().map(tagged).collect())
+        // What has just ended is neither otherwise, until the next look.
+        self.kernel.set_aside();
+        let tags = self.kernel.tags().into_iter();
+        let away = self.kernel.away().into_iter().map(|tag| Tagged {
+            away: true,
+            ..tagged(&self.kernel, tag)
+        });
+        Ok(tags
+            .map(|tag| tagged(&self.kernel, tag))
+            .chain(away)
+            .collect())
     }
 
     fn tag(&self, tag: NewTag, by: &Person) -> Result<Tagged, Failure> {
@@ -490,23 +635,100 @@ impl Host for Daemon {
             name: tag.agent,
             labels: tag.labels,
         };
-        self.record_deed("tag_added", &agent.name, by, &format!("{:?}", tag.target))?;
-        let made = match tag.target {
-            TagTarget::New => self.kernel.tag_new(agent)?,
-            TagTarget::Cgroup(path) => self.kernel.tag(&path, agent, TagKind::Existing)?,
-            TagTarget::Pid(pid) => {
-                let cgroup = self.kernel.cgroup_of(pid).ok_or_else(|| {
-                    Failure::new(FailureKind::Missing, format!("there is no process {pid}"))
-                })?;
-                self.kernel.tag(&cgroup, agent, TagKind::Existing)?
+        let unix = guard::unix_access(&self.config.tags, tag.unix_sockets, tag.allow_sockets);
+        let mut what = format!("{:?}", tag.target);
+        let hooked = (tag.target != TagTarget::New).then_some(&unix);
+        match guard::unguarded(&self.config.tags, hooked, tag.open_sockets)? {
+            Some(open) => what = format!("{what}, {open}"),
+            None => what.extend(hooked.map(|unix| format!(", {unix}"))),
+        }
+        if let Some(confined) = &tag.confined {
+            what = format!("{what}, {confined}");
+        }
+        if !tag.engines.is_empty() {
+            if tag.target != TagTarget::New {
+                let what = "only what `interceptor run` launches is shown sockets in the place of container engines'";
+                return Err(Failure::new(FailureKind::Invalid, what));
             }
+            let engines: Vec<_> = tag
+                .engines
+                .iter()
+                .map(|path| path.display().to_string())
+                .collect();
+            what = format!("{what}, with {} through the daemon", engines.join(", "));
+        }
+        self.record_deed("tag_added", &agent.name, by, &what)?;
+        let kind = match &tag.target {
+            TagTarget::Unit(_) | TagTarget::Container(_) => TagKind::Followed,
+            TagTarget::Cgroup(_) | TagTarget::Pid(_) => TagKind::Existing,
+            TagTarget::New => TagKind::Launched,
         };
-        Ok(tagged(made))
+        let cgroup = match tag.target {
+            TagTarget::New => {
+                let made = self.kernel.tag_new(agent)?;
+                self.refresh_reach();
+                self.books.begin(&made);
+                let stand_ins = self.engines.open(&made, &tag.engines).map_err(|error| {
+                    let failure = Failure::new(FailureKind::Invalid, error);
+                    match self.untag(&made.agent.name, by) {
+                        Ok(_) => failure,
+                        Err(left) => failure.with_remedy(&format!(
+                            "its cgroup stays, too ({left}); try `interceptor tag remove {}`",
+                            made.agent.name
+                        )),
+                    }
+                })?;
+                return Ok(Tagged {
+                    stand_ins,
+                    ..tagged(&self.kernel, made)
+                });
+            }
+            TagTarget::Cgroup(path) => path,
+            TagTarget::Unit(name) => self.kernel.cgroup_of_unit(&name)?,
+            TagTarget::Container(id) => self.kernel.cgroup_of_container(&id)?,
+            TagTarget::Pid(pid) => self.kernel.cgroup_of(pid).ok_or_else(|| {
+                Failure::new(FailureKind::Missing, format!("there is no process {pid}"))
+            })?,
+        };
+        let (made, counts) = self.tag_running(&cgroup, (agent, kind), tag.old_sockets, unix)?;
+        let cautions = guard::cautions(&made);
+        let mut answer = tagged(&self.kernel, made);
+        answer.old_sockets = counts;
+        answer.cautions = cautions;
+        Ok(answer)
     }
 
     fn untag(&self, agent: &str, by: &Person) -> Result<Tagged, Failure> {
         self.record_deed("tag_removed", agent, by, "")?;
-        Ok(tagged(self.kernel.untag(agent)?))
+        let untagged = self.kernel.untag(agent)?;
+        self.forget(untagged.number);
+        Ok(tagged(&self.kernel, untagged))
+    }
+
+    fn act(&self, deed: NewDeed, by: &Person) -> Result<Done, Failure> {
+        let name = match deed.deed {
+            Deed::Freeze => "agent_frozen",
+            Deed::Thaw => "agent_thawed",
+            Deed::Cut => "agent_cut",
+        };
+        self.record_deed(name, &deed.agent, by, "")?;
+        let (tag, connections) = match deed.deed {
+            Deed::Freeze => (self.kernel.freeze(&deed.agent)?, 0),
+            Deed::Thaw => (self.kernel.thaw(&deed.agent)?, 0),
+            Deed::Cut => {
+                let cut = self.kernel.cut(&deed.agent);
+                // What waits for people or a server ends too, whatever the kernel could do.
+                let tags = self.kernel.tags().into_iter();
+                for tag in tags.filter(|tag| tag.agent.name == deed.agent) {
+                    self.proxy.sever(tag.number);
+                }
+                cut?
+            }
+        };
+        Ok(Done {
+            agent: tagged(&self.kernel, tag),
+            connections: connections as u64,
+        })
     }
 
     fn agent_of(&self, pid: u32) -> Result<Option<Box<str>>, Failure> {
@@ -521,7 +743,7 @@ impl Host for Daemon {
 
     fn reload(&self, by: &Person) -> Result<PolicyStatus, Failure> {
         self.record_deed("policy_reload", "", by, "")?;
-        let change = self.services.policies.reload();
+        let change = self.policies.reload();
         self.policy_changed(&change);
         match change {
             Change::Loaded { .. } | Change::Unchanged => Ok(self.status()?.policy),
@@ -531,33 +753,10 @@ impl Host for Daemon {
     }
 
     fn approvals(&self) -> &Approvals {
-        &self.services.approvals
+        &self.approvals
     }
 
     fn journal(&self) -> &Journal {
-        &self.services.journal
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::unasked_ports;
-
-    #[test]
-    fn the_listener_takes_no_port_that_is_given_to_who_asks_for_none() {
-        let table = [
-            ("32768\t60999\n", 61_000..65_535),
-            ("1024 65000", 65_001..65_535),
-            ("32768 65535", 20_000..32_768),
-            ("1024 65535", 0..0),
-            ("", 0..0),
-        ];
-        for (range, expected) in table {
-            let ports = unasked_ports(range);
-            assert!(
-                ports == expected || (ports.is_empty() && expected.is_empty()),
-                "{range}"
-            );
-        }
+        &self.journal
     }
 }

@@ -17,15 +17,14 @@ use bytes::{Buf, BufMut as _, Bytes, BytesMut};
 use interceptor_core::limits;
 use nix::sys::socket::{MsgFlags, recv};
 use rustls::Connection;
-use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, Interest, ReadBuf},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, Interest, ReadBuf};
+
+use crate::socket::Socket;
 
 /// One side of an intercepted connection.
 #[derive(Debug)]
 pub struct Leg {
-    socket: TcpStream,
+    socket: Socket,
     tls: Option<Box<Connection>>,
     /// What was read and given back, to be read again.
     unread: BytesMut,
@@ -53,9 +52,9 @@ const ENCRYPTED_BYTES_MAX: usize = 64 << 10;
 impl Leg {
     /// A side in plain text.
     #[must_use]
-    pub fn plain(socket: TcpStream) -> Self {
+    pub fn plain(socket: impl Into<Socket>) -> Self {
         Self {
-            socket,
+            socket: socket.into(),
             tls: None,
             unread: BytesMut::new(),
             received: None,
@@ -66,7 +65,7 @@ impl Leg {
 
     /// A side whose handshake is done.
     #[must_use]
-    pub fn secure(socket: TcpStream, mut tls: Connection) -> Self {
+    pub fn secure(socket: Socket, mut tls: Connection) -> Self {
         tls.set_buffer_limit(Some(ENCRYPTED_BYTES_MAX));
         Self {
             socket,
@@ -80,13 +79,13 @@ impl Leg {
 
     /// The socket below.
     #[must_use]
-    pub const fn socket(&self) -> &TcpStream {
+    pub const fn socket(&self) -> &Socket {
         &self.socket
     }
 
     /// The socket, of a side on which nothing has been encrypted.
     #[must_use]
-    pub fn into_socket(self) -> TcpStream {
+    pub fn into_socket(self) -> Socket {
         self.socket
     }
 
@@ -228,7 +227,7 @@ impl Leg {
 
     /// Has the peer see a reset rather than an orderly end.
     pub fn reset(&self) {
-        let _ = self.socket.set_zero_linger();
+        self.socket.reset_on_close();
     }
 
     /// Writes all of `queue`, for a farewell that may not wait for ever.
@@ -268,12 +267,12 @@ fn decrypted(tls: &mut Connection, buffer: &mut BytesMut) -> io::Result<usize> {
 }
 
 /// Hands encrypted bytes to the socket; whether it took all of them.
-pub(crate) fn flush(socket: &TcpStream, tls: &mut Connection) -> io::Result<bool> {
+pub(crate) fn flush(socket: &Socket, tls: &mut Connection) -> io::Result<bool> {
     flush_counted(socket, tls).map(|(_, flushed)| flushed)
 }
 
 /// As [`flush`], with how many it took.
-fn flush_counted(socket: &TcpStream, tls: &mut Connection) -> io::Result<(u64, bool)> {
+fn flush_counted(socket: &Socket, tls: &mut Connection) -> io::Result<(u64, bool)> {
     let mut taken = 0;
     while tls.wants_write() {
         match tls.write_tls(&mut Nonblocking(socket)) {
@@ -291,7 +290,7 @@ fn flush_counted(socket: &TcpStream, tls: &mut Connection) -> io::Result<(u64, b
 /// # Errors
 /// [`rustls::Error`] in an [`io::Error`] where TLS is why, else the operating system's.
 pub async fn handshake(
-    socket: &TcpStream,
+    socket: &Socket,
     tls: &mut Connection,
     mut after_each_step: impl FnMut(),
 ) -> io::Result<()> {
@@ -319,7 +318,7 @@ pub async fn handshake(
 ///
 /// # Errors
 /// As [`handshake`].
-pub fn read_once(socket: &TcpStream, tls: &mut Connection) -> io::Result<()> {
+pub fn read_once(socket: &Socket, tls: &mut Connection) -> io::Result<()> {
     match tls.read_tls(&mut Nonblocking(socket)) {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
         Err(error) => return Err(error),
@@ -334,7 +333,7 @@ pub fn read_once(socket: &TcpStream, tls: &mut Connection) -> io::Result<()> {
 }
 
 /// The socket as something that answers at once.
-struct Nonblocking<'a>(&'a TcpStream);
+struct Nonblocking<'a>(&'a Socket);
 
 impl Read for Nonblocking<'_> {
     /// What didn't fill `buffer` has emptied the socket, whose next bytes will be an event of their own: not to

@@ -3,16 +3,17 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, mpsc},
+    sync::{Arc, Mutex, mpsc},
     time::Duration,
 };
 
+use crate::sync::lock;
 use arc_swap::ArcSwap;
 use interceptor_core::{
     operation::{Operation, Protocol},
     policy::{Outcome, Policy, PolicyError, Problem},
     protocol::{
-        http,
+        dns, http,
         postgres::describe::{Describer, Lexing},
     },
     record::Timestamp,
@@ -25,12 +26,45 @@ const SETTLE: Duration = Duration::from_millis(200);
 /// The pack that is used where nothing else is configured.
 pub const STARTER: &str = include_str!("../../policies/starter.yaml");
 
+/// Name and text of each file that makes up a policy.
+pub type Files = Vec<(String, String)>;
+
 /// The policy in force and where it comes from.
 #[derive(Debug)]
 pub struct Policies {
     path: PathBuf,
-    current: ArcSwap<Policy>,
+    current: InForce,
     state: Mutex<State>,
+    files: Mutex<Files>,
+}
+
+/// The policy in force.
+#[derive(Debug)]
+pub struct InForce(ArcSwap<Policy>);
+
+impl InForce {
+    /// `policy` is.
+    #[must_use]
+    pub fn new(policy: Arc<Policy>) -> Self {
+        Self(ArcSwap::new(policy))
+    }
+
+    /// The policy that is.
+    #[must_use]
+    pub fn current(&self) -> Arc<Policy> {
+        self.0.load_full()
+    }
+
+    /// Whether it is `policy`.
+    #[must_use]
+    pub fn is_current(&self, policy: &Arc<Policy>) -> bool {
+        Arc::ptr_eq(&self.0.load(), policy)
+    }
+
+    /// `policy` is from now on.
+    pub fn replace(&self, policy: Arc<Policy>) {
+        self.0.store(policy);
+    }
 }
 
 /// When the policy was loaded, and what is wrong with its files since.
@@ -64,7 +98,11 @@ pub enum Change {
 /// # Errors
 /// Everything that is wrong with it, each with its place.
 pub fn parse(path: &Path) -> Result<Policy, PolicyError> {
-    let files = read(path).map_err(|(path, error)| {
+    Policy::parse(&files(path)?)
+}
+
+fn files(path: &Path) -> Result<Files, PolicyError> {
+    read(path).map_err(|(path, error)| {
         let what = match error.kind() {
             io::ErrorKind::NotFound => {
                 "there is no policy here; give --policies a file or a folder with *.yaml files"
@@ -78,8 +116,7 @@ pub fn parse(path: &Path) -> Result<Policy, PolicyError> {
             column: 0,
             what,
         }])
-    })?;
-    Policy::parse(&files)
+    })
 }
 
 /// The policy in the file or folder `path`, its own cases run.
@@ -87,7 +124,12 @@ pub fn parse(path: &Path) -> Result<Policy, PolicyError> {
 /// # Errors
 /// Everything that is wrong with it, failed cases included, each with its place.
 pub fn load(path: &Path) -> Result<Arc<Policy>, PolicyError> {
-    let policy = Arc::new(parse(path)?);
+    tested(&files(path)?)
+}
+
+/// The policy that `files` make, its own cases run.
+fn tested(files: &Files) -> Result<Arc<Policy>, PolicyError> {
+    let policy = Arc::new(Policy::parse(files)?);
     let failed: Vec<Problem> = test(&policy)
         .into_iter()
         .filter_map(|(_, outcome)| match outcome {
@@ -119,6 +161,7 @@ pub fn test(policy: &Arc<Policy>) -> Vec<(String, Outcome)> {
             http: None,
         }),
         Protocol::Http => http::describe::example(statement),
+        Protocol::Dns => dns::describe::example(statement),
         Protocol::Tls | Protocol::Opaque => None,
     };
     policy
@@ -129,7 +172,7 @@ pub fn test(policy: &Arc<Policy>) -> Vec<(String, Outcome)> {
 }
 
 /// Name and text of the files that make up the policy at `path`, in the order of their names.
-fn read(path: &Path) -> Result<Vec<(String, String)>, (PathBuf, io::Error)> {
+fn read(path: &Path) -> Result<Files, (PathBuf, io::Error)> {
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |error| (path, error)
@@ -171,11 +214,13 @@ impl Policies {
     /// # Errors
     /// Where it is missing, broken, or fails its own cases.
     pub fn open(path: &Path) -> Result<Self, PolicyError> {
-        let policy = load(path)?;
+        let files = files(path)?;
+        let policy = tested(&files)?;
         Ok(Self {
+            files: Mutex::new(files),
             // Its folder is watched, and `policy.yaml` alone names none.
             path: std::path::absolute(path).unwrap_or_else(|_| path.to_owned()),
-            current: ArcSwap::new(policy),
+            current: InForce::new(policy),
             state: Mutex::new(State {
                 loaded: crate::clock::now(),
                 broken: None,
@@ -186,13 +231,14 @@ impl Policies {
     /// The policy in force.
     #[must_use]
     pub fn current(&self) -> Arc<Policy> {
-        self.current.load_full()
+        self.current.current()
     }
 
-    /// Whether `policy` is the one in force.
+    /// The files that make it.
     #[must_use]
-    pub fn is_current(&self, policy: &Arc<Policy>) -> bool {
-        Arc::ptr_eq(&self.current.load(), policy)
+    pub fn files(&self) -> Files {
+        let files = lock(&self.files);
+        files.clone()
     }
 
     /// Where it is read from.
@@ -204,24 +250,23 @@ impl Policies {
     /// When it was loaded, and what is wrong since.
     #[must_use]
     pub fn state(&self) -> State {
-        self.state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        lock(&self.state).clone()
     }
 
     /// Reads the files again. A broken policy is never half in force: the one before stays.
     pub fn reload(&self) -> Change {
         // Held throughout, so that of two reloads at once the one that read last also stores last.
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        match load(&self.path) {
-            Ok(policy) if policy.hash() == self.current.load().hash() => {
+        let mut state = lock(&self.state);
+        let loaded = files(&self.path).and_then(|files| Ok((tested(&files)?, files)));
+        match loaded {
+            Ok((policy, _)) if policy.hash() == self.current().hash() => {
                 state.broken = None;
                 Change::Unchanged
             }
-            Ok(policy) => {
+            Ok((policy, files)) => {
                 let hash = policy.hash().to_string();
-                self.current.store(policy);
+                *lock(&self.files) = files;
+                self.current.replace(policy);
                 *state = State {
                     loaded: crate::clock::now(),
                     broken: None,

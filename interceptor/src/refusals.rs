@@ -3,7 +3,11 @@
 //! A process can be refused some hundred thousand times a second. Neither the journal nor anybody's
 //! patience is to be filled by that, and nothing goes uncounted.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
 
 use interceptor_core::record::Event;
 use tokio::{io::unix::AsyncFd, time::MissedTickBehavior};
@@ -12,6 +16,8 @@ use crate::{
     clock,
     journal::Journal,
     kernel::{Events, Kernel, Refusal},
+    reach::Reach,
+    sync::lock,
 };
 
 /// Refusals of one agent and kind that are recorded each by itself within a [`WINDOW`].
@@ -23,8 +29,32 @@ const WINDOW: Duration = Duration::from_secs(1);
 /// Refusals that are looked at before others get their turn on this thread.
 const TURN: usize = 256;
 
-/// Records what the hooks refuse, for as long as the daemon runs.
-pub(crate) async fn follow(kernel: Arc<Kernel>, journal: Journal, events: Events) {
+/// Tells how much of a flood is recorded each by itself: [`EACH_MAX`] within a [`WINDOW`].
+#[derive(Debug, Default)]
+pub(crate) struct Flood(Mutex<Option<(Instant, u64)>>);
+
+impl Flood {
+    /// Counts one more; whether it is one of so many that it isn't recorded by itself.
+    pub(crate) fn is_one_of_many(&self) -> bool {
+        let mut seen = lock(&self.0);
+        let (since, count) = seen.get_or_insert_with(|| (Instant::now(), 0));
+        if since.elapsed() > WINDOW {
+            (*since, *count) = (Instant::now(), 0);
+        }
+        *count += 1;
+        *count > EACH_MAX
+    }
+}
+
+/// Records what the hooks refuse, for as long as the daemon runs. `unarmed` is told which processes connect
+/// where nobody listens.
+pub(crate) async fn follow(
+    kernel: Arc<Kernel>,
+    reach: Arc<Reach>,
+    journal: Journal,
+    events: Events,
+    unarmed: impl Fn(u32),
+) {
     let mut ring = match events.watched() {
         Ok(ring) => ring,
         Err(error) => {
@@ -58,6 +88,10 @@ pub(crate) async fn follow(kernel: Arc<Kernel>, journal: Journal, events: Events
             refusals = next(&mut ring) => refusals,
         };
         let Some(refusals) = refusals else { return };
+        // Before anything is recorded: somebody is trying again.
+        for refusal in refusals.iter().filter(|refusal| refusal.is_unarmed()) {
+            unarmed(refusal.pid);
+        }
         for refusal in refusals {
             let count = seen.entry((refusal.agent, refusal.name)).or_default();
             *count += 1;
@@ -66,7 +100,7 @@ pub(crate) async fn follow(kernel: Arc<Kernel>, journal: Journal, events: Events
                     &kernel,
                     &journal,
                     refusal.agent,
-                    describe(&kernel, &refusal),
+                    describe(&kernel, &reach, &refusal),
                 );
             }
         }
@@ -91,26 +125,37 @@ async fn next(ring: &mut AsyncFd<Events>) -> Option<Vec<Refusal>> {
     }
 }
 
-fn describe(kernel: &Kernel, refusal: &Refusal) -> Event {
-    let process = kernel.describe_process(refusal.pid);
-    let mut detail = vec![
-        ("pid", refusal.pid.to_string()),
-        ("uid", refusal.uid.to_string()),
-        (
-            "socket",
-            format!("type {} protocol {}", refusal.kind.0, refusal.kind.1),
-        ),
-    ];
-    detail.extend(
-        refusal
-            .destination
-            .map(|destination| ("destination", destination.to_string())),
-    );
-    detail.extend(
-        process
-            .executable
-            .map(|executable| ("executable", executable.to_string())),
-    );
+fn describe(kernel: &Kernel, reach: &Reach, refusal: &Refusal) -> Event {
+    let mut detail = Vec::new();
+    if refusal.pid != 0 {
+        let process = kernel.describe_process(refusal.pid);
+        detail.push(("pid", refusal.pid.to_string()));
+        detail.push(("uid", refusal.uid.to_string()));
+        let executable = process.executable;
+        detail.extend(executable.map(|executable| ("executable", executable.to_string())));
+    }
+    let (kind, protocol) = refusal.kind;
+    detail.push(match refusal.name {
+        "option_refused" => ("option", format!("level {kind} number {protocol}")),
+        _ => ("socket", format!("type {kind} protocol {protocol}")),
+    });
+    detail.extend(refusal.socket.clone().map(|name| ("name", name)));
+    if refusal.name == "unix_refused" {
+        let remedy = "if it is to reach it: `tag add --allow-socket NAME`, or `tags: {allow_sockets: [NAME]}`";
+        detail.push(("remedy", remedy.to_owned()));
+    }
+    match refusal.destination {
+        // Of what comes in the port is the agent's own.
+        Some(peer) if refusal.name.starts_with("inbound") => {
+            detail.push(("source", peer.ip().to_string()));
+            detail.push(("port", peer.port().to_string()));
+        }
+        Some(peer) => detail.push(("destination", peer.to_string())),
+        None => {}
+    }
+    let agent = kernel.agent(refusal.agent);
+    let rule = agent.and_then(|agent| reach.rule(&agent, refusal));
+    detail.extend(rule.map(|rule| ("rule", rule.to_string())));
     Event::notice(refusal.name, detail)
 }
 

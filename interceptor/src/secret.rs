@@ -51,6 +51,15 @@ pub enum Source {
 }
 
 impl Source {
+    /// The file that it stands in, if that is where.
+    #[must_use]
+    pub fn file(&self) -> Option<&PathBuf> {
+        match self {
+            Self::File(path) => Some(path),
+            Self::Environment(_) | Self::Command { .. } => None,
+        }
+    }
+
     /// The secret that stands there now. Blocks, for a few seconds at the most.
     ///
     /// # Errors

@@ -3,28 +3,40 @@
 use std::{io, time::Duration};
 
 use interceptor_core::origin::Destination;
-use tokio::net::TcpStream;
 
-/// Connects to `destination`, for `patience` at the most.
+use crate::{proxy::Network, socket::Socket};
+
+/// Connects to `destination` from `network`, for `patience` at the most.
 ///
-/// The daemon's own cgroup carries no redirect, so this reaches the real address.
+/// The daemon's own cgroup carries no redirect, so this reaches the real address. A UNIX socket is the daemon's to
+/// connect to.
 ///
 /// # Errors
 /// The operating system's, or a time-out.
-pub async fn dial(destination: Destination, patience: Duration) -> io::Result<TcpStream> {
-    let connected = tokio::time::timeout(patience, TcpStream::connect(destination.0)).await;
-    let stream = connected.map_err(|_| {
+pub(crate) async fn dial(
+    network: &Network,
+    destination: &Destination,
+    patience: Duration,
+) -> io::Result<Socket> {
+    let connecting = async {
+        match destination {
+            Destination::Ip(address) => network.connect(*address).await.map(Socket::Tcp),
+            Destination::Unix(_) => network.engine().await.map(Socket::Unix),
+        }
+    };
+    let connected = tokio::time::timeout(patience, connecting).await;
+    let socket = connected.map_err(|_| {
         let text = format!(
             "no answer from {destination} within {} s",
             patience.as_secs()
         );
         io::Error::new(io::ErrorKind::TimedOut, text)
     })??;
-    stream.set_nodelay(true)?;
-    if destination.0.ip().to_canonical().is_loopback() {
-        spare(&stream);
+    socket.spare_no_packets();
+    if destination.is_local() {
+        spare(&socket);
     }
-    Ok(stream)
+    Ok(socket)
 }
 
 /// Whether this host's resolver knows `address` as one of `name`'s.
@@ -44,7 +56,10 @@ pub async fn is_address_of(name: &str, address: std::net::SocketAddr) -> bool {
 ///
 /// There is nothing on the way that could be congested, and BBR, where it is the system's default, sets
 /// a timer for every segment. Where the kernel lacks Reno its default has to do.
-pub fn spare(stream: &TcpStream) {
+pub fn spare(socket: &Socket) {
+    let Socket::Tcp(stream) = socket else {
+        return;
+    };
     let _ = nix::sys::socket::setsockopt(
         stream,
         nix::sys::socket::sockopt::TcpCongestion,

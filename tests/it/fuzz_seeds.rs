@@ -107,3 +107,8 @@ fn http_connections() {
 fn client_hellos() {
     replay("hello", targets::hello);
 }
+
+#[test]
+fn dns_connections() {
+    replay("dns", targets::dns);
+}

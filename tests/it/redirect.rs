@@ -19,15 +19,15 @@ use interceptor_tests::{
 use crate::support::ALLOW_ALL;
 
 /// An echo server in a namespace of its own.
-struct World {
-    outside: Outside,
+pub(crate) struct World {
+    pub(crate) outside: Outside,
     server: Child,
 }
 
-const PORT: u16 = 7_000;
+pub(crate) const PORT: u16 = 7_000;
 
 impl World {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let outside = Outside::new().unwrap();
         let mut server = outside
             .command(paths::python().unwrap())
@@ -53,13 +53,13 @@ impl Drop for World {
 }
 
 /// A cgroup that interceptor didn't make.
-struct Cgroup {
+pub(crate) struct Cgroup {
     path: PathBuf,
     _keeper: Keeper,
 }
 
 impl Cgroup {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let path = keeper::cgroup2().unwrap().join(scratch::name("it-tagged"));
         fs::create_dir(&path).unwrap();
         let keeper = Keeper::of_command("rmdir \"$1\"", [path.as_os_str()]).unwrap();
@@ -69,19 +69,24 @@ impl Cgroup {
         }
     }
 
-    /// `net.py` inside.
-    fn net(&self, arguments: &[&str]) -> String {
+    /// `program`, to be started inside.
+    pub(crate) fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("/bin/sh");
         command
             .args(["-c", "echo $$ >\"$0/cgroup.procs\"; exec \"$@\""])
             .arg(&self.path)
-            .arg(paths::python().unwrap())
-            .arg(paths::client("net.py"))
-            .args(arguments);
+            .arg(program);
+        command
+    }
+
+    /// `net.py` inside.
+    fn net(&self, arguments: &[&str]) -> String {
+        let mut command = self.command(paths::python().unwrap());
+        command.arg(paths::client("net.py")).args(arguments);
         run::output(&mut command).unwrap()
     }
 
-    fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         self.path.to_str().unwrap()
     }
 }

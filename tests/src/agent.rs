@@ -35,7 +35,8 @@ impl Agent {
     pub fn start(daemon: &Daemon, name: &str) -> Result<Self> {
         let path = daemon.folder().join(scratch::name("agent"));
         let listener = UnixListener::bind(&path)?;
-        let mut command = daemon.run_as(name, "python3");
+        let mut command = daemon.command(["run", "--agent", name, "--allow-socket"]);
+        command.arg(&path).args(["--", "python3"]);
         command.arg(paths::client("connect.py")).arg(&path);
         let mut program = run::start(&mut command)?;
         listener.set_nonblocking(true)?;

@@ -130,6 +130,23 @@ impl Daemon {
         Ok(())
     }
 
+    /// The process that carries its sessions, if one runs.
+    #[must_use]
+    pub fn proxy(&self) -> Option<nix::unistd::Pid> {
+        // Whatever troubles it.
+        let said = run::outcome(&mut self.command(["-o", "json", "status"])).ok()?;
+        let status: Value = serde_json::from_str(&said.stdout).ok()?;
+        let pid = status.pointer("/proxy/pid")?.as_i64()?;
+        Some(nix::unistd::Pid::from_raw(pid.try_into().ok()?))
+    }
+
+    /// Its processes.
+    #[must_use]
+    pub fn pids(&self) -> Vec<u32> {
+        let proxy = self.proxy().map(|pid| pid.as_raw().cast_unsigned());
+        self.pid().into_iter().chain(proxy).collect()
+    }
+
     /// Stops it in order, if it runs.
     ///
     /// # Errors
@@ -233,17 +250,19 @@ impl Daemon {
     /// # Errors
     /// Where it doesn't run.
     pub fn memory(&self) -> Result<[usize; 2]> {
-        let pid = self.pid().context("the daemon isn't running")?;
-        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let of = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-            let kibibytes: usize = line.trim().strip_suffix(" kB")?.parse().ok()?;
-            Some(kibibytes << 10)
-        };
-        of("VmRSS:")
-            .zip(of("VmHWM:"))
-            .map(Into::into)
-            .context("no memory in its status")
+        let mut sum = [0; 2];
+        for pid in self.both()? {
+            let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+            let of = |name: &str| {
+                let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+                let kibibytes: usize = line.trim().strip_suffix(" kB")?.parse().ok()?;
+                Some(kibibytes << 10)
+            };
+            for (sum, name) in sum.iter_mut().zip(["VmRSS:", "VmHWM:"]) {
+                *sum += of(name).context("no memory in a process's status")?;
+            }
+        }
+        Ok(sum)
     }
 
     /// Has [`Daemon::memory`] tell the most from here on.
@@ -251,8 +270,17 @@ impl Daemon {
     /// # Errors
     /// Where it doesn't run.
     pub fn forget_peak(&self) -> Result<()> {
-        let pid = self.pid().context("the daemon isn't running")?;
-        Ok(fs::write(format!("/proc/{pid}/clear_refs"), "5")?)
+        for pid in self.both()? {
+            fs::write(format!("/proc/{pid}/clear_refs"), "5")?;
+        }
+        Ok(())
+    }
+
+    /// Its two processes.
+    fn both(&self) -> Result<Vec<u32>> {
+        let pids = self.pids();
+        anyhow::ensure!(pids.len() == 2, "only {pids:?} run");
+        Ok(pids)
     }
 
     /// Its instance name.

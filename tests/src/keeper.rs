@@ -32,6 +32,10 @@ const END_PROCESS: &str = concat!(
 /// Removes what bears the name of the instance `$3` and its cgroup `$4`, with all that runs in it.
 const REMOVE_INSTANCE: &str = concat!(
     "rm -rf -- \"/sys/fs/bpf/$3\" \"/run/$3\"; ",
+    // Its network of unique local addresses, which bears the hash of its name.
+    "ip -6 route delete local $(printf %s \"$3\" | sha256sum | ",
+    "sed 's|^\\(..\\)\\(....\\)\\(....\\).*|fd\\1:\\2:\\3:1::/64|') table local 2>/dev/null; ",
+    "for trace in forks moves; do rmdir \"/sys/kernel/tracing/instances/$3-$trace\"; done; ",
     "if [ -d \"$4\" ]; then echo 1 >\"$4/cgroup.kill\"; fi; n=0; ",
     "while [ -d \"$4\" ] && [ $n -lt 100 ]; do ",
     "find \"$4\" -depth -type d -exec rmdir {} ';'; sleep 0.02; n=$((n+1)); done",

@@ -5,7 +5,6 @@
 //! before is answered, and its latency counts from then.
 
 use std::{
-    fs,
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     path::PathBuf,
@@ -66,11 +65,8 @@ enum Work {
         #[arg(long)]
         seconds: u32,
     },
-    /// Connections that asked once and stay, and by how much they let the process `of` grow
-    Idle {
-        #[arg(long)]
-        of: u32,
-    },
+    /// Connections that asked once and stay for half a second
+    Idle,
 }
 
 /// What came of it, printed as JSON.
@@ -86,8 +82,6 @@ pub(crate) struct Outcome {
     pub(crate) p50_us: f64,
     /// Microseconds that all but a hundredth took at the most.
     pub(crate) p99_us: f64,
-    /// Bytes that a process grew by, a connection.
-    pub(crate) grown_bytes: Option<f64>,
     /// Version and suite of the last connection's TLS.
     pub(crate) tls: String,
 }
@@ -99,7 +93,6 @@ pub(crate) struct Outcome {
 pub(crate) fn load(arguments: &Arguments) -> Result<()> {
     let client = Client::new(arguments)?;
     let start = Instant::now();
-    let mut grown_bytes = None;
     let tallies = match arguments.work {
         Work::Paced { rate, seconds } => {
             let every = Duration::from_secs(1) * arguments.connections / rate.max(1);
@@ -116,20 +109,13 @@ pub(crate) fn load(arguments: &Arguments) -> Result<()> {
         Work::Download { seconds } => {
             vec![client.download(start + Duration::from_secs(seconds.into()))?]
         }
-        Work::Idle { of } => {
-            let (grown, tally) = client.idle(of, arguments.connections)?;
-            grown_bytes = Some(grown);
-            vec![tally]
-        }
+        Work::Idle => vec![client.idle(arguments.connections)?],
     };
     let mut elapsed = start.elapsed();
     if matches!(arguments.work, Work::Paced { .. }) {
         elapsed = elapsed.saturating_sub(WARM_UP);
     }
-    let outcome = Outcome {
-        grown_bytes,
-        ..Tally::sum(tallies).outcome(elapsed)
-    };
+    let outcome = Tally::sum(tallies).outcome(elapsed);
     println!("{}", serde_json::to_string(&outcome)?);
     Ok(())
 }
@@ -240,42 +226,23 @@ impl Client {
         Ok(tally)
     }
 
-    fn idle(&self, of: u32, count: u32) -> Result<(f64, Tally)> {
-        const SETTLE: Duration = Duration::from_millis(500);
+    fn idle(&self, count: u32) -> Result<Tally> {
+        const STAY: Duration = Duration::from_millis(500);
         let mut tally = Tally::default();
-        let mut open = |count| -> Result<Vec<Connected>> {
-            (0..count)
-                .map(|_| {
-                    let began = Instant::now();
-                    let mut connected = self.connect()?;
-                    let bytes = connected.ask(&self.path, true)?;
-                    tally.add(began.elapsed(), bytes);
-                    tally.tls = connected.tls();
-                    Ok(connected)
-                })
-                .collect()
-        };
-        // What is needed once isn't any connection's.
-        drop(open(16)?);
-        thread::sleep(SETTLE);
-        let before = resident_bytes(of)?;
-        let kept = open(count)?;
-        thread::sleep(SETTLE);
-        let grown = resident_bytes(of)? - before;
+        let kept = (0..count)
+            .map(|_| {
+                let began = Instant::now();
+                let mut connected = self.connect()?;
+                let bytes = connected.ask(&self.path, true)?;
+                tally.add(began.elapsed(), bytes);
+                tally.tls = connected.tls();
+                Ok(connected)
+            })
+            .collect::<Result<Vec<Connected>>>()?;
+        thread::sleep(STAY);
         drop(kept);
-        Ok((grown / f64::from(count), tally))
+        Ok(tally)
     }
-}
-
-fn resident_bytes(pid: u32) -> Result<f64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))
-        .with_context(|| format!("the process {pid} is gone"))?;
-    let kilobytes: u32 = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix("kB"))
-        .and_then(|number| number.trim().parse().ok())
-        .context("/proc/PID/status doesn't say how much memory it has")?;
-    Ok(f64::from(kilobytes) * 1024.0)
 }
 
 /// A connection.
@@ -401,7 +368,6 @@ impl Tally {
             seconds: elapsed.as_secs_f64(),
             p50_us: quantile(50),
             p99_us: quantile(99),
-            grown_bytes: None,
             tls: self.tls,
         }
     }

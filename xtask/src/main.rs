@@ -11,6 +11,7 @@ use clap::{Parser, Subcommand};
 mod bench;
 mod build;
 mod check;
+mod connect;
 mod demo;
 mod fuzz;
 mod load;
@@ -67,6 +68,12 @@ enum Task {
     /// Ask a server over TLS, and say as JSON how long it took
     #[command(hide = true)]
     Load(load::Arguments),
+    /// Connect to a server again and again, and say as JSON how long that took
+    #[command(hide = true)]
+    Connect(connect::Arguments),
+    /// Accept connections on a free port of loopback, which is printed, and hold them
+    #[command(hide = true)]
+    Hold,
     /// Copy bytes between two TCP sockets and do nothing else (the ceiling of every benchmark)
     #[command(hide = true)]
     Relay {
@@ -95,6 +102,11 @@ enum Bench {
         #[arg(long)]
         only: Vec<String>,
     },
+    /// connect() alone: without hooks, untagged beside them, redirected, and within an agent
+    Connect {
+        #[command(flatten)]
+        amount: bench::Amount,
+    },
 }
 
 fn main() -> ExitCode {
@@ -114,8 +126,13 @@ fn main() -> ExitCode {
         Task::Bench {
             what: Bench::Http { amount, only },
         } => bench::http::bench(amount, &only),
+        Task::Bench {
+            what: Bench::Connect { amount },
+        } => bench::connect::bench(amount),
         Task::Fuzz { target, seconds } => fuzz::fuzz(target.as_deref(), seconds),
         Task::Load(arguments) => load::load(&arguments),
+        Task::Connect(arguments) => connect::connect(&arguments),
+        Task::Hold => connect::hold(),
         Task::Relay { listen, upstream } => relay::relay(listen, upstream),
     };
     match result {

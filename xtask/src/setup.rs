@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -25,7 +26,13 @@ const EBPF_REMEDY: &str = "the eBPF toolchain is missing; these two commands ins
 /// A compiler with a prebuilt `core` for bpfel-unknown-none; it leaves rustup's alone.
 const EBPF_PACKAGES: [&str; 2] = ["rustc-web", "libstd-rust-web-dev-bpf"];
 
-const PACKAGES: [&str; 16] = [
+/// Container engines: what they would start, as services of this host, isn't wanted.
+const ENGINES: [&str; 2] = ["docker.io", "python3-docker"];
+
+/// Asked by Debian's packages whether they may start services; a script that says no.
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+const PACKAGES: [&str; 21] = [
     // C for libpg_query, aws-lc and zstd, and libclang for bindgen.
     "build-essential",
     "clang",
@@ -43,6 +50,13 @@ const PACKAGES: [&str; 16] = [
     "p11-kit-modules",
     "openjdk-17-jdk-headless",
     "git",
+    // A DNS server, and a resolver besides those of the languages: musl's.
+    "dnsmasq-base",
+    "bind9-dnsutils",
+    "musl-tools",
+    // A container runtime, and what runs in a container without an image.
+    "busybox-static",
+    "crun",
     // Network namespaces.
     "iproute2",
     "ca-certificates",
@@ -76,10 +90,11 @@ pub(crate) fn setup() -> Result<()> {
     if find("apt-get").is_none() {
         bail!(
             "setup knows Debian's apt-get only; elsewhere install these by hand: {}",
-            PACKAGES.join(", ")
+            [&PACKAGES[..], &ENGINES].concat().join(", ")
         );
     }
     packages("packages", &PACKAGES)?;
+    engines()?;
     ebpf_toolchain().context(EBPF_REMEDY)?;
     rust_components()?;
     python_clients()?;
@@ -157,6 +172,25 @@ fn packages(what: &str, wanted: &[&str]) -> Result<()> {
         step.run(command("apt-get").arg("update"))?;
         install(step, &missing)
     })
+}
+
+/// Installs container engines and starts none: it would change this host's network.
+fn engines() -> Result<()> {
+    if ENGINES.iter().all(|package| is_installed(package)) {
+        skip("container engines", "installed");
+        return Ok(());
+    }
+    if Path::new(POLICY).exists() {
+        // Whoever has put it there has a reason.
+        return packages("container engines", &ENGINES);
+    }
+    fs::write(POLICY, "#!/bin/sh\nexit 101\n").context("no services are to be started")?;
+    let executable = fs::Permissions::from_mode(0o755);
+    let installed = fs::set_permissions(POLICY, executable)
+        .map_err(Into::into)
+        .and_then(|()| packages("container engines", &ENGINES));
+    fs::remove_file(POLICY).context("services may be started again")?;
+    installed
 }
 
 fn install(step: &Step, missing: &[&str]) -> Result<()> {

@@ -4,7 +4,7 @@
 //! [`Step::Wait`]. The bytes of a proposed operation stay inside the decoder until a
 //! [`Permit`](crate::ruling::Permit) releases exactly them.
 
-use std::fmt;
+use std::{fmt, net::IpAddr, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 
@@ -51,6 +51,8 @@ pub enum Step {
     Send(Peer, Bytes),
     /// Put this into the session's record.
     Record(Event),
+    /// The client is about to be told these addresses of a name.
+    Resolved(Resolved),
     /// Who presents this key to the same destination may cancel what this session waits for.
     Cancellable(CancelKey),
     /// The session with this key is to be cancelled; the destination is told as well.
@@ -68,8 +70,31 @@ pub enum Step {
         /// What the server said already.
         upstream: BytesMut,
     },
+    /// Both sides agreed to go on in HTTP/2, in which the client asks: send what is queued, then take its requests
+    /// one by one.
+    Http2 {
+        /// What the client said already.
+        client: BytesMut,
+        /// What the server said already.
+        upstream: BytesMut,
+    },
     /// Send what is queued, then close both sides.
     Close(Closing),
+}
+
+/// What a client is told of a name.
+///
+/// It is as true as the server that says so: whoever answers can give his own address any name, and any
+/// alias. Only what a server says that the operator trusts proves anything.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resolved {
+    /// The name that was asked for, lower case, without the last dot.
+    pub name: Box<str>,
+    /// What it stands for according to the answer, in the order of the chain. Not the targets of services
+    /// (HTTPS records): with those anybody can call his own address by anybody's name.
+    pub aliases: Vec<Box<str>>,
+    /// The addresses at the end of the chain, each with how long it may be remembered.
+    pub addresses: Vec<(IpAddr, Duration)>,
 }
 
 /// What a server gave a session to be cancelled by (PostgreSQL's BackendKeyData). A secret.
@@ -103,6 +128,8 @@ pub enum Failure {
     NoSecret(String),
     /// The journal takes no records. Nothing that is still to be sent may be sent.
     Unrecorded,
+    /// The sessions of this agent hold more memory than those of one agent may, and this one is large.
+    Memory,
 }
 
 impl fmt::Display for Failure {
@@ -111,6 +138,9 @@ impl fmt::Display for Failure {
             Self::Unreachable(reason) => write!(f, "unreachable: {reason}"),
             Self::NoSecret(reason) => f.write_str(reason),
             Self::Unrecorded => f.write_str("the journal takes no records"),
+            Self::Memory => f.write_str(
+                "this agent's connections hold more memory than one agent's may (`limits.memory_per_agent`)",
+            ),
         }
     }
 }

@@ -64,6 +64,26 @@ pub const HTTP_BODY_AWAITED_MAX: u64 = 64 << 10;
 /// Bytes of one body that go on record, unless configured; of the rest the digest does.
 pub const HTTP_RECORDED_BYTES_MAX: u64 = 1 << 20;
 
+/// Questions to DNS servers that may be unanswered in one session. Of what UDP lost nobody is told, so the
+/// oldest is given up for one more: a resolver of some thousand lookups a second, whose server takes a second
+/// for each, is what this serves. Each costs its question and a little, under 512 bytes.
+pub const DNS_OUTSTANDING_MAX: usize = 4_096;
+
+/// Names that one answer may say that a name stands for. Resolvers follow 8 to 16 aliases.
+pub const DNS_ALIASES_MAX: usize = 16;
+
+/// Addresses that are taken from one answer. Names have some dozen at most; a message of 64 KiB could hold 16,000,
+/// each of which is compared with those before it.
+pub const DNS_ADDRESSES_MAX: usize = 256;
+
+/// Messages of one session that answer nothing and stand each for itself on record, some hundred bytes each;
+/// of those after them the number does. Who guesses at answers from elsewhere sends thousands.
+pub const DNS_DROPPED_RECORDED_MAX: u64 = 64;
+
+/// Different names, over all domains, that a rule on `distinct` remembers of one agent within its time, at
+/// some 40 bytes each with its domain's. An agent that asks for more counts as over the rule's number.
+pub const DNS_DISTINCT_NAMES_MAX: usize = 65_536;
+
 /// Largest message of a login that is taken from either side while we end it: PostgreSQL's own
 /// PG_MAX_AUTH_TOKEN_LENGTH. SCRAM's have some hundred bytes.
 pub const LOGIN_MESSAGE_BYTES_MAX: usize = 65_535;

@@ -1,6 +1,12 @@
 //! Who attempts it and where to. Identity comes from the kernel, never from what the client says.
 
-use std::{collections::BTreeMap, fmt, net::SocketAddr, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{AddrParseError, IpAddr, SocketAddr},
+    str::FromStr,
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -26,16 +32,100 @@ pub struct Process {
     pub arguments: Vec<Box<str>>,
     /// The cgroup's path below the cgroup v2 mount point.
     pub cgroup: Box<str>,
+    /// The cookie of its network namespace, where it isn't the daemon's: the kernel gives none out twice. An
+    /// address means another host there. A session begins by saying so on record.
+    #[serde(skip)]
+    pub network_namespace: Option<u64>,
 }
 
-/// Where the agent connected to: the address it gave to `connect()`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Destination(pub SocketAddr);
+/// Where the agent connected to: what it gave to `connect()`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub enum Destination {
+    /// An address.
+    Ip(SocketAddr),
+    /// The UNIX socket of this path, on the host: that of a container engine, which is met by one of ours.
+    Unix(Arc<str>),
+}
+
+/// What a UNIX socket's path stands behind, where a destination is written.
+const UNIX: &str = "unix:";
+
+impl Destination {
+    /// The address with its port, of what has one.
+    #[must_use]
+    pub const fn address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Ip(address) => Some(*address),
+            Self::Unix(_) => None,
+        }
+    }
+
+    /// The address alone.
+    #[must_use]
+    pub fn ip(&self) -> Option<IpAddr> {
+        self.address().map(|address| address.ip())
+    }
+
+    /// The port.
+    #[must_use]
+    pub fn port(&self) -> Option<u16> {
+        self.address().map(|address| address.port())
+    }
+
+    /// The path, of a UNIX socket.
+    #[must_use]
+    pub fn socket(&self) -> Option<&str> {
+        match self {
+            Self::Ip(_) => None,
+            Self::Unix(path) => Some(path),
+        }
+    }
+
+    /// Whether nothing that goes there leaves this host.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        self.ip().is_none_or(|ip| ip.to_canonical().is_loopback())
+    }
+}
 
 impl fmt::Display for Destination {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        match self {
+            Self::Ip(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "{UNIX}{path}"),
+        }
+    }
+}
+
+impl From<SocketAddr> for Destination {
+    fn from(address: SocketAddr) -> Self {
+        Self::Ip(address)
+    }
+}
+
+impl From<Destination> for String {
+    fn from(destination: Destination) -> Self {
+        destination.to_string()
+    }
+}
+
+impl FromStr for Destination {
+    type Err = AddrParseError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.strip_prefix(UNIX) {
+            Some(path) => Ok(Self::Unix(path.into())),
+            None => text.parse().map(Self::Ip),
+        }
+    }
+}
+
+impl TryFrom<String> for Destination {
+    type Error = AddrParseError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
     }
 }
 
@@ -53,4 +143,25 @@ pub struct Origin {
     /// without any: what it learns is on record where it learns it.
     #[serde(skip)]
     pub names: Vec<Box<str>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn destinations_are_written_as_they_are_read() {
+        for text in [
+            "192.0.2.1:80",
+            "[2001:db8::1]:443",
+            "unix:/run/docker.sock",
+            "unix:/a b:80",
+        ] {
+            let read: Destination = text.parse().unwrap();
+            assert_eq!(read.to_string(), text);
+            assert_eq!(read.socket().is_some(), text.starts_with("unix:"));
+            assert_eq!(read.port().is_none(), read.socket().is_some());
+        }
+        assert!("/run/docker.sock".parse::<Destination>().is_err());
+    }
 }

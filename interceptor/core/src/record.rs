@@ -15,7 +15,9 @@ use crate::{
 pub const SCHEMA_VERSION: u32 = 1;
 
 /// Nanoseconds since the Unix epoch, UTC.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
 #[serde(transparent)]
 pub struct Timestamp(pub u64);
 
@@ -126,6 +128,9 @@ pub enum Event {
     /// (A part of) what was sent within an operation: a request's body, messages of an upgraded
     /// connection; or the digest of what is too long to be on record.
     Content(ContentRecord),
+    /// Datagrams were intercepted: what a socket of the agent asks a DNS server. A session like any other, that
+    /// no connect began.
+    DatagramsStart(SessionStart),
 }
 
 /// Which of the two speaks.
@@ -171,8 +176,8 @@ pub struct MessageRecord {
 pub struct SessionStart {
     /// Who, and where to.
     pub origin: Arc<Origin>,
-    /// The agent's own socket address.
-    pub client: SocketAddr,
+    /// The agent's own socket address; a UNIX socket's client has none.
+    pub client: Option<SocketAddr>,
 }
 
 /// An attempted operation.
@@ -311,7 +316,7 @@ impl Event {
     #[must_use]
     pub const fn kind(&self) -> &'static str {
         match self {
-            Self::SessionStart(_) => "session_start",
+            Self::SessionStart(_) | Self::DatagramsStart(_) => "session_start",
             Self::Operation(_) => "operation",
             Self::Decision(_) => "decision",
             Self::Approval(_) => "approval",

@@ -2,7 +2,7 @@
 
 use crate::{
     operation::Protocol,
-    protocol::{http, postgres, tls},
+    protocol::{dns, http, postgres, tls},
 };
 
 /// What the first bytes of a connection tell.
@@ -27,6 +27,7 @@ pub fn from_client(first: &[u8]) -> Sniffed {
         (Protocol::Postgres, postgres::is_startup(first)),
         (Protocol::Tls, tls::is_hello(first)),
         (Protocol::Http, http::is_request(first)),
+        (Protocol::Dns, dns::is_query(first)),
     ];
     for (protocol, answer) in candidates {
         match answer {
@@ -68,6 +69,22 @@ mod tests {
     }
 
     #[test]
+    fn questions_over_tcp_are_dns_once_their_name_is_there() {
+        let question = b"\0\x1d\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x07example\x03com\0\0\x01\0\x01";
+        for end in 0..27 {
+            assert_eq!(
+                from_client(&question[..end]),
+                Sniffed::Unsure,
+                "{end} bytes"
+            );
+        }
+        assert_eq!(
+            from_client(&question[..27]),
+            Sniffed::Protocol(Protocol::Dns)
+        );
+    }
+
+    #[test]
     fn other_first_bytes_are_opaque() {
         for bytes in [
             &b"EHLO there\r\n"[..],
@@ -75,6 +92,8 @@ mod tests {
             b"SSH-2.0-x\r\n",
             b"\0\0\0\x07\0\x03\0\0",
             b"\0\x01",
+            b"\x05\x01\0",
+            b"\0\x1d\x12\x34\x81\0\0\x01",
         ] {
             assert_eq!(
                 from_client(bytes),

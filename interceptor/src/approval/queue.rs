@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     fmt, mem,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
@@ -22,6 +22,7 @@ use super::{
     reviewers::{Reviewers, Voter},
     summary::{Change, Detail, State, Summary, Vote},
 };
+use crate::sync::lock;
 
 /// All requests for approval of this daemon. Cheap to clone; every clone is the same queue.
 #[derive(Clone)]
@@ -31,7 +32,6 @@ struct Shared {
     recorder: Box<dyn Recorder>,
     reviewers: Reviewers,
     clock: Box<dyn Fn() -> Timestamp + Send + Sync>,
-    ids: Box<dyn Fn() -> u64 + Send + Sync>,
     queue: Mutex<Queue>,
     changes: broadcast::Sender<Arc<Change>>,
 }
@@ -56,26 +56,24 @@ struct Open {
 const CHANGES_QUEUED: usize = 1_024;
 
 impl Approvals {
-    /// An empty queue. `clock` tells the time, `ids` gives random numbers.
+    /// An empty queue. `clock` tells the time.
     pub fn new(
         recorder: impl Recorder + 'static,
         reviewers: Reviewers,
         clock: impl Fn() -> Timestamp + Send + Sync + 'static,
-        ids: impl Fn() -> u64 + Send + Sync + 'static,
     ) -> Self {
         Self(Arc::new(Shared {
             recorder: Box::new(recorder),
             reviewers,
             clock: Box::new(clock),
-            ids: Box::new(ids),
             queue: Mutex::default(),
             changes: broadcast::Sender::new(CHANGES_QUEUED),
         }))
     }
 
-    /// Asks people about `request`. Dropping the [`Pending`] before its outcome withdraws it.
+    /// Asks people about `request`, which is called `id`. Dropping the [`Pending`] before its outcome withdraws it.
     #[must_use]
-    pub fn request(&self, request: Request, now: Timestamp) -> Pending {
+    pub fn request(&self, id: ApprovalId, request: Request, now: Timestamp) -> Pending {
         let (answer, receiver) = oneshot::channel();
         let within = request.terms.within;
         let until = Timestamp(
@@ -84,13 +82,11 @@ impl Approvals {
         );
         let request = Arc::new(request);
         let mut queue = self.queue();
-        let id = loop {
-            let id = ApprovalId((self.0.ids)());
-            if !queue.open.contains_key(&id) {
-                break id;
-            }
+        let full = if queue.open.contains_key(&id) {
+            Some("another request is called so")
+        } else {
+            queue.full(&request)
         };
-        let full = queue.full(&request);
         let mut pending = Pending::new(self.clone(), id, request.clone(), until, receiver);
         if let Some(reason) = full {
             drop(self.append(id, &request, refused(Cause::Unavailable)));
@@ -110,6 +106,11 @@ impl Approvals {
         queue.open.insert(id, open);
         self.tell(Change::Requested(Box::new(summary)));
         pending
+    }
+
+    /// Has on record that `request`, which was approved, wasn't carried out, and why.
+    pub fn came_too_late(&self, id: ApprovalId, request: &Request, why: &str) {
+        drop(self.append(id, request, ApprovalStep::Withdrawn { why: why.into() }));
     }
 
     /// Counts the vote of `voter`, once it is in the journal, and answers the request where that
@@ -348,7 +349,7 @@ impl Approvals {
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
         // Every change under the lock is whole before anything in it could panic.
-        self.0.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0.queue)
     }
 }
 

@@ -9,6 +9,7 @@ use interceptor_core::{
     record::{ApprovalId, Event, SessionId},
     ruling::{Cause, Decision, HoldTerms},
 };
+use serde::{Deserialize, Serialize};
 
 use crate::journal::Journal;
 
@@ -80,7 +81,7 @@ pub struct Request {
 }
 
 /// What became of a request.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
     /// Enough people agreed in time; it is recorded. The operation may go, once.
     Approved,

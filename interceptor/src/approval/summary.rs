@@ -170,7 +170,7 @@ impl Summary {
             agent: request.origin.agent.name.clone(),
             labels: request.origin.agent.labels.clone(),
             process: request.origin.process.clone(),
-            destination: request.origin.destination,
+            destination: request.origin.destination.clone(),
             protocol: request.operation.protocol,
             action: description.action(),
             effects: description.effects,

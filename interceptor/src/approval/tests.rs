@@ -29,9 +29,14 @@ struct Bench {
     log: Log,
     broken: Arc<Mutex<bool>>,
     start: Instant,
+    ids: std::sync::atomic::AtomicU64,
 }
 
 impl Bench {
+    fn id(&self) -> ApprovalId {
+        ApprovalId(self.ids.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
+    }
+
     fn new(reviewers: Reviewers, disk: Duration) -> Self {
         let start = Instant::now();
         let log = Log::default();
@@ -59,12 +64,8 @@ impl Bench {
         };
         let ids = std::sync::atomic::AtomicU64::new(1);
         Self {
-            approvals: Approvals::new(
-                recorder,
-                reviewers,
-                move || now(start),
-                move || ids.fetch_add(1, std::sync::atomic::Ordering::Relaxed),
-            ),
+            approvals: Approvals::new(recorder, reviewers, move || now(start)),
+            ids,
             log,
             broken,
             start,
@@ -76,8 +77,11 @@ impl Bench {
     }
 
     fn ask(&self, quorum: u32, within_s: u64) -> Pending {
-        self.approvals
-            .request(request("agent", quorum, within_s, &[]), now(self.start))
+        self.approvals.request(
+            self.id(),
+            request("agent", quorum, within_s, &[]),
+            now(self.start),
+        )
     }
 
     async fn vote(&self, id: ApprovalId, name: &str, approve: bool) -> Result<Summary, VoteError> {
@@ -115,7 +119,7 @@ pub(crate) fn request(agent: &str, quorum: u32, within_s: u64, groups: &[&str]) 
             labels: BTreeMap::new(),
         }),
         process: Process::default(),
-        destination: Destination("192.0.2.1:5432".parse().unwrap()),
+        destination: Destination::Ip("192.0.2.1:5432".parse().unwrap()),
         names: Vec::new(),
     });
     let operation = Operation {
@@ -159,6 +163,18 @@ pub(crate) fn request(agent: &str, quorum: u32, within_s: u64, groups: &[&str]) 
         }),
         terms,
     }
+}
+
+#[test]
+fn what_is_approved_in_one_network_is_not_approved_in_another() {
+    let request = request("agent", 1, 60, &[]);
+    let mut digests = vec![request.digest];
+    for cookie in [7, 8] {
+        let mut origin = Origin::clone(&request.origin);
+        origin.process.network_namespace = Some(cookie);
+        digests.push(request.operation.digest(&origin));
+    }
+    assert!(digests[0] != digests[1] && digests[1] != digests[2] && digests[0] != digests[2]);
 }
 
 fn refusal(outcome: Outcome) -> (Cause, String) {
@@ -247,9 +263,10 @@ async fn only_members_of_the_rules_groups_vote() {
         BTreeSet::from(["alice".into()]),
     )]));
     let bench = Bench::new(reviewers, Duration::ZERO);
-    let pending = bench
-        .approvals
-        .request(request("agent", 1, 60, &["dba"]), Timestamp(0));
+    let pending =
+        bench
+            .approvals
+            .request(bench.id(), request("agent", 1, 60, &["dba"]), Timestamp(0));
     assert_eq!(
         bench
             .vote(pending.id(), "root", true)
@@ -369,7 +386,7 @@ async fn one_agent_cannot_take_all_places() {
     );
     let other = bench
         .approvals
-        .request(request("other", 1, 60, &[]), Timestamp(0));
+        .request(bench.id(), request("other", 1, 60, &[]), Timestamp(0));
     assert_eq!(bench.approvals.pending(), places + 1);
     drop((waiting, other));
     assert_eq!(bench.approvals.pending(), 0);

@@ -9,6 +9,8 @@ mod ca;
 mod client;
 mod completions;
 mod display;
+mod doctor;
+mod engines;
 mod export;
 mod failed;
 mod launch;
@@ -33,7 +35,7 @@ use std::{
 use clap::{Parser, Subcommand, ValueEnum};
 
 use self::{client::Client, failed::Failed};
-use crate::config::Config;
+use crate::{config::Config, proxy};
 
 /// Guards AI agents: everything a tagged cgroup connects to is decoded, decided, masked and recorded.
 #[derive(Debug, Parser)]
@@ -94,11 +96,15 @@ enum Command {
     #[command(subcommand)]
     Ca(ca::Command),
     Status(status::Arguments),
+    Doctor(doctor::Arguments),
     Completions(completions::Arguments),
     #[command(hide = true)]
     Man(completions::ManArguments),
     #[command(hide = true)]
     Launch(launch::Arguments),
+    /// The process that carries the daemon's sessions
+    #[command(hide = true, name = proxy::COMMAND)]
+    Proxy,
 }
 
 /// What every subcommand works with.
@@ -145,6 +151,10 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Completions(arguments) => return completions::run(&arguments),
         Command::Man(arguments) => return completions::man(&arguments),
         Command::Launch(arguments) => return launch::run(arguments),
+        Command::Proxy => {
+            proxy::run().map_err(Failed::because)?;
+            return Ok(ExitCode::SUCCESS);
+        }
         _ => {}
     }
     let context = Context::new(cli.global)?;
@@ -160,7 +170,10 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Verify(arguments) => verify::run(&context, &arguments),
         Command::Ca(command) => ca::run(&context, &command),
         Command::Status(arguments) => status::run(&context, &arguments),
-        Command::Completions(_) | Command::Man(_) | Command::Launch(_) => Ok(ExitCode::SUCCESS),
+        Command::Doctor(arguments) => doctor::run(&context, &arguments),
+        Command::Completions(_) | Command::Man(_) | Command::Launch(_) | Command::Proxy => {
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }
 

@@ -61,7 +61,7 @@ pub(super) fn sessions(
 
 fn learn(sessions: &mut BTreeMap<SessionId, Session>, record: &Record) {
     let Some(id) = record.session else { return };
-    if let Event::SessionStart(start) = &record.event {
+    if let Event::SessionStart(start) | Event::DatagramsStart(start) = &record.event {
         let process = &start.origin.process;
         sessions.insert(
             id,

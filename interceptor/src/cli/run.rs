@@ -2,14 +2,16 @@
 
 use std::{
     ffi::OsString,
-    fs,
-    os::unix::process::CommandExt as _,
+    fs::{self, File},
+    io,
+    os::unix::{fs::FileTypeExt as _, process::CommandExt as _},
     path::Path,
     process::{self, ExitCode},
 };
 
 use nix::{
     errno::Errno,
+    sched::{CloneFlags, setns, unshare},
     sys::{
         signal::{SigSet, Signal, kill},
         signalfd::{SfdFlags, SignalFd, siginfo},
@@ -25,13 +27,22 @@ use super::{
     failed::Failed,
     tag,
 };
-use crate::console::{AuthorityCertificate, Label, NewTag, TagTarget, Tagged, agent_name};
+use crate::{
+    config,
+    confine::{self, Exemptions, Places},
+    console::{AuthorityCertificate, Label, NewTag, TagTarget, Tagged, agent_name},
+};
 
 /// Launch a command as an agent; the exit status is the command's
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   interceptor run --agent reporter --label team=data -- python report.py
-  interceptor run --agent assistant --user alice -- claude")]
+  interceptor run --agent assistant --user alice -- claude
+  interceptor run --agent web --allow namespaces -- chromium
+
+It has a view of the host of its own, without other processes, Unix sockets of others, devices,
+cgroups to write to, setuid programs' rights and system calls that pass the hooks by. The flags
+above leave it some of that.")]
 pub(super) struct Arguments {
     /// Name of the agent
     #[arg(long, value_name = "NAME", value_parser = agent_name)]
@@ -42,16 +53,15 @@ pub(super) struct Arguments {
     /// Run it as this user, by name or number
     #[arg(long, value_name = "USER")]
     user: Option<String>,
-    /// Let it gain no privileges through setuid programs
-    #[arg(long)]
-    no_new_privs: bool,
+    #[command(flatten)]
+    exemptions: Exemptions,
     /// The command and its arguments
     #[arg(value_name = "CMD", required = true, last = true)]
     command: Vec<OsString>,
 }
 
 /// Signals that are passed on when somebody sends them to us.
-const FORWARDED: [Signal; 10] = [
+pub(super) const FORWARDED: [Signal; 10] = [
     Signal::SIGINT,
     Signal::SIGTERM,
     Signal::SIGHUP,
@@ -71,20 +81,27 @@ const SI_KERNEL: i32 = 0x80;
 pub(super) fn run(context: &Context, arguments: Arguments) -> Outcome {
     let tag = NewTag {
         agent: arguments.agent.clone(),
-        labels: tag::labels(arguments.labels),
+        labels: tag::labels(arguments.labels.clone()),
         target: TagTarget::New,
+        confined: Some(confinement(&arguments)),
+        // Nothing of it runs yet.
+        old_sockets: None,
+        unix_sockets: None,
+        open_sockets: arguments.exemptions.allows(confine::Allowance::Sockets),
+        allow_sockets: Vec::new(),
+        engines: confine::engines(&arguments.exemptions).map_err(Failed::because)?,
     };
+    let places = places(context)?;
     let tagged: Tagged = context.client.post("/v1/agents", &tag)?;
     let authority: Result<AuthorityCertificate, _> = context.client.get("/v1/ca");
     let ended = Signals::block().and_then(|signals| {
         let child = launch(
             authority.as_ref().ok().map(|authority| &*authority.pem),
-            &tagged.cgroup,
-            arguments.user.as_deref(),
-            arguments.no_new_privs,
-            &arguments.command,
+            &tagged,
+            &arguments,
+            &places,
         )?;
-        signals.attend(child)
+        signals.attend(child, &tagged.cgroup)
     });
     tidy(context, &tagged);
     ended
@@ -93,35 +110,97 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> Outcome {
 /// Starts this program again, as the small step that enters the cgroup and becomes the command.
 fn launch(
     authority: Option<&str>,
-    cgroup: &Path,
-    user: Option<&str>,
-    no_new_privs: bool,
-    command: &[OsString],
+    tagged: &Tagged,
+    arguments: &Arguments,
+    places: &Places,
 ) -> Result<Pid, Failed> {
     let mut launcher = process::Command::new("/proc/self/exe");
     launcher
         .arg0("interceptor")
         .arg("launch")
         .arg("--cgroup")
-        .arg(cgroup);
-    if let Some(user) = user {
+        .arg(&tagged.cgroup);
+    if let Some(user) = &arguments.user {
         launcher.args(["--as-user", user]);
     }
-    if no_new_privs {
-        launcher.arg("--no-new-privs");
+    for (flag, paths) in [
+        ("--hidden", &places.hidden),
+        ("--shown", &places.shown),
+        ("--read-only", &places.read_only),
+    ] {
+        for path in paths {
+            launcher.arg(flag).arg(path);
+        }
     }
+    for one in &tagged.stand_ins {
+        launcher
+            .arg("--engine")
+            .args([one.engine.as_os_str(), one.folder.as_os_str()])
+            .arg(&one.name);
+    }
+    launcher.args(arguments.exemptions.arguments());
     if let Some(certificate) = authority {
         // One argument: PEM begins like an option.
         launcher.arg(format!("--authority={certificate}"));
     }
-    let child = launcher
-        .arg("--")
-        .args(command)
-        .spawn()
-        .map_err(|error| Failed::because(format!("no process can be started: {error}")))?;
+    launcher.arg("--").args(&arguments.command);
+    let child = in_new_process_namespace(|| launcher.spawn())?;
     i32::try_from(child.id())
         .map(Pid::from_raw)
         .map_err(Failed::because)
+}
+
+/// Starts a process that sees nobody but itself and what it starts. This one stays where it is.
+fn in_new_process_namespace(
+    start: impl FnOnce() -> io::Result<process::Child>,
+) -> Result<process::Child, Failed> {
+    let own = File::open("/proc/self/ns/pid")?;
+    unshare(CloneFlags::CLONE_NEWPID).map_err(|error| {
+        let failed = Failed::because(format!(
+            "the command can't have a process namespace of its own: {}",
+            error.desc()
+        ));
+        if error == Errno::EPERM {
+            failed.with_remedy("`interceptor run` needs root; --user gives it up for the command")
+        } else {
+            failed
+        }
+    })?;
+    let child = start();
+    setns(&own, CloneFlags::CLONE_NEWPID).map_err(os)?;
+    child.map_err(|error| Failed::because(format!("no process can be started: {error}")))
+}
+
+/// What the record says of how the command is confined.
+fn confinement(arguments: &Arguments) -> Box<str> {
+    let mut text = "confined".to_owned();
+    if let Some(user) = &arguments.user {
+        text = format!("{text} as user {user}");
+    }
+    for (number, name) in ["input", "output", "error"].into_iter().enumerate() {
+        // It reaches whoever holds its other end, and nobody else.
+        let stream = fs::metadata(format!("/proc/self/fd/{number}"));
+        if stream.is_ok_and(|stream| stream.file_type().is_socket()) {
+            text = format!("{text}, standard {name} a socket");
+        }
+    }
+    let kept = arguments.exemptions.arguments();
+    if !kept.is_empty() {
+        let kept = kept.iter().map(|argument| argument.to_string_lossy());
+        text = format!("{text}, but for {}", kept.collect::<Vec<_>>().join(" "));
+    }
+    text.into()
+}
+
+/// The daemon's own files and ours.
+fn places(context: &Context) -> Result<Places, Failed> {
+    let mut places: Places = context.client.get("/v1/places")?;
+    places.hidden.push(context.config.control.clone());
+    // The whole folder: by a new name a changed file could take its place.
+    let configuration = Path::new(config::PATH).parent().map(Path::to_owned);
+    places.read_only.extend(configuration);
+    places.read_only.extend(std::env::current_exe().ok());
+    Ok(places)
 }
 
 /// The signals that would end or stop us, as something to read.
@@ -138,7 +217,7 @@ impl Signals {
     }
 
     /// Passes signals on until `child` has ended; its status is ours.
-    fn attend(self, child: Pid) -> Outcome {
+    fn attend(self, child: Pid, cgroup: &Path) -> Outcome {
         loop {
             match waitpid(child, Some(WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::Exited(_, status)) => return Ok(code(status)),
@@ -147,7 +226,7 @@ impl Signals {
                 Err(error) => return Err(os(error)),
             }
             match self.0.read_signal() {
-                Ok(Some(info)) => forward(&info, child),
+                Ok(Some(info)) => forward(&info, child, cgroup),
                 Ok(None) | Err(Errno::EINTR) => {}
                 Err(error) => return Err(os(error)),
             }
@@ -155,18 +234,28 @@ impl Signals {
     }
 }
 
-fn forward(info: &siginfo, child: Pid) {
+fn forward(info: &siginfo, child: Pid, cgroup: &Path) {
     let by_kernel = info.ssi_code == SI_KERNEL;
-    let by_child = i32::try_from(info.ssi_pid) == Ok(child.as_raw());
+    // It has gone to the whole process group, the sender's part included.
+    let by_agent = is_in(info.ssi_pid, cgroup);
     let signal = i32::try_from(info.ssi_signo)
         .ok()
         .and_then(|number| Signal::try_from(number).ok());
     match signal {
         None | Some(Signal::SIGCHLD) => {}
-        Some(_) if by_kernel || by_child => {}
+        Some(_) if by_kernel || by_agent => {}
         // It may have ended meanwhile.
         Some(signal) => _ = kill(child, signal),
     }
+}
+
+/// Whether a process is in a cgroup or below it.
+fn is_in(pid: u32, cgroup: &Path) -> bool {
+    let own = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    own.lines()
+        .filter_map(|line| line.strip_prefix("0::/"))
+        .flat_map(|path| Path::new(path).ancestors())
+        .any(|path| path != Path::new("") && cgroup.ends_with(path))
 }
 
 /// Takes the tag off again, which ends what the command left running.
@@ -202,7 +291,7 @@ fn processes(cgroup: &Path) -> u64 {
     here + below
 }
 
-fn code(status: i32) -> ExitCode {
+pub(super) fn code(status: i32) -> ExitCode {
     ExitCode::from(u8::try_from(status).unwrap_or(1))
 }
 

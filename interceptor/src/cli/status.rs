@@ -49,6 +49,19 @@ fn text(status: &Status, now: interceptor_core::record::Timestamp, color: bool) 
         status.pid,
         span(between(status.started, now)),
     );
+    if let Some(proxy) = &status.proxy {
+        _ = writeln!(
+            out,
+            "proxy     pid {}, user {}, confined{}",
+            proxy.pid,
+            proxy.user,
+            if proxy.weaker.is_empty() {
+                ""
+            } else {
+                " as far as this kernel can: see `interceptor doctor`"
+            },
+        );
+    }
     _ = writeln!(
         out,
         "agents    {}, {} open, {} waiting for approval",
@@ -79,6 +92,26 @@ fn text(status: &Status, now: interceptor_core::record::Timestamp, color: bool) 
         .collect();
     if !counters.is_empty() {
         _ = writeln!(out, "kernel    {}", counters.join(", "));
+    }
+    for agent in &status.connects {
+        let (account, connects) = (&agent.account, &agent.account.connects);
+        _ = writeln!(
+            out,
+            "connects  {}: {} redirected, {} direct, {} refused; {} on record, {} turned away, {} given up, {} cut off, {} waiting; {}",
+            inert(&account.agent),
+            connects.redirected,
+            connects.direct,
+            connects.refused,
+            account.sessions,
+            account.turned_away + connects.lost,
+            connects.given_up,
+            account.cut_off,
+            connects.waiting,
+            match agent.unaccounted {
+                0 => "all accounted for".to_owned(),
+                missing => paint(Style::Bad, &format!("{missing} NOT ACCOUNTED FOR"), color),
+            },
+        );
     }
     for found in &status.troubles {
         trouble(&mut out, &found.what, &found.remedy, color);

@@ -24,6 +24,8 @@ fn what_the_documentation_shows_parses() {
         "interceptor run --agent reporter --label team=data --label tier=1 --user nobody -- python -c x --help",
         "interceptor tag add /sys/fs/cgroup/my.slice --agent batch",
         "interceptor tag add --pid 4242 --agent reporter --label team=data",
+        "interceptor tag add --unit worker.service --agent worker",
+        "interceptor tag add --container 3f4c9b1e6a7d --agent build",
         "interceptor tag list",
         "interceptor tag remove batch",
         "interceptor agents",
@@ -55,7 +57,10 @@ fn what_the_documentation_shows_parses() {
 #[test]
 fn usage_errors_end_with_2_and_say_what_is_right() {
     for (line, said) in [
-        ("interceptor tag add --agent a", "<CGROUP|--pid <PID>>"),
+        (
+            "interceptor tag add --agent a",
+            "<CGROUP|--pid <PID>|--unit <UNIT>|--container <ID|NAME>>",
+        ),
         (
             "interceptor tag add /x --pid 1 --agent a",
             "cannot be used with",

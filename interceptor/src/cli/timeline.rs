@@ -189,7 +189,13 @@ impl Timeline {
         };
         let mut out = format!(
             "<- {answers}{status} · {}, {}, {}",
-            count(number(line, "rows"), "row"),
+            count(
+                number(line, "rows"),
+                match line.get("answers") {
+                    Some(_) => "record",
+                    None => "row",
+                }
+            ),
             size(number(line, "bytes")),
             elapsed(number(line, "elapsed_ns")),
         );
@@ -200,6 +206,7 @@ impl Timeline {
         out.push('\n');
         self.rows(line, &mut out);
         self.body(line, &mut out);
+        self.answers(line, &mut out);
         for notice in array(line, "notices") {
             _ = writeln!(
                 out,
@@ -262,6 +269,29 @@ impl Timeline {
                 Some(_) => _ = writeln!(out, "{gutter}({part}: not text)"),
                 None => {}
             }
+        }
+    }
+
+    /// The records that a DNS server answered with, and what it said about them.
+    fn answers(&self, line: &Value, out: &mut String) {
+        let gutter = self.gutter();
+        let records = strings(line, "answers");
+        for record in records.iter().take(self.rows) {
+            _ = writeln!(out, "{gutter}{}", inert(record));
+        }
+        let left = records.len().saturating_sub(self.rows);
+        if left > 0 {
+            _ = writeln!(
+                out,
+                "{gutter}… and {}: see --rows, or `interceptor export`",
+                count(left as u64, "more record")
+            );
+        }
+        if line.get("truncated").and_then(Value::as_bool) == Some(true) {
+            _ = writeln!(out, "{gutter}(cut: the client is to ask again over TCP)");
+        }
+        for note in strings(line, "notes") {
+            _ = writeln!(out, "{gutter}extended error {}", inert(note));
         }
     }
 
@@ -441,6 +471,23 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_of_the_dns_is_shown_record_by_record() {
+        let line = json!({"time": "2026-11-20T22:07:01.123456789Z", "kind": "response", "operation": 2,
+            "status": "complete", "tag": "NOERROR", "rows": 3, "bytes": 90, "elapsed_ns": 1_500_000,
+            "answers": ["www.example.com. 300 CNAME a.example.net.", "a.example.net. 60 A 192.0.2.1",
+                "a.example.net. 60 A 192.0.2.2"], "notes": ["3 stale"], "truncated": true});
+        assert_eq!(
+            shown(line),
+            "22:07:01.123  <- #2 NOERROR · 3 records, 90 B, 1.500 ms\n\
+             \u{20}                | www.example.com. 300 CNAME a.example.net.\n\
+             \u{20}                | a.example.net. 60 A 192.0.2.1\n\
+             \u{20}                | … and 1 more record: see --rows, or `interceptor export`\n\
+             \u{20}                | (cut: the client is to ask again over TCP)\n\
+             \u{20}                | extended error 3 stale\n"
+        );
+    }
+
+    #[test]
     fn nothing_an_agent_or_server_wrote_is_alive() {
         let evil = "\u{1b}[2J\u{202e}\r\nover";
         let lines = [
@@ -449,7 +496,7 @@ mod tests {
             json!({"kind": "operation", "actions": [evil], "resources": [{"name": evil}], "content": evil,
                 "parameters": [evil, {"hex": evil}]}),
             json!({"kind": "response", "status": "error", "code": evil, "message": evil, "masked": [evil],
-                "columns": [evil], "data": [[evil]], "copied": [evil], "notices": [{"severity": evil, "message": evil}]}),
+                "columns": [evil], "data": [[evil]], "copied": [evil], "answers": [evil], "notes": [evil], "notices": [{"severity": evil, "message": evil}]}),
             json!({"kind": "response", "status": evil}),
             json!({"kind": "approval", "step": "voted", "by": evil, "reason": evil, "approval": evil}),
             json!({"kind": "decision", "rule": evil, "reason": evil, "masked_by": [evil]}),

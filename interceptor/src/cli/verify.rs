@@ -15,15 +15,18 @@ use super::{
     offline,
 };
 use crate::{
+    books::{Account, Ledger},
     console::Status,
     journal::{self, Report},
 };
 
-/// Check that a journal is what was recorded: nothing changed, dropped or reordered
+/// Check that a journal is what was recorded, and that every connect is accounted for
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Exit status 5 where it isn't. Examples:
+#[command(
+    after_help = "Exit status 5 where it isn't, 3 where it is and connects are not accounted for. Examples:
   interceptor verify
-  interceptor verify /path/to/copy --key journal.pub")]
+  interceptor verify /path/to/copy --key journal.pub"
+)]
 pub(super) struct Arguments {
     /// A state folder or a copy of one [default: this host's journal]
     path: Option<PathBuf>,
@@ -63,34 +66,117 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> Outcome {
             })
         })
         .transpose()?;
-    let mut report = look(&folder, key.as_deref())?;
+    let mut checked = look(&folder, key.as_deref())?;
     for _ in 1..LOOKS {
-        if report.problems.is_empty() {
+        if checked.report.problems.is_empty() && checked.unaccounted == 0 {
             break;
         }
         std::thread::sleep(PAUSE);
         let again = look(&folder, key.as_deref())?;
         // What nobody is writing to stays as bad as it is.
-        let unchanged = again == report;
-        report = again;
+        let unchanged = again == checked;
+        checked = again;
         if unchanged {
             break;
         }
     }
     if context.is_json() {
-        context.print_json(&report)?;
+        context.print_json(&checked)?;
     } else {
-        print(&text(&report, &folder, context.color))?;
+        print(&text(&checked.report, &folder, context.color))?;
+        print(&completeness(&checked.connects, context.color))?;
     }
-    Ok(if report.problems.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::from(code::INTEGRITY)
+    Ok(match (&*checked.report.problems, checked.unaccounted) {
+        ([], 0) => ExitCode::SUCCESS,
+        ([], _) => ExitCode::from(code::DEGRADED),
+        _ => ExitCode::from(code::INTEGRITY),
     })
 }
 
-fn look(folder: &Path, key: Option<&str>) -> Result<Report, Failed> {
-    journal::verify(folder, key, |_, _| {}).map_err(Failed::because)
+/// What a look found.
+#[derive(Debug, PartialEq, Eq, serde::Serialize)]
+struct Checked {
+    #[serde(flatten)]
+    report: Report,
+    /// What became of each agent's connects.
+    connects: Vec<Account>,
+    /// How many of them nothing accounts for.
+    unaccounted: u64,
+}
+
+fn look(folder: &Path, key: Option<&str>) -> Result<Checked, Failed> {
+    let mut ledger = Ledger::default();
+    let report = journal::verify(folder, key, |_, _| {}, |record| ledger.observe(record))
+        .map_err(Failed::because)?;
+    let connects = ledger.accounts().to_vec();
+    Ok(Checked {
+        report,
+        unaccounted: connects.iter().map(Account::unaccounted).sum(),
+        connects,
+    })
+}
+
+/// Whether what the kernel counted is on record; empty where it has counted nothing.
+fn completeness(connects: &[Account], color: bool) -> String {
+    let sum = |of: fn(&Account) -> u64| connects.iter().map(of).sum::<u64>();
+    let redirected = sum(|account| account.connects.redirected);
+    if connects.is_empty() {
+        return String::new();
+    }
+    let unaccounted = sum(Account::unaccounted);
+    if unaccounted == 0 {
+        // A daemon that runs puts its count on record less often than sessions.
+        let newer = sum(Account::not_counted_yet);
+        let parts = [
+            (
+                sum(|account| account.sessions).saturating_sub(newer),
+                "on record",
+            ),
+            (sum(|account| account.turned_away), "turned away"),
+            (sum(|account| account.connects.lost), "refused unread"),
+            (sum(|account| account.cut_off), "cut off"),
+            (sum(|account| account.connects.given_up), "given up"),
+            (sum(|account| account.connects.waiting), "waiting"),
+        ];
+        let parts: Vec<String> = parts
+            .into_iter()
+            .filter(|(number, _)| *number > 0)
+            .map(|(number, what)| format!("{number} {what}"))
+            .collect();
+        return format!(
+            "{}: every connect is accounted for: {} redirected{}{}{}\n",
+            paint(Style::Good, "complete", color),
+            redirected,
+            if parts.is_empty() { "" } else { ": " },
+            parts.join(", "),
+            match newer {
+                0 => String::new(),
+                newer => format!("; {} since the last count", count(newer, "session")),
+            }
+        );
+    }
+    let mut out = format!(
+        "{}: {} not accounted for, of {redirected} redirected\n",
+        paint(Style::Bad, "NOT COMPLETE", color),
+        count(unaccounted, "connect"),
+    );
+    for account in connects.iter().filter(|account| account.unaccounted() > 0) {
+        // Writing to a string can't fail.
+        _ = writeln!(
+            out,
+            "  agent {}: {} taken by the proxy, {} on record, {} turned away, {} cut off; {} unknown to the kernel",
+            inert(&account.agent),
+            account.connects.taken,
+            account.sessions,
+            account.turned_away,
+            account.cut_off,
+            account.unsettled,
+        );
+    }
+    out.push_str(
+        "Where the daemon was killed and hasn't been started since: its next start accounts for what ended with it.\n",
+    );
+    out
 }
 
 fn text(report: &Report, folder: &Path, color: bool) -> String {
@@ -149,6 +235,34 @@ fn text(report: &Report, folder: &Path, color: bool) -> String {
 mod tests {
     use super::*;
     use crate::journal::Problem;
+
+    #[test]
+    fn connects_that_nothing_accounts_for_are_told_of() {
+        let mut account = Account {
+            agent: "a".into(),
+            connects: crate::kernel::Connects {
+                redirected: 5,
+                begun: 5,
+                given_up: 1,
+                taken: 4,
+                ..Default::default()
+            },
+            sessions: 3,
+            turned_away: 1,
+            ..Account::default()
+        };
+        assert_eq!(completeness(&[], false), "");
+        assert_eq!(
+            completeness(&[account.clone()], false),
+            "complete: every connect is accounted for: 5 redirected: 3 on record, 1 turned away, 1 given up\n"
+        );
+        account.sessions = 2;
+        assert!(
+            completeness(&[account], false).starts_with(
+                "NOT COMPLETE: 1 connect not accounted for, of 5 redirected\n  agent a: 4 taken by the proxy, 2 on record,"
+            )
+        );
+    }
 
     #[test]
     fn one_clear_line_where_all_is_well() {

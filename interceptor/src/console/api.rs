@@ -5,7 +5,13 @@ use std::{collections::BTreeMap, path::PathBuf, str::FromStr};
 use interceptor_core::record::{SessionId, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use crate::{journal::SessionSummary, kernel::TagKind};
+use crate::{
+    books::Account,
+    config::OldSockets,
+    confine::StandIn,
+    journal::SessionSummary,
+    kernel::{SocketName, TagKind, UnixSockets},
+};
 
 /// The certificate that clients have to trust.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +29,9 @@ pub struct Status {
     pub instance: String,
     /// Its process id.
     pub pid: u32,
+    /// The process that carries sessions, if one runs.
+    #[serde(default)]
+    pub proxy: Option<ProxyStatus>,
     /// When it started.
     #[serde(with = "crate::rfc3339")]
     pub started: Timestamp,
@@ -38,9 +47,44 @@ pub struct Status {
     pub journal: JournalStatus,
     /// The kernel's counters, by name.
     pub kernel: BTreeMap<String, u64>,
+    /// What became of each agent's connects, by the agents' names.
+    #[serde(default)]
+    pub connects: Vec<AgentConnects>,
     /// What is not as it should be, a broken policy and a stopped journal included; with any of them
     /// the daemon is degraded.
     pub troubles: Vec<Trouble>,
+}
+
+/// The process that reads what agents and servers send.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProxyStatus {
+    /// Its process id.
+    pub pid: u32,
+    /// The user that it is, by number.
+    pub user: u32,
+    /// What the kernel lacks to confine it, for people.
+    pub weaker: Vec<String>,
+}
+
+/// What became of an agent's connects.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentConnects {
+    /// Its books.
+    #[serde(flatten)]
+    pub account: Account,
+    /// How many of its connects nothing accounts for.
+    pub unaccounted: u64,
+}
+
+impl From<Account> for AgentConnects {
+    fn from(account: Account) -> Self {
+        // What is being recorded at this moment isn't missing.
+        let unaccounted = account.unsettled + account.unrecorded;
+        Self {
+            account,
+            unaccounted,
+        }
+    }
 }
 
 /// The policy in force.
@@ -90,6 +134,67 @@ pub struct Tagged {
     pub cgroup: PathBuf,
     /// Where the cgroup comes from.
     pub kind: TagKind,
+    /// Whether its processes stand still.
+    #[serde(default)]
+    pub frozen: bool,
+    /// Whether it is a container or a unit that doesn't run just now: when it does, it is an agent again.
+    #[serde(default)]
+    pub away: bool,
+    /// Its sockets from before the tag.
+    #[serde(default)]
+    pub old_sockets: OldSocketCounts,
+    /// What a tag doesn't keep it from, for people; told where it is made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cautions: Vec<String>,
+    /// What stands in for container engines' sockets; told where it is made, to the launcher.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stand_ins: Vec<StandIn>,
+}
+
+/// An agent's sockets from before its tag.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OldSocketCounts {
+    /// How many the tag cut; told where it is made.
+    pub cut: u64,
+    /// How many are allowed and still open.
+    pub allowed: u64,
+    /// How many stay connected to UNIX sockets of others; told where the tag is made.
+    #[serde(default)]
+    pub kept: u64,
+    /// How many could not be cut; told where the tag is made.
+    pub uncut: u64,
+}
+
+/// What is done to an agent: `POST /v1/agents/deeds`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewDeed {
+    /// Its name.
+    #[serde(deserialize_with = "deserialize_agent_name")]
+    pub agent: Box<str>,
+    /// What is done.
+    pub deed: Deed,
+}
+
+/// What can be done to an agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Deed {
+    /// Its processes are stopped.
+    Freeze,
+    /// They go on.
+    Thaw,
+    /// Its connections are ended.
+    Cut,
+}
+
+/// What came of a deed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Done {
+    /// The agent as it is now.
+    pub agent: Tagged,
+    /// How many connections were ended.
+    pub connections: u64,
 }
 
 /// A new agent: `POST /v1/agents`.
@@ -104,6 +209,24 @@ pub struct NewTag {
     pub labels: BTreeMap<Box<str>, Box<str>>,
     /// What is tagged.
     pub target: TagTarget,
+    /// How a launched command is confined, in the words of its launcher; for the record.
+    #[serde(default)]
+    pub confined: Option<Box<str>>,
+    /// What happens to its sockets from before the tag, where the configuration isn't to say.
+    #[serde(default)]
+    pub old_sockets: Option<OldSockets>,
+    /// What happens where it asks for a UNIX socket that is neither its own nor allowed, likewise.
+    #[serde(default)]
+    pub unix_sockets: Option<UnixSockets>,
+    /// It is to reach the UNIX sockets of others, so that nothing has to guard them.
+    #[serde(default)]
+    pub open_sockets: bool,
+    /// UNIX sockets that it may reach, besides those that all may.
+    #[serde(default)]
+    pub allow_sockets: Vec<SocketName>,
+    /// Sockets of container engines that a launched command reaches through the daemon.
+    #[serde(default)]
+    pub engines: Vec<PathBuf>,
 }
 
 /// What is tagged.
@@ -114,6 +237,10 @@ pub enum TagTarget {
     Cgroup(PathBuf),
     /// The cgroup of this process.
     Pid(u32),
+    /// The cgroup of this systemd unit; a name without a kind is a service's.
+    Unit(Box<str>),
+    /// The cgroup of the container with this id, or with the one that begins so.
+    Container(Box<str>),
     /// A cgroup made for a command that is about to be launched.
     New,
 }

@@ -9,11 +9,12 @@ use axum::{
 };
 
 use super::{
-    api::{ErrorBody, NewTag, PolicyStatus, Status, Tagged},
+    api::{Done, ErrorBody, NewDeed, NewTag, PolicyStatus, Status, Tagged},
     peer::Person,
 };
 use crate::{
     approval::{Approvals, VoteError},
+    confine::Places,
     journal::{Journal, JournalError, Stopped},
     kernel::KernelError,
 };
@@ -28,6 +29,9 @@ pub trait Host: Send + Sync + 'static {
 
     /// The certificate that clients have to trust, as PEM.
     fn authority(&self) -> String;
+
+    /// Its own files, which no agent is to see or to change.
+    fn places(&self) -> Places;
 
     /// All agents, by name.
     ///
@@ -47,6 +51,12 @@ pub trait Host: Send + Sync + 'static {
     /// # Errors
     /// Where there is no such agent, or its hooks can't be removed.
     fn untag(&self, agent: &str, by: &Person) -> Result<Tagged, Failure>;
+
+    /// Does something to an agent and records who asked for it.
+    ///
+    /// # Errors
+    /// Where there is no such agent, or it can't be done or recorded.
+    fn act(&self, deed: NewDeed, by: &Person) -> Result<Done, Failure>;
 
     /// The name of the agent that process `pid` runs as, if it does.
     ///
@@ -146,6 +156,7 @@ impl From<KernelError> for Failure {
     fn from(error: KernelError) -> Self {
         let kind = match error {
             KernelError::Refused(_) => FailureKind::Conflict,
+            KernelError::Missing(_) => FailureKind::Missing,
             _ => FailureKind::Broken,
         };
         Self::new(kind, error)

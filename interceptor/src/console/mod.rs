@@ -14,8 +14,9 @@ mod tests;
 
 pub use self::{
     api::{
-        AuthorityCertificate, Ballot, ErrorBody, ExportQuery, JournalStatus, Label, NewTag,
-        PolicyStatus, Session, Status, TagTarget, Tagged, Trouble, agent_name,
+        AgentConnects, AuthorityCertificate, Ballot, Deed, Done, ErrorBody, ExportQuery,
+        JournalStatus, Label, NewDeed, NewTag, OldSocketCounts, PolicyStatus, ProxyStatus, Session,
+        Status, TagTarget, Tagged, Trouble, agent_name,
     },
     host::{Failure, FailureKind, Host},
     peer::Person,

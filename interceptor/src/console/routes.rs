@@ -18,8 +18,8 @@ use tokio::sync::watch;
 
 use super::{
     api::{
-        AuthorityCertificate, Ballot, ExportQuery, Label, NewTag, PolicyStatus, Session, Status,
-        Tagged,
+        AuthorityCertificate, Ballot, Done, ExportQuery, Label, NewDeed, NewTag, PolicyStatus,
+        Session, Status, Tagged,
     },
     host::{Failure, FailureKind, Host},
     peer::{self, Person},
@@ -27,6 +27,7 @@ use super::{
 };
 use crate::{
     approval::{Detail, Summary},
+    confine::Places,
     journal::Filter,
 };
 
@@ -46,7 +47,9 @@ pub(super) fn router(host: Arc<dyn Host>, stopping: Stopping) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/ca", get(authority))
+        .route("/v1/places", get(places))
         .route("/v1/agents", get(agents).post(tag).delete(untag))
+        .route("/v1/agents/deeds", post(act))
         .route("/v1/sessions", get(sessions))
         .route("/v1/sessions/{id}", get(session))
         .route("/v1/tail", get(tail))
@@ -85,6 +88,10 @@ async fn authority(State(host): HostState) -> Json<AuthorityCertificate> {
     })
 }
 
+async fn places(State(host): HostState) -> Json<Places> {
+    Json(host.places())
+}
+
 async fn agents(State(host): HostState) -> Answer<Vec<Tagged>> {
     blocking(move || host.agents()).await.map(Json)
 }
@@ -116,6 +123,15 @@ async fn untag(
     blocking(move || host.untag(&query.agent, &by))
         .await
         .map(Json)
+}
+
+async fn act(
+    State(host): HostState,
+    by: Person,
+    body: Result<Json<NewDeed>, JsonRejection>,
+) -> Answer<Done> {
+    let Json(deed) = body.map_err(invalid)?;
+    blocking(move || host.act(deed, &by)).await.map(Json)
 }
 
 #[derive(Deserialize)]

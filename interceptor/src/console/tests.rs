@@ -23,6 +23,7 @@ use tokio::sync::oneshot;
 use super::*;
 use crate::{
     approval::{Approvals, Pending, Reviewers},
+    confine::Places,
     journal::Journal,
     kernel::TagKind,
 };
@@ -46,6 +47,7 @@ impl Host for Fake {
             version: "1".to_owned(),
             instance: "test".to_owned(),
             pid: 1,
+            proxy: None,
             started: Timestamp(0),
             agents: 0,
             sessions: 0,
@@ -57,8 +59,13 @@ impl Host for Fake {
                 stopped: None,
             },
             kernel: BTreeMap::new(),
+            connects: Vec::new(),
             troubles: Vec::new(),
         })
+    }
+
+    fn places(&self) -> Places {
+        Places::default()
     }
 
     fn agents(&self) -> Result<Vec<Tagged>, Failure> {
@@ -73,9 +80,16 @@ impl Host for Fake {
             cgroup: match tag.target {
                 TagTarget::Cgroup(path) => path,
                 TagTarget::Pid(pid) => PathBuf::from(format!("/of/{pid}")),
+                TagTarget::Unit(name) => PathBuf::from(format!("/unit/{name}")),
+                TagTarget::Container(id) => PathBuf::from(format!("/container/{id}")),
                 TagTarget::New => "/new".into(),
             },
             kind: TagKind::Existing,
+            frozen: false,
+            away: false,
+            old_sockets: OldSocketCounts::default(),
+            cautions: Vec::new(),
+            stand_ins: Vec::new(),
         };
         self.agents.lock().unwrap().push(tagged.clone());
         Ok(tagged)
@@ -87,6 +101,17 @@ impl Host for Fake {
             Some(index) => Ok(agents.remove(index)),
             None => Err(Failure::new(FailureKind::Missing, "no such agent").with_remedy("list")),
         }
+    }
+
+    fn act(&self, deed: NewDeed, _: &Person) -> Result<Done, Failure> {
+        let mut agents = self.agents.lock().unwrap();
+        let agent = agents.iter_mut().find(|tagged| tagged.agent == deed.agent);
+        let agent = agent.ok_or_else(|| Failure::new(FailureKind::Missing, "no such agent"))?;
+        agent.frozen = deed.deed == Deed::Freeze;
+        Ok(Done {
+            agent: agent.clone(),
+            connections: 0,
+        })
     }
 
     fn agent_of(&self, pid: u32) -> Result<Option<Box<str>>, Failure> {
@@ -135,12 +160,7 @@ impl Bench {
         let folder = tempfile::tempdir().unwrap();
         let journal = Journal::open(&folder.path().join("state")).unwrap();
         let fake = Arc::new(Fake {
-            approvals: Approvals::new(
-                journal.clone(),
-                Reviewers::default(),
-                crate::clock::now,
-                || 255,
-            ),
+            approvals: Approvals::new(journal.clone(), Reviewers::default(), crate::clock::now),
             journal,
             agents: Mutex::default(),
             is_agent: AtomicBool::new(false),
@@ -199,6 +219,7 @@ impl Bench {
 
     fn hold(&self) -> Pending {
         self.fake.approvals.request(
+            interceptor_core::record::ApprovalId(255),
             crate::approval::example("reporter", 1, 60, &[]),
             crate::clock::now(),
         )
@@ -222,12 +243,12 @@ fn start_of_session(journal: &Journal, session: u64) {
             labels: BTreeMap::new(),
         }),
         process: Process::default(),
-        destination: Destination("192.0.2.1:5432".parse().unwrap()),
+        destination: Destination::Ip("192.0.2.1:5432".parse().unwrap()),
         names: Vec::new(),
     });
     let start = SessionStart {
         origin,
-        client: "127.0.0.1:9".parse().unwrap(),
+        client: "127.0.0.1:9".parse().ok(),
     };
     append(journal, session, Event::SessionStart(start));
 }

@@ -20,6 +20,13 @@ pub struct Credential {
     pub placeholder: Option<Source>,
 }
 
+impl Credential {
+    /// Where its secrets stand.
+    pub fn secrets(&self) -> impl Iterator<Item = &Source> {
+        std::iter::once(&self.secret).chain(&self.placeholder)
+    }
+}
+
 /// What a credential is used for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Purpose {

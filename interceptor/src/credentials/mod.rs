@@ -21,8 +21,26 @@ pub use self::{
 };
 use crate::secret::{SecretError, Source};
 
-/// The credentials of the configuration.
-pub struct Credentials {
+/// The credentials of the configuration: for what each is.
+pub struct Credentials<S> {
+    list: Vec<Credential>,
+    secrets: S,
+}
+
+/// Where the secrets of credentials come from.
+pub trait Secrets {
+    /// The secret and the placeholder of the credential `number`, from 1.
+    ///
+    /// # Errors
+    /// Why there are none, for people.
+    fn read(
+        &self,
+        number: usize,
+    ) -> impl Future<Output = Result<(Secret, Option<Secret>), Unread>> + Send;
+}
+
+/// What the credentials of the configuration refer to.
+pub struct Vault {
     entries: Vec<Entry>,
 }
 
@@ -30,6 +48,16 @@ struct Entry {
     credential: Credential,
     secret: Cache,
     placeholder: Cache,
+}
+
+/// What a credential refers to can't be read.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}{error}")]
+pub struct Unread {
+    /// Which part of it, for people; empty where that is said by the error.
+    pub what: &'static str,
+    /// Why.
+    pub error: Box<dyn std::error::Error + Send + Sync>,
 }
 
 /// What a command printed, and when: one session runs it, the others wait for its answer.
@@ -54,32 +82,34 @@ pub struct Wanted<'a> {
 
 /// A credential that can't be used.
 #[derive(Debug, thiserror::Error)]
-#[error("credential {credential}: {what}{error}")]
+#[error("credential {credential}: {unread}")]
 pub struct LoginError {
     /// Its place in the list, from 1.
     pub credential: usize,
-    what: &'static str,
-    error: Box<dyn std::error::Error + Send + Sync>,
+    unread: Unread,
 }
 
-impl Credentials {
-    /// The credentials `list`, in this order.
-    #[must_use]
-    pub fn new(list: Vec<Credential>) -> Self {
-        let entries = list.into_iter().map(|credential| Entry {
-            credential,
-            secret: Cache::default(),
-            placeholder: Cache::default(),
-        });
+impl LoginError {
+    fn new(credential: usize, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        let error = error.into();
         Self {
-            entries: entries.collect(),
+            credential,
+            unread: Unread { what: "", error },
         }
+    }
+}
+
+impl<S: Secrets> Credentials<S> {
+    /// The credentials `list`, in this order, whose secrets come from `secrets`.
+    #[must_use]
+    pub const fn new(list: Vec<Credential>, secrets: S) -> Self {
+        Self { list, secrets }
     }
 
     /// Whether there are any for HTTP requests.
     #[must_use]
     pub fn are_for_http(&self) -> bool {
-        let mut purposes = self.entries.iter().map(|entry| &entry.credential.purpose);
+        let mut purposes = self.list.iter().map(|credential| &credential.purpose);
         purposes.any(|purpose| matches!(purpose, Purpose::Http { .. }))
     }
 
@@ -89,7 +119,7 @@ impl Credentials {
     /// Where there is one, but not what it refers to.
     pub async fn login(
         &self,
-        destination: Destination,
+        destination: &Destination,
         wanted: Wanted<'_>,
     ) -> Result<Option<Login>, LoginError> {
         let found = self.find(destination, wanted.host, |purpose| match purpose {
@@ -100,15 +130,12 @@ impl Credentials {
             } => (user.matches(wanted.user) && database.matches(wanted.database)).then_some(login),
             Purpose::Http { .. } => None,
         });
-        let Some((number, entry, login)) = found else {
+        let Some((number, login)) = found else {
             return Ok(None);
         };
-        let (password, placeholder) = entry.read(number).await?;
-        let randomness = randomness().ok_or_else(|| LoginError {
-            credential: number,
-            what: "",
-            error: "the system has no randomness".into(),
-        })?;
+        let (password, placeholder) = self.read(number).await?;
+        let randomness =
+            randomness().ok_or_else(|| LoginError::new(number, "the system has no randomness"))?;
         let user = login.as_ref().map_or(wanted.user, User::as_str);
         Ok(Some(Login {
             credential: number,
@@ -129,7 +156,7 @@ impl Credentials {
     /// Where there is one, but not what it refers to, and where others could listen on the way.
     pub async fn authorization(
         &self,
-        destination: Destination,
+        destination: &Destination,
         host: Option<&str>,
         is_verified: bool,
         path: &str,
@@ -138,17 +165,14 @@ impl Credentials {
             Purpose::Http { path: paths, place } => paths.matches(path).then_some(place),
             Purpose::Postgres { .. } => None,
         });
-        let Some((number, entry, place)) = found else {
+        let Some((number, place)) = found else {
             return Ok(None);
         };
         if !is_confidential(destination, is_verified) {
-            return Err(LoginError {
-                credential: number,
-                what: "",
-                error: "it isn't sent where others can listen: the way there has to be TLS".into(),
-            });
+            let why = "it isn't sent where others can listen: the way there has to be TLS";
+            return Err(LoginError::new(number, why));
         }
-        let (secret, placeholder) = entry.read(number).await?;
+        let (secret, placeholder) = self.read(number).await?;
         Ok(Some(Authorization {
             credential: number,
             place: place.clone(),
@@ -160,20 +184,43 @@ impl Credentials {
     /// The first credential for `destination` that `is_for` wants, with its number and what it was wanted for.
     fn find<'a, T>(
         &'a self,
-        destination: Destination,
+        destination: &Destination,
         host: Option<&str>,
         is_for: impl Fn(&'a Purpose) -> Option<T>,
-    ) -> Option<(usize, &'a Entry, T)> {
-        let mut entries = self.entries.iter().enumerate();
-        entries.find_map(|(index, entry)| {
+    ) -> Option<(usize, T)> {
+        let mut list = self.list.iter().enumerate();
+        list.find_map(|(index, credential)| {
             let Credential {
                 destination: servers,
                 purpose,
                 ..
-            } = &entry.credential;
+            } = credential;
             let found = is_for(purpose).filter(|_| servers.contains(destination, host))?;
-            Some((index + 1, entry, found))
+            Some((index + 1, found))
         })
+    }
+
+    async fn read(&self, number: usize) -> Result<(Secret, Option<Secret>), LoginError> {
+        let read = self.secrets.read(number).await;
+        read.map_err(|unread| LoginError {
+            credential: number,
+            unread,
+        })
+    }
+}
+
+impl Vault {
+    /// What the credentials `list` refer to.
+    #[must_use]
+    pub fn new(list: Vec<Credential>) -> Self {
+        let entries = list.into_iter().map(|credential| Entry {
+            credential,
+            secret: Cache::default(),
+            placeholder: Cache::default(),
+        });
+        Self {
+            entries: entries.collect(),
+        }
     }
 
     /// What of the list can't be used as things stand, for the operator. Commands are not run.
@@ -190,10 +237,10 @@ impl Credentials {
                     continue;
                 };
                 if let Err(error) = source.read() {
+                    let error = error.into();
                     problems.push(LoginError {
                         credential: index + 1,
-                        what,
-                        error: error.into(),
+                        unread: Unread { what, error },
                     });
                 }
             }
@@ -202,12 +249,23 @@ impl Credentials {
     }
 }
 
+impl Secrets for Vault {
+    async fn read(&self, number: usize) -> Result<(Secret, Option<Secret>), Unread> {
+        let entry = number
+            .checked_sub(1)
+            .and_then(|index| self.entries.get(index));
+        let entry = entry.ok_or_else(|| Unread {
+            what: "",
+            error: "it isn't in the configuration".into(),
+        })?;
+        entry.read().await
+    }
+}
+
 impl Entry {
-    /// The secret and the placeholder of the entry `number`.
-    async fn read(&self, number: usize) -> Result<(Secret, Option<Secret>), LoginError> {
+    async fn read(&self) -> Result<(Secret, Option<Secret>), Unread> {
         let failed = |what| {
-            move |error: SecretError| LoginError {
-                credential: number,
+            move |error: SecretError| Unread {
                 what,
                 error: error.into(),
             }
@@ -233,8 +291,8 @@ impl Entry {
 }
 
 /// Nobody can listen on the way to `destination`.
-fn is_confidential(destination: Destination, is_verified: bool) -> bool {
-    is_verified || destination.0.ip().to_canonical().is_loopback()
+fn is_confidential(destination: &Destination, is_verified: bool) -> bool {
+    is_verified || destination.is_local()
 }
 
 async fn read(source: &Source, cache: &Cache) -> Result<Secret, SecretError> {
@@ -282,8 +340,9 @@ fn randomness() -> Option<Randomness> {
 mod tests {
     use super::*;
 
-    fn credentials(yaml: &str) -> Credentials {
-        Credentials::new(serde_saphyr::from_str(yaml).unwrap())
+    fn credentials(yaml: &str) -> Credentials<Vault> {
+        let list: Vec<Credential> = serde_saphyr::from_str(yaml).unwrap();
+        Credentials::new(list.clone(), Vault::new(list))
     }
 
     fn wanted(user: &'static str) -> Wanted<'static> {
@@ -301,9 +360,9 @@ mod tests {
              - {destination: 192.0.2.1, protocol: postgres, user: 'app*', login: real, password: {command: [/bin/echo, one]}}\n\
              - {destination: 192.0.2.0/24, protocol: postgres, password: {command: [/bin/echo, two]}, placeholder: {command: [/bin/echo, p]}}\n",
         );
-        let at = |address: &str| Destination(address.parse().unwrap());
+        let at = |address: &str| Destination::Ip(address.parse().unwrap());
         let login = credentials
-            .login(at("192.0.2.1:5432"), wanted("app1"))
+            .login(&at("192.0.2.1:5432"), wanted("app1"))
             .await
             .unwrap()
             .unwrap();
@@ -311,13 +370,14 @@ mod tests {
         assert_eq!(login.password.expose(), b"one");
         assert!(login.placeholder.is_none() && !login.confidential);
         let login = credentials
-            .login(at("192.0.2.1:5432"), wanted("dba"))
+            .login(&at("192.0.2.1:5432"), wanted("dba"))
             .await
             .unwrap()
             .unwrap();
         assert_eq!((login.credential, &*login.user), (3, "dba"));
         assert_eq!(login.placeholder.unwrap().expose(), b"p");
-        let none = credentials.login(at("198.51.100.1:5432"), wanted("app1"));
+        let elsewhere = at("198.51.100.1:5432");
+        let none = credentials.login(&elsewhere, wanted("app1"));
         assert!(none.await.unwrap().is_none());
     }
 
@@ -331,11 +391,15 @@ mod tests {
                 count.display()
             )
         };
-        let at = Destination("127.0.0.1:5432".parse().unwrap());
+        let at = Destination::Ip("127.0.0.1:5432".parse().unwrap());
         for (ttl, expected) in [("1h", [b"1", b"1", b"1"]), ("0s", [b"2", b"3", b"4"])] {
             let credentials = credentials(&yaml(ttl));
             for expected in expected {
-                let login = credentials.login(at, wanted("app")).await.unwrap().unwrap();
+                let login = credentials
+                    .login(&at, wanted("app"))
+                    .await
+                    .unwrap()
+                    .unwrap();
                 assert_eq!(login.password.expose(), expected);
                 assert!(login.confidential);
             }
@@ -347,10 +411,10 @@ mod tests {
         let credentials = credentials(
             "- {destination: 127.0.0.1, protocol: postgres, password: {file: /nonexistent/secret}}",
         );
-        let at = Destination("127.0.0.1:5432".parse().unwrap());
-        let error = credentials.login(at, wanted("app")).await.unwrap_err();
+        let at = Destination::Ip("127.0.0.1:5432".parse().unwrap());
+        let error = credentials.login(&at, wanted("app")).await.unwrap_err();
         let expected = "credential 1: its secret: the file `/nonexistent/secret` can't be read: No such file or directory (os error 2)";
         assert_eq!(error.to_string(), expected);
-        assert_eq!(credentials.problems()[0].to_string(), expected);
+        assert_eq!(credentials.secrets.problems()[0].to_string(), expected);
     }
 }

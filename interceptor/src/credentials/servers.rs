@@ -24,8 +24,11 @@ enum Hosts {
 impl Servers {
     /// Whether the server at `destination`, which has proved to be called `host`, is one of them.
     #[must_use]
-    pub fn contains(&self, destination: Destination, host: Option<&str>) -> bool {
-        if self.port.is_some_and(|port| port != destination.0.port()) {
+    pub fn contains(&self, destination: &Destination, host: Option<&str>) -> bool {
+        let Some(server) = destination.address() else {
+            return false;
+        };
+        if self.port.is_some_and(|port| port != server.port()) {
             return false;
         }
         match &self.hosts {
@@ -36,7 +39,7 @@ impl Servers {
             Hosts::Network {
                 address,
                 prefix_bits,
-            } => match (*address, destination.0.ip().to_canonical()) {
+            } => match (*address, server.ip().to_canonical()) {
                 (IpAddr::V4(network), IpAddr::V4(address)) => {
                     (network.to_bits() ^ address.to_bits()).leading_zeros() >= *prefix_bits
                 }
@@ -193,9 +196,9 @@ mod tests {
             ),
             ("192.0.2.1", "192.0.2.1:5432", Some("db.example.com"), true),
         ] {
-            let destination = Destination(destination.parse().unwrap());
+            let destination = Destination::Ip(destination.parse().unwrap());
             assert_eq!(
-                servers(pattern).unwrap().contains(destination, host),
+                servers(pattern).unwrap().contains(&destination, host),
                 expected,
                 "{pattern} {destination} {host:?}"
             );

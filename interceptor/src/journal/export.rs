@@ -5,8 +5,11 @@ use std::{collections::HashMap, io, sync::Arc};
 use bytes::Bytes;
 use interceptor_core::{
     operation::{Operation, Parameter, ParameterFormat, Protocol},
-    origin::Origin,
-    protocol::postgres::transcript::{self, Transcript},
+    origin::{Destination, Origin},
+    protocol::{
+        dns,
+        postgres::transcript::{self, Transcript},
+    },
     record::{
         ApprovalStep, Event, Record, ResponseRecord, ResponseStatus, SCHEMA_VERSION, SessionId,
         Timestamp,
@@ -100,7 +103,7 @@ impl Lines {
         line.insert("agent".to_owned(), record.agent.to_string().into());
         line.insert("kind".to_owned(), record.event.kind().into());
         let facts = match &record.event {
-            Event::SessionStart(start) => {
+            Event::SessionStart(start) | Event::DatagramsStart(start) => {
                 if let Some(session) = record.session {
                     self.origins.insert(session, start.origin.clone());
                 }
@@ -109,6 +112,11 @@ impl Lines {
                     "client": start.client,
                     "labels": start.origin.agent.labels,
                     "process": start.origin.process,
+                    "transport": match (&record.event, &start.origin.destination) {
+                        (_, Destination::Unix(_)) => "unix",
+                        (Event::DatagramsStart(_), _) => "udp",
+                        _ => "tcp",
+                    },
                 })
             }
             Event::Operation(operation) => {
@@ -253,6 +261,20 @@ fn response_facts(response: &ResponseRecord) -> Map<String, Value> {
             facts.insert("head".to_owned(), transcript::text(head));
         }
         facts.extend(body_facts(&response.data));
+    }
+    if response.protocol == Protocol::Dns {
+        let dns::Transcript {
+            answers,
+            notes,
+            is_truncated,
+        } = dns::Transcript::read(&response.data.concat());
+        facts.insert("answers".to_owned(), json!(answers));
+        if !notes.is_empty() {
+            facts.insert("notes".to_owned(), json!(notes));
+        }
+        if is_truncated {
+            facts.insert("truncated".to_owned(), true.into());
+        }
     }
     facts
 }

@@ -22,6 +22,7 @@ use super::{
     reader::Reader,
     segment::{Location, Recovered},
 };
+use crate::sync::lock;
 
 /// What is known of a session without reading its records.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,20 +102,22 @@ impl Fact {
     pub(super) fn of(record: &Record) -> Option<Self> {
         let session = record.session?;
         match &record.event {
-            Event::SessionStart(start) => Some(Self::Started(Box::new(SessionSummary {
-                session,
-                agent: record.agent.clone(),
-                labels: start.origin.agent.labels.clone(),
-                destination: start.origin.destination.to_string(),
-                pid: start.origin.process.pid,
-                executable: start.origin.process.executable.clone(),
-                started: record.time,
-                ended: None,
-                reason: None,
-                operations: 0,
-                denied: 0,
-                held: 0,
-            }))),
+            Event::SessionStart(start) | Event::DatagramsStart(start) => {
+                Some(Self::Started(Box::new(SessionSummary {
+                    session,
+                    agent: record.agent.clone(),
+                    labels: start.origin.agent.labels.clone(),
+                    destination: start.origin.destination.to_string(),
+                    pid: start.origin.process.pid,
+                    executable: start.origin.process.executable.clone(),
+                    started: record.time,
+                    ended: None,
+                    reason: None,
+                    operations: 0,
+                    denied: 0,
+                    held: 0,
+                })))
+            }
             Event::Decision(decided) => match decided.decision.verdict {
                 Verdict::Allow => None,
                 Verdict::Deny => Some(Self::Denied(session)),
@@ -175,7 +178,7 @@ impl Index {
 
     /// Adds a block. A failure costs answers, never evidence: the next start rebuilds.
     pub(super) fn add(&self, block: Block) {
-        let mut untold = super::lock(&self.untold);
+        let mut untold = lock(&self.untold);
         untold.push(block);
         if untold.len() >= UNTOLD_MAX {
             drop(untold);
@@ -186,7 +189,7 @@ impl Index {
     /// Tells the database what it hasn't been told.
     fn tell(&self) {
         // Held until all is told, so that nobody asks in between.
-        let mut untold = super::lock(&self.untold);
+        let mut untold = lock(&self.untold);
         let blocks = std::mem::take(&mut *untold);
         if blocks.is_empty() {
             return;
@@ -260,7 +263,7 @@ impl Index {
 
     /// Runs `work` on the database; a failure or panic of sled's takes the index out of use.
     fn with<T>(&self, work: impl FnOnce(&Trees) -> sled::Result<T>) -> Option<T> {
-        let mut database = super::lock(&self.database);
+        let mut database = lock(&self.database);
         let trees = database.as_ref()?.clone();
         let result = contained(|| work(&trees));
         if result.is_none() {

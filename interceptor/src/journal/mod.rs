@@ -6,10 +6,13 @@
 
 mod checkpoint;
 mod export;
+mod feed;
+mod glance;
 mod har;
 mod index;
 mod reader;
 mod segment;
+mod spill;
 #[cfg(test)]
 mod tests;
 mod verify;
@@ -21,8 +24,8 @@ use std::{
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        Arc, Condvar, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
     },
     thread::JoinHandle,
     time::Duration,
@@ -31,7 +34,10 @@ use std::{
 use interceptor_core::record::{Event, Record, SessionId, Timestamp};
 use tokio::sync::{broadcast, watch};
 
-use self::checkpoint::{Checkpoint, Tree};
+use self::{
+    checkpoint::{Checkpoint, Tree},
+    spill::Spill,
+};
 pub use self::{
     export::{Filter, Lines, export_jsonl, parameter, to_json},
     har::Har,
@@ -39,20 +45,27 @@ pub use self::{
     reader::Reader,
     verify::{Problem, Report, verify},
 };
+pub(crate) use self::{
+    feed::{Fresh, Full, Inlet, Outlet},
+    glance::{Answer, Fed, What},
+};
+use crate::sync::lock;
 
 /// Version of the state folder's format; in its file `format`.
-const FORMAT: &str = "interceptor state 1\n";
+const FORMAT: &str = "interceptor state 2\n";
 
-/// Bytes of records that wait to be written before sessions are made to wait as well: more than a disk
-/// of ordinary speed leaves behind, so they wait only where one agent moves more than it can take.
-const CONGESTED_BYTES: usize = 32 << 20;
-
-/// Bytes of records that may wait to be written, for who doesn't wait: sessions that come at once add a
-/// part of a response each, one alone a message of the largest size.
+/// Bytes of records that may wait to be written. Of what another process feeds no more are taken than can be
+/// kept; a message of the largest size can't.
 const WAITING_BYTES_MAX: usize = 256 << 20;
 
-/// How long a session waits for the disk before it gives up.
+/// How long a journal that is in use may take to be let go of.
+const LOCK_PATIENCE: Duration = Duration::from_millis(200);
+
+/// How long restoring what was left waits for the disk before it gives up.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Bytes that say how long a record is.
+const LENGTH_BYTES: usize = 4;
 
 /// Bytes of records after which the writer is woken early: a busy host's of 50 ms. A sync costs the disk
 /// and the kernel the same for much as for little.
@@ -67,9 +80,9 @@ pub enum JournalError {
     /// Another daemon has it.
     #[error("{} is in use by another daemon; stop it, or give this one its own --state", .0.display())]
     InUse(PathBuf),
-    /// It was written by a newer version.
-    #[error("{} was written by a version of interceptor that this one doesn't know (`{found}`); use that one", .path.display())]
-    Newer {
+    /// It was written by another version.
+    #[error("{} was written by a version of interceptor whose records this one doesn't know (`{found}`); use that one, or another folder (--state)", .path.display())]
+    Foreign {
         /// The state folder.
         path: PathBuf,
         /// What its format file says.
@@ -136,13 +149,17 @@ pub struct Journal {
 struct Shared {
     directory: PathBuf,
     waiting: Mutex<Waiting>,
-    /// Bytes in `waiting`, to be looked at without its lock.
-    backlog: AtomicUsize,
     wake: Condvar,
     progress: watch::Sender<Progress>,
     followers: broadcast::Sender<Arc<Record>>,
     index: index::Index,
     writer: Mutex<Option<JoinHandle<()>>>,
+    /// Every record up to this one outlives the process.
+    kept: AtomicU64,
+    /// Where the next records are kept, while those before are being written.
+    spare: Mutex<Option<Spill>>,
+    /// Where records of another process come from, until somebody takes them in.
+    feed: Mutex<Option<Outlet>>,
     _lock: File,
 }
 
@@ -157,6 +174,12 @@ struct Waiting {
     sessions: Vec<SessionId>,
     /// What the index has to learn from `bytes`.
     facts: Vec<index::Fact>,
+    /// Where they are kept until they are written.
+    spill: Option<Spill>,
+    /// Up to where the feed is drained.
+    drained: u64,
+    /// The last record that there was no room to keep, until it is on disk.
+    unkept: Option<u64>,
     /// Somebody waits for the disk.
     urgent: bool,
     closing: bool,
@@ -169,10 +192,6 @@ struct Progress {
     /// Every record up to this one is on disk.
     durable: u64,
     stopped: Option<Stopped>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Journal {
@@ -204,28 +223,83 @@ impl Journal {
                 next_seq,
                 ..Waiting::default()
             }),
-            backlog: AtomicUsize::new(0),
             wake: Condvar::new(),
             progress,
             followers,
             index,
             writer: Mutex::new(None),
+            kept: AtomicU64::new(next_seq - 1),
+            spare: Mutex::new(None),
+            feed: Mutex::new(None),
             _lock: lock_file,
         });
+        let mut feed = Outlet::open(directory)
+            .map_err(io_error("making room for records that wait in", directory))?;
+        let left = left_behind(directory, next_seq, &mut feed)?;
         let (cut, unsigned) = (recovered.cut_bytes, recovered.unsigned_blocks);
         let writer = writer::start(shared.clone(), recovered, key)
             .map_err(io_error("starting the writer of", directory))?;
         *lock(&shared.writer) = Some(writer);
+        lock(&shared.waiting).drained = feed.drained();
+        *lock(&shared.feed) = Some(feed);
         let journal = Self { shared };
-        if cut > 0 || unsigned > 0 {
+        let found = left.len();
+        journal.restore(left)?;
+        if cut > 0 || unsigned > 0 || found > 0 {
             let detail = [
                 ("bytes_cut", cut.to_string()),
                 ("unsigned_blocks", unsigned.to_string()),
+                ("records_kept", found.to_string()),
             ];
             let event = Event::notice("journal_recovered", detail);
             let _ = journal.append(None, &Arc::from(""), crate::clock::now(), [event]);
         }
         Ok(journal)
+    }
+
+    /// Takes the records that an earlier daemon left behind, and begins to keep those to come.
+    fn restore(&self, left: Vec<Record>) -> Result<(), JournalError> {
+        let directory = &self.shared.directory;
+        if let Some(last) = left.last().map(|record| record.seq) {
+            let mut waiting = lock(&self.shared.waiting);
+            for record in &left {
+                waiting.take(record).map_err(|stopped| {
+                    io_error("restoring", directory)(io::Error::other(stopped))
+                })?;
+            }
+            waiting.urgent = true;
+            drop(waiting);
+            self.shared.wake.notify_one();
+            // They are where they were until they are on disk.
+            let until = std::time::Instant::now() + PATIENCE;
+            while self.shared.progress.borrow().durable < last {
+                if std::time::Instant::now() > until {
+                    let why = io::Error::other(
+                        "what a daemon that was killed left behind can't be written; make room",
+                    );
+                    return Err(io_error("restoring", directory)(why));
+                }
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+        }
+        match Spill::open(directory) {
+            Ok([current, spare]) => {
+                *lock(&self.shared.spare) = Some(spare);
+                lock(&self.shared.waiting).spill = Some(current);
+            }
+            Err(error) => tracing::warn!(
+                %error,
+                "records can't be kept beside the journal: they wait for the disk block by block"
+            ),
+        }
+        Ok(())
+    }
+
+    /// Whether the record `seq` and all before it outlive the end of this process.
+    #[must_use]
+    pub fn is_kept(&self, seq: u64) -> bool {
+        self.shared.kept.load(Ordering::Acquire) >= seq
+            || self.shared.progress.borrow().durable >= seq
     }
 
     /// Takes `events` as records that follow one another, and gives the last one's number. They are on
@@ -251,7 +325,7 @@ impl Journal {
         if waiting.closing {
             return Err(Stopped("the daemon stops".into()));
         }
-        let was_empty = waiting.bytes.is_empty();
+        let start = waiting.bytes.len();
         for event in events {
             let record = Record {
                 seq: waiting.next_seq,
@@ -260,53 +334,85 @@ impl Journal {
                 agent: agent.clone(),
                 event,
             };
-            waiting.encode(&record)?;
-            waiting.next_seq += 1;
-            waiting.count += 1;
-            if let Some(fact) = index::Fact::of(&record) {
-                waiting.facts.push(fact);
-            }
+            waiting.take(&record)?;
             if followed {
                 let _ = self.shared.followers.send(Arc::new(record));
             }
         }
-        if let Some(session) = session
-            && waiting.sessions.last() != Some(&session)
-        {
-            waiting.sessions.push(session);
+        waiting.keep(start);
+        Ok(self.taken(waiting, start))
+    }
+
+    /// The records that another process feeds the journal with; for one to take them in.
+    pub(crate) fn feed(&self) -> Option<Outlet> {
+        lock(&self.shared.feed).take()
+    }
+
+    /// Takes `records`, which are what `feed` has up to `end`, and gives the last one's number.
+    ///
+    /// # Errors
+    /// Where the journal takes no records now. They stay in the feed.
+    pub(crate) fn take_in(
+        &self,
+        records: &[Fed],
+        (feed, end): (&mut Outlet, u64),
+    ) -> Result<u64, Later> {
+        let bytes = records.iter().map(Fed::len).sum();
+        let followed = self.shared.followers.receiver_count() > 0;
+        let mut waiting = lock(&self.shared.waiting);
+        if let Some(stopped) = &waiting.stopped {
+            return Err(Later::Stopped(stopped.clone()));
         }
+        let start = waiting.bytes.len();
+        let spill = waiting.spill.as_ref();
+        if start > 0 && !spill.is_some_and(|spill| spill.has_room(bytes)) {
+            // In the feed they outlive this process, here they wouldn't.
+            waiting.urgent = true;
+            drop(waiting);
+            self.shared.wake.notify_one();
+            return Err(Later::Busy);
+        }
+        for record in records {
+            let start = waiting.bytes.len();
+            waiting.take_fed(record);
+            if followed
+                && let Some(bytes) = waiting.bytes.get(start + LENGTH_BYTES..)
+                && let Ok(record) = glance::decode(bytes)
+            {
+                let _ = self.shared.followers.send(Arc::new(record));
+            }
+        }
+        waiting.drained = end;
+        waiting.keep(start);
+        if self.is_settled(&waiting) {
+            // Before the writer can have them: what it has written it forgets.
+            feed.release(end);
+        } else {
+            feed.pass(end);
+        }
+        Ok(self.taken(waiting, start))
+    }
+
+    /// Whether all that was appended is kept. Of one that isn't, nothing behind it may say that it is.
+    fn is_settled(&self, waiting: &Waiting) -> bool {
+        let durable = |seq| self.shared.progress.borrow().durable >= seq;
+        waiting.unkept.is_none_or(durable)
+    }
+
+    /// The number of the last record in `waiting`, which were `start` bytes before. Has the writer know.
+    fn taken(&self, mut waiting: MutexGuard<'_, Waiting>, start: usize) -> u64 {
         let last = waiting.next_seq - 1;
-        let backlog = waiting.bytes.len();
-        self.shared.backlog.store(backlog, Ordering::Relaxed);
+        if self.is_settled(&waiting) {
+            waiting.unkept = None;
+            self.shared.kept.store(last, Ordering::Release);
+        }
         let full = waiting.bytes.len() >= BLOCK_BYTES && !waiting.urgent;
         waiting.urgent |= full;
         drop(waiting);
-        if was_empty || full {
+        if start == 0 || full {
             self.shared.wake.notify_one();
         }
-        Ok(last)
-    }
-
-    /// Waits while more is waiting to be written than the disk takes. Sessions do so before they append:
-    /// the agent that asks for much is slowed down, and nobody is refused for it.
-    ///
-    /// # Errors
-    /// Where the disk fails, or takes nothing for ten seconds.
-    pub async fn room(&self) -> Result<(), Stopped> {
-        if self.shared.backlog.load(Ordering::Relaxed) < CONGESTED_BYTES {
-            return Ok(());
-        }
-        let mut progress = self.shared.progress.subscribe();
-        while self.shared.backlog.load(Ordering::Relaxed) >= CONGESTED_BYTES {
-            let changed = tokio::time::timeout(PATIENCE, progress.changed()).await;
-            if let Some(stopped) = progress.borrow().stopped.clone() {
-                return Err(stopped);
-            }
-            if !matches!(changed, Ok(Ok(()))) {
-                return Err(Stopped("the disk takes nothing".into()));
-            }
-        }
-        Ok(())
+        last
     }
 
     /// Waits until records are taken again, or the writer has ended.
@@ -411,23 +517,183 @@ impl Journal {
     }
 }
 
-impl Waiting {
-    /// Appends `record`, or nothing where it can't be encoded.
-    fn encode(&mut self, record: &Record) -> Result<(), Stopped> {
-        let start = self.bytes.len();
-        self.bytes.extend_from_slice(&[0; 4]);
-        if let Err(error) = postcard::serialize_with_flavor(record, Encoding(&mut self.bytes)) {
-            self.bytes.truncate(start);
-            return Err(Stopped(
-                format!("a record can't be encoded: {error}").into(),
-            ));
+/// The records that an earlier daemon had taken and not yet written when it ended, and those that it was still
+/// fed with.
+fn left_behind(
+    directory: &Path,
+    next_seq: u64,
+    feed: &mut Outlet,
+) -> Result<Vec<Record>, JournalError> {
+    let kept = spill::kept(directory).map_err(io_error("reading", directory))?;
+    let mut records = Vec::new();
+    let (mut newest, mut drained) = (0, None);
+    for frame in kept {
+        let parsed = segment::parse(&frame.records).unwrap_or_default();
+        if let Some(last) = parsed.last().filter(|last| last.seq > newest) {
+            newest = last.seq;
+            drained = Some(frame.drained);
         }
-        let length = u32::try_from(self.bytes.len() - start - 4).unwrap_or(u32::MAX);
-        if let Some(place) = self.bytes.get_mut(start..start + 4) {
-            place.copy_from_slice(&length.to_le_bytes());
+        records.extend(parsed.into_iter().filter(|record| record.seq >= next_seq));
+    }
+    records.sort_by_key(|record| record.seq);
+    records.dedup_by_key(|record| record.seq);
+    // What doesn't follow was never kept whole.
+    let following = records
+        .iter()
+        .zip(next_seq..)
+        .take_while(|(record, seq)| record.seq == *seq)
+        .count();
+    records.truncate(following);
+    if let Some(drained) = drained {
+        feed.skip_to(drained);
+    }
+    let fed = fed(feed, next_seq + following as u64);
+    if fed.is_empty() {
+        return Ok(records);
+    }
+    records.extend(fed);
+    // From here on they are in one place, whenever this process ends.
+    let mut encoded = Waiting::default();
+    for record in &records {
+        let encoding = |error| io_error("restoring", directory)(io::Error::other(error));
+        encoded.encode(record).map_err(encoding)?;
+    }
+    let frame = spill::Frame {
+        records: encoded.bytes,
+        drained: lower_half(feed.drained()),
+    };
+    spill::set_aside(directory, &frame).map_err(io_error("restoring", directory))?;
+    feed.settle();
+    Ok(records)
+}
+
+/// What is left in `feed`, from number `next_seq` on.
+fn fed(feed: &mut Outlet, next_seq: u64) -> Vec<Record> {
+    let mut records = Vec::new();
+    loop {
+        let waiting = match feed.peek() {
+            Ok(waiting) if waiting.frames.is_empty() => return records,
+            Ok(waiting) => waiting,
+            Err(error) => {
+                tracing::error!(%error, "records of a process that ended are lost");
+                feed.forget();
+                return records;
+            }
+        };
+        for (frame, _) in waiting.frames {
+            match left_by_a_session(frame) {
+                Ok(mut record) => {
+                    record.seq = next_seq + records.len() as u64;
+                    records.push(record);
+                }
+                Err(error) => {
+                    tracing::error!(error, "a record of a process that ended is lost");
+                }
+            }
+        }
+        feed.pass(waiting.end);
+    }
+}
+
+/// The record that a session left in the feed. What people do is not for it to say.
+fn left_by_a_session(frame: Vec<u8>) -> Result<Record, &'static str> {
+    let fed = Fed::read(frame)?;
+    if fed.what == What::Approval {
+        return Err("it says what people do");
+    }
+    fed.decode()
+}
+
+/// What is kept of a position in the feed.
+const fn lower_half(position: u64) -> u32 {
+    let [a, b, c, d, ..] = position.to_le_bytes();
+    u32::from_le_bytes([a, b, c, d])
+}
+
+/// Why what another process feeds the journal with isn't taken now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Later {
+    /// It takes no records.
+    Stopped(Stopped),
+    /// It has to write others first.
+    Busy,
+}
+
+impl Waiting {
+    /// Appends `record`, the next one.
+    fn take(&mut self, record: &Record) -> Result<(), Stopped> {
+        self.encode(record)?;
+        self.next_seq += 1;
+        self.count += 1;
+        self.facts.extend(index::Fact::of(record));
+        if let Some(session) = record.session
+            && self.sessions.last() != Some(&session)
+        {
+            self.sessions.push(session);
         }
         Ok(())
     }
+
+    /// Appends `record`, the next one.
+    fn take_fed(&mut self, record: &Fed) {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(&[0; LENGTH_BYTES]);
+        record.number(self.next_seq, &mut self.bytes);
+        self.measure(start);
+        self.next_seq += 1;
+        self.count += 1;
+        self.facts.extend(match &record.what {
+            What::Started(whole) | What::Ended(whole) => index::Fact::of(whole),
+            What::Decision(Answer::Deny) => Some(index::Fact::Denied(record.session)),
+            What::Decision(Answer::Hold) => Some(index::Fact::Held(record.session)),
+            What::Decision(Answer::Allow) | What::Operation(_) | What::Approval | What::Other => {
+                None
+            }
+        });
+        if self.sessions.last() != Some(&record.session) {
+            self.sessions.push(record.session);
+        }
+    }
+
+    /// Has the record that begins at `start` say how long it is.
+    fn measure(&mut self, start: usize) {
+        let length = u32::try_from(self.bytes.len() - start - LENGTH_BYTES).unwrap_or(u32::MAX);
+        if let Some(place) = self.bytes.get_mut(start..start + LENGTH_BYTES) {
+            place.copy_from_slice(&length.to_le_bytes());
+        }
+    }
+
+    /// Keeps what was appended from `start` on, or notes that there was no room.
+    fn keep(&mut self, start: usize) {
+        let is_kept = match (&mut self.spill, self.bytes.get(start..)) {
+            (Some(spill), Some(records)) => spill.keep(records, lower_half(self.drained)),
+            _ => false,
+        };
+        if !is_kept {
+            self.unkept = Some(self.next_seq - 1);
+        }
+    }
+
+    /// Appends `record`, or nothing where it can't be encoded.
+    fn encode(&mut self, record: &Record) -> Result<(), Stopped> {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(&[0; LENGTH_BYTES]);
+        if let Err(stopped) = encode(record, &mut self.bytes) {
+            self.bytes.truncate(start);
+            return Err(stopped);
+        }
+        self.measure(start);
+        Ok(())
+    }
+}
+
+/// Appends `record` to `bytes`, in postcard's encoding.
+///
+/// # Errors
+/// Where it can't be encoded; a part of it may be there.
+pub(crate) fn encode(record: &Record, bytes: &mut Vec<u8>) -> Result<(), Stopped> {
+    postcard::serialize_with_flavor(record, Encoding(bytes))
+        .map_err(|error| Stopped(format!("a record can't be encoded: {error}").into()))
 }
 
 /// Where postcard writes a record to: behind what is there already, whole slices at once.
@@ -460,16 +726,25 @@ fn prepare(directory: &Path) -> Result<File, JournalError> {
         .map_err(io_error("creating", directory))?;
     let path = directory.join("lock");
     let file = private().open(&path).map_err(io_error("opening", &path))?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(fs::TryLockError::WouldBlock) => return Err(JournalError::InUse(directory.to_owned())),
-        Err(fs::TryLockError::Error(error)) => return Err(io_error("locking", &path)(error)),
+    let since = std::time::Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => break,
+            // A process that a daemon has just forked has its descriptors until it is another program.
+            Err(fs::TryLockError::WouldBlock) if since.elapsed() < LOCK_PATIENCE => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Err(fs::TryLockError::WouldBlock) => {
+                return Err(JournalError::InUse(directory.to_owned()));
+            }
+            Err(fs::TryLockError::Error(error)) => return Err(io_error("locking", &path)(error)),
+        }
     }
     let path = directory.join("format");
     match fs::read_to_string(&path) {
         Ok(found) if found == FORMAT => {}
         Ok(found) => {
-            return Err(JournalError::Newer {
+            return Err(JournalError::Foreign {
                 path: directory.to_owned(),
                 found: found.trim().to_owned(),
             });

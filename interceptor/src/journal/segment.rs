@@ -18,7 +18,7 @@ use interceptor_core::record::Record;
 use super::{
     JournalError,
     checkpoint::{Checkpoint, Tree},
-    io_error,
+    glance, io_error,
 };
 
 /// First bytes of a segment.
@@ -387,31 +387,38 @@ pub(super) fn records(header: &BlockHeader, payload: &[u8]) -> Result<Vec<Record
     if raw.len() != header.raw as usize {
         return Err("its content is shorter than its header says".to_owned());
     }
-    let mut rest = &raw[..];
+    let records = parse(&raw)?;
+    for (record, seq) in records.iter().zip(header.first_seq..) {
+        if record.seq != seq {
+            return Err(format!("record {} stands where {seq} belongs", record.seq));
+        }
+    }
+    if records.len() != header.count as usize {
+        return Err(format!(
+            "it has {} records, its header says {}",
+            records.len(),
+            header.count
+        ));
+    }
+    Ok(records)
+}
+
+/// Records as they wait to be written: each behind its length.
+pub(super) fn parse(raw: &[u8]) -> Result<Vec<Record>, String> {
+    let mut rest = raw;
     let mut records = Vec::new();
     while let Some((length, after)) = rest.split_first_chunk::<4>() {
         let length = u32::from_le_bytes(*length) as usize;
         let (bytes, after) = after
             .split_at_checked(length)
             .ok_or("a record in it is cut short")?;
-        let record: Record = postcard::from_bytes(bytes)
+        let record = glance::decode(bytes)
             .map_err(|error| format!("a record in it can't be read: {error}"))?;
-        if record.seq != header.first_seq + records.len() as u64 {
-            return Err(format!(
-                "record {} stands where {} belongs",
-                record.seq,
-                header.first_seq + records.len() as u64
-            ));
-        }
         records.push(record);
         rest = after;
     }
-    if records.len() != header.count as usize || !rest.is_empty() {
-        return Err(format!(
-            "it has {} records, its header says {}",
-            records.len(),
-            header.count
-        ));
+    if !rest.is_empty() {
+        return Err("it ends with a part of a record".to_owned());
     }
     Ok(records)
 }

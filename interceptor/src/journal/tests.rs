@@ -4,14 +4,16 @@ use std::{
     fs,
     os::unix::fs::{FileExt, PermissionsExt},
     path::Path,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
 };
 
 use interceptor_core::origin::{Agent, Destination, Origin, Process};
 use interceptor_core::record::{Event, Record, SessionEnd, SessionId, SessionStart, Timestamp};
 use tempfile::TempDir;
 
-use super::{Filter, Journal, JournalError, Reader, export_jsonl, segment, verify};
+use super::{
+    Fed, Filter, Inlet, Journal, JournalError, Outlet, Reader, export_jsonl, segment, verify,
+};
 
 fn folder() -> TempDir {
     tempfile::tempdir().unwrap()
@@ -52,7 +54,7 @@ fn all(directory: &Path) -> Vec<Record> {
 }
 
 fn problems(directory: &Path) -> Vec<String> {
-    let report = verify(directory, None, |_, _| {}).unwrap();
+    let report = verify(directory, None, |_, _| {}, |_| {}).unwrap();
     report
         .problems
         .into_iter()
@@ -81,7 +83,7 @@ fn what_is_appended_is_read_back_and_verified() {
         [1, 2, 3, 4, 5, 6]
     );
     assert_eq!(records[5].event, notice("second of 2"));
-    let report = verify(folder.path(), None, |_, _| {}).unwrap();
+    let report = verify(folder.path(), None, |_, _| {}, |_| {}).unwrap();
     assert_eq!(
         (report.records, report.blocks, report.signed_up_to),
         (6, 3, Some(6))
@@ -108,13 +110,13 @@ fn a_second_daemon_is_told_who_is_in_the_way() {
 }
 
 #[test]
-fn a_newer_format_is_refused() {
+fn another_format_is_refused() {
     let folder = folder();
     closed(folder.path());
-    fs::write(folder.path().join("format"), "interceptor state 2\n").unwrap();
+    fs::write(folder.path().join("format"), "interceptor state 1\n").unwrap();
     let error = Journal::open(folder.path()).unwrap_err().to_string();
     assert!(
-        error.contains("doesn't know (`interceptor state 2`)"),
+        error.contains("doesn't know (`interceptor state 1`)"),
         "{error}"
     );
 }
@@ -178,7 +180,9 @@ fn a_journal_that_was_cut_off_or_rolled_back_is_found() {
     // A checkpoint of the right key, but older: it vouches for less, and that is said.
     fs::write(folder.path().join("checkpoint"), old).unwrap();
     assert_eq!(
-        verify(folder.path(), None, |_, _| {}).unwrap().signed_up_to,
+        verify(folder.path(), None, |_, _| {}, |_| {})
+            .unwrap()
+            .signed_up_to,
         Some(6)
     );
     fs::remove_file(&path).unwrap();
@@ -192,7 +196,7 @@ fn a_journal_resealed_with_another_key_is_found_by_who_knows_the_key() {
     let key = fs::read_to_string(ours.path().join("journal.pub")).unwrap();
     closed(theirs.path());
     assert_eq!(problems(theirs.path()), Vec::<String>::new());
-    let report = verify(theirs.path(), Some(&key), |_, _| {}).unwrap();
+    let report = verify(theirs.path(), Some(&key), |_, _| {}, |_| {}).unwrap();
     assert!(
         report.problems[0].what.contains("another key"),
         "{report:?}"
@@ -332,12 +336,12 @@ fn a_missing_or_broken_index_is_rebuilt() {
             pid: 7,
             ..Process::default()
         },
-        destination: Destination("192.0.2.1:5432".parse().unwrap()),
+        destination: Destination::Ip("192.0.2.1:5432".parse().unwrap()),
         names: Vec::new(),
     });
     let start = SessionStart {
         origin,
-        client: "127.0.0.1:1".parse().unwrap(),
+        client: "127.0.0.1:1".parse().ok(),
     };
     let agent: Arc<str> = Arc::from("agent");
     journal
@@ -528,22 +532,139 @@ fn arbitrary_bytes_as_a_segment_never_panic() {
     }
 }
 
-#[test]
-fn who_asks_for_room_waits_for_the_disk_and_is_not_refused() {
-    let folder = folder();
-    let journal = Journal::open(folder.path()).unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .build()
+/// A copy of the folder as SIGKILL could leave it.
+///
+/// A kill takes everything at one moment, a copy doesn't: what waits is copied first, so that what the
+/// writer takes out of there meanwhile is in the segments, and what vouches for them before they are.
+fn as_killed(directory: &Path) -> TempDir {
+    let copy = folder();
+    let status = std::process::Command::new("sh")
+        .args(["-c", "cd \"$0\" && cp -a feed \"$1\" && cp -a waiting-* \"$1\" && cp -a checkpoint format journal.* \"$1\" && cp -a segments \"$1\""])
+        .arg(directory)
+        .arg(copy.path())
+        .status()
         .unwrap();
-    let mut noise = vec![0; 1 << 20];
-    aws_lc_rs::rand::fill(&mut noise).unwrap();
-    let noise = hex::encode(noise);
-    for _ in 0..100 {
-        runtime.block_on(journal.room()).unwrap();
-        assert!(journal.shared.backlog.load(Ordering::Relaxed) < super::CONGESTED_BYTES);
-        append(&journal, 1, &noise);
+    assert!(status.success());
+    copy
+}
+
+#[test]
+fn what_was_appended_outlives_the_daemon_before_it_is_written() {
+    let directory = folder();
+    let journal = Journal::open(directory.path()).unwrap();
+    let mut last = 0;
+    for round in 0..20 {
+        for number in 0..=round {
+            last = append(&journal, number, "a deed that goes on at once");
+            assert!(journal.is_kept(last));
+        }
+        let killed = as_killed(directory.path());
+        let next = Journal::open(killed.path()).unwrap();
+        next.close();
+        drop(next);
+        let seqs: Vec<u64> = all(killed.path()).iter().map(|record| record.seq).collect();
+        assert!(seqs.len() as u64 >= last, "{} of {last}", seqs.len());
+        assert!(seqs.iter().copied().eq(1..=seqs.len() as u64));
+        assert_eq!(problems(killed.path()), Vec::<String>::new());
+        // What is there is there once, however often it is started again.
+        let again = as_killed(killed.path());
+        Journal::open(again.path()).unwrap().close();
+        assert!(all(again.path()).len() <= seqs.len() + 1);
     }
     journal.close();
-    assert_eq!(all(folder.path()).len(), 100);
+}
+
+#[test]
+fn what_has_no_room_to_be_kept_is_said_until_it_is_on_disk() {
+    let directory = folder();
+    let journal = Journal::open(directory.path()).unwrap();
+    let large = append(&journal, 1, &"x".repeat(9 << 20));
+    let durable_now = |seq| journal.shared.progress.borrow().durable >= seq;
+    assert!(!journal.is_kept(large) || durable_now(large));
+    // What comes behind it says nothing of it.
+    let behind = append(&journal, 1, "behind it");
+    assert!(!journal.is_kept(large) || durable_now(large));
+    assert!(!journal.is_kept(behind) || durable_now(large));
+    durable(&journal, large);
+    assert!(journal.is_kept(large));
+    let small = append(&journal, 1, "small");
+    assert!(journal.is_kept(small));
+    journal.close();
+}
+
+/// A record as another process writes it.
+fn fed(text: &str) -> Vec<u8> {
+    let record = Record {
+        seq: 0,
+        time: Timestamp(1),
+        session: Some(SessionId(3)),
+        agent: Arc::from("agent"),
+        event: notice(text),
+    };
+    let mut bytes = Vec::new();
+    super::encode(&record, &mut bytes).unwrap();
+    bytes
+}
+
+/// Takes in what there is now; whether all of it.
+fn take_in(journal: &Journal, feed: &mut Outlet) -> bool {
+    let waiting = feed.peek().unwrap();
+    let frames = waiting.frames.into_iter();
+    let records: Vec<Fed> = frames.map(|(frame, _)| Fed::read(frame).unwrap()).collect();
+    journal.take_in(&records, (feed, waiting.end)).is_ok()
+}
+
+#[test]
+fn what_is_fed_is_on_record_once_whenever_both_are_killed() {
+    let directory = folder();
+    let journal = Journal::open(directory.path()).unwrap();
+    let mut feed = journal.feed().unwrap();
+    let mut writer = Inlet::of(feed.file().unwrap()).unwrap();
+    let mut expected = Vec::new();
+    for round in 0..30 {
+        for number in 0..=round {
+            let text = format!("{round}.{number}");
+            writer.push(&fed(&text)).unwrap();
+            expected.push(notice(&text));
+            if number == round / 2 && round % 3 != 0 {
+                take_in(&journal, &mut feed);
+                append(&journal, 1, "its own");
+            }
+        }
+        let killed = as_killed(directory.path());
+        // However often it is started again.
+        for _ in 0..2 {
+            Journal::open(killed.path()).unwrap().close();
+        }
+        let found: Vec<Event> = all(killed.path())
+            .into_iter()
+            .filter(|record| record.session == Some(SessionId(3)))
+            .map(|record| record.event)
+            .collect();
+        assert_eq!(found, expected, "{round}");
+        assert_eq!(problems(killed.path()), Vec::<String>::new());
+    }
+    journal.close();
+}
+
+#[test]
+fn what_is_fed_stays_in_the_feed_where_it_could_not_be_kept() {
+    let directory = folder();
+    let journal = Journal::open(directory.path()).unwrap();
+    let mut feed = journal.feed().unwrap();
+    let mut writer = Inlet::of(feed.file().unwrap()).unwrap();
+    let large = fed(&"x".repeat(3 << 20));
+    for _ in 0..40 {
+        writer.push(&large).unwrap();
+    }
+    let mut refused = 0;
+    while feed.has_more() {
+        if !take_in(&journal, &mut feed) {
+            refused += 1;
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    }
+    assert!(refused > 0);
+    journal.close();
+    assert_eq!(all(directory.path()).len(), 40);
 }

@@ -2,6 +2,7 @@
 
 use std::{fs, path::Path};
 
+use interceptor_core::record::Record;
 use serde::Serialize;
 
 use super::{
@@ -41,7 +42,7 @@ pub struct Problem {
 }
 
 /// Checks the state folder `directory`, with the public key `key` (its text form) or else the folder's
-/// own. `progress` is told the bytes checked so far and in all.
+/// own. `progress` is told the bytes checked so far and in all, `observe` every record that can be read.
 ///
 /// # Errors
 /// Where files can't be read; what they hold is reported, not an error.
@@ -49,6 +50,7 @@ pub fn verify(
     directory: &Path,
     key: Option<&str>,
     mut progress: impl FnMut(u64, u64),
+    mut observe: impl FnMut(&Record),
 ) -> Result<Report, JournalError> {
     let mut report = Report::default();
     let numbers = segment::list(directory)?;
@@ -110,6 +112,7 @@ pub fn verify(
             match segment::records(&header, &payload) {
                 Ok(records) => {
                     report.records += records.len() as u64;
+                    records.iter().for_each(&mut observe);
                     if header.first_seq != next_seq {
                         let what = format!(
                             "it begins with record {} where {next_seq} belongs",

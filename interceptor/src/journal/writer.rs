@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{self, Write},
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, PoisonError},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -11,9 +11,11 @@ use std::{
 use super::{
     BLOCK_BYTES, Shared, Stopped, Waiting,
     checkpoint::{Checkpoint, Key, Tree},
-    index, lock, private,
+    index, private,
     segment::{self, BLOCK_HEADER, BlockHeader, Chain, Location, Recovered, SEGMENT_HEADER},
+    spill::Spill,
 };
+use crate::sync::lock;
 
 /// How long records gather before they are written, unless somebody waits for them.
 const GATHER: Duration = Duration::from_millis(50);
@@ -136,7 +138,7 @@ impl Writer {
                 .shared
                 .wake
                 .wait_timeout(waiting, idle)
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
+                .unwrap_or_else(PoisonError::into_inner);
             waiting = guard;
             if timeout.timed_out() {
                 return (Waiting::default(), false);
@@ -152,20 +154,30 @@ impl Writer {
                 .shared
                 .wake
                 .wait_timeout(waiting, left)
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
+                .unwrap_or_else(PoisonError::into_inner);
             waiting = guard;
         }
         waiting.urgent = false;
-        self.shared.backlog.store(0, Ordering::Relaxed);
+        let spill = self.exchange(&mut waiting);
         let taken = Waiting {
             bytes: std::mem::replace(&mut waiting.bytes, std::mem::take(&mut self.room.records)),
             count: std::mem::take(&mut waiting.count),
             next_seq: waiting.next_seq,
             sessions: std::mem::take(&mut waiting.sessions),
+            spill,
             facts: std::mem::take(&mut waiting.facts),
             ..Waiting::default()
         };
         (taken, waiting.closing)
+    }
+
+    /// Takes where the records are kept, and leaves room for the next.
+    fn exchange(&self, waiting: &mut Waiting) -> Option<Spill> {
+        if waiting.bytes.is_empty() {
+            return None;
+        }
+        let spare = lock(&self.shared.spare).take()?;
+        waiting.spill.replace(spare)
     }
 
     fn block(&mut self, taken: Waiting) -> io::Result<Block> {
@@ -290,6 +302,10 @@ impl Writer {
             records: again(taken.bytes),
             payload: again(payload),
         };
+        if let Some(mut spill) = taken.spill {
+            spill.clear();
+            *lock(&self.shared.spare) = Some(spill);
+        }
         let durable = self.next_seq - 1;
         lock(&self.shared.waiting).stopped = None;
         self.shared.progress.send_modify(|progress| {

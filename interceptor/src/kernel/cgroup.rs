@@ -17,6 +17,12 @@ pub(super) fn mount_point() -> Result<PathBuf, KernelError> {
         .ok_or(KernelError::NoCgroup2)
 }
 
+/// Where a file system of type `kind` is mounted, if one is.
+pub(super) fn mounted_at(kind: &str) -> Option<PathBuf> {
+    let text = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    text.lines().find_map(|line| mounted(line, kind))
+}
+
 /// The mount point in a line of mountinfo, where its file system is of type `kind`.
 fn mounted(line: &str, kind: &str) -> Option<PathBuf> {
     // proc(5): id parent major:minor root mount-point options optional… - type source super-options
@@ -63,13 +69,47 @@ pub(super) fn enter(cgroup: &Path) -> Result<(), KernelError> {
 pub(super) fn of_process(pid: u32, cgroup2: &Path) -> Option<PathBuf> {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
     let path = text.lines().find_map(|line| line.strip_prefix("0::"))?;
-    Some(cgroup2.join(path.trim_start_matches('/')))
+    Some(below(cgroup2, path))
+}
+
+/// The cgroup that the kernel calls `path`, as a path in the file system.
+pub(super) fn below(cgroup2: &Path, path: &str) -> PathBuf {
+    match path.trim_start_matches('/') {
+        "" => cgroup2.to_owned(),
+        path => cgroup2.join(path),
+    }
 }
 
 /// The id of a cgroup: the number of its folder, which the kernel never uses again.
 pub(super) fn id(cgroup: &Path) -> std::io::Result<u64> {
     use std::os::unix::fs::MetadataExt as _;
     fs::metadata(cgroup).map(|folder| folder.ino())
+}
+
+/// `cgroup` and all below it.
+#[must_use]
+pub fn with_below(cgroup: &Path) -> Vec<PathBuf> {
+    let mut found = vec![cgroup.to_owned()];
+    let mut looked_at = 0;
+    while let Some(folder) = found.get(looked_at) {
+        let entries = fs::read_dir(folder);
+        looked_at += 1;
+        for entry in entries.into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                found.push(entry.path());
+            }
+        }
+    }
+    found
+}
+
+/// The processes in `cgroup` itself. A threaded one has no list of its own: that of the nearest above which
+/// isn't has its processes too.
+pub(super) fn processes_in(cgroup: &Path) -> impl Iterator<Item = u32> {
+    let procs = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+    let pids: Vec<u32> = procs.lines().filter_map(|line| line.parse().ok()).collect();
+    // 0 is a process that this one's pid namespace doesn't have.
+    pids.into_iter().filter(|pid| *pid != 0)
 }
 
 /// Whether anything runs in `cgroup` or below.

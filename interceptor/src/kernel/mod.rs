@@ -4,32 +4,66 @@
 //! new daemon adopts the pins. Pins and cgroups carry the instance's name, so that two daemons (a
 //! demonstration beside the real one) don't meet.
 
+mod arrivals;
+mod btf;
 mod cgroup;
+mod counts;
+mod find;
+mod freezer;
 mod hooks;
+mod intact;
+mod leaving;
+mod lineage;
+mod link;
+mod netlink;
+mod netns;
+mod peers;
 mod process;
+mod program;
 mod routes;
+mod sockets;
 mod tags;
 #[cfg(test)]
 mod tests;
+mod tokens;
+mod trial;
+mod unix;
+mod watch;
 
 use std::{
     fs, io,
     net::{IpAddr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, AsRawFd, BorrowedFd},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
 };
 
-use aya::maps::{HashMap as BpfHashMap, MapData, PerCpuArray, RingBuf, SkStorage};
+use aya::maps::{HashMap as BpfHashMap, LpmTrie, MapData, RingBuf, SkStorage};
 use interceptor_abi as abi;
 use interceptor_core::origin::{Agent, Process};
 use nix::time::{ClockId, clock_gettime};
 
 pub use self::{
+    arrivals::Arrivals,
+    cgroup::with_below,
+    counts::Connects,
+    leaving::Departure,
+    netns::{Namespace, Sighting, cookie_here, namespaces_in, namespaces_of, raise_loopback},
+    peers::Peer,
     process::describe_process,
     routes::Unrouted,
+    sockets::{Birth, Fate, Handling, Stray},
     tags::{Tag, TagKind},
+    tokens::Asked,
+    trial::{
+        ForeignHook, Trial, agents_of, bpffs, cgroups, foreign_hooks, landlock_version,
+        processes_of, try_births, try_destroy, try_hooks, try_lineage, try_netns_cookie,
+        try_taking_hold,
+    },
+    unix::{SocketName, UnixAccess, UnixSockets, loose_names, unguarded, unnamed},
+    watch::{Finding, Found, OnEscape, Response},
 };
+use crate::sync::lock;
 
 /// How long a listener counts as alive after the daemon last said so.
 const ARMED_NS: u64 = 3_000_000_000;
@@ -69,6 +103,9 @@ pub enum KernelError {
         /// Its answer.
         error: String,
     },
+    /// What is asked for isn't there.
+    #[error("{0}")]
+    Missing(String),
     /// The request makes no sense.
     #[error("{0}")]
     Refused(String),
@@ -87,21 +124,33 @@ pub struct Note {
     pub uid: u32,
 }
 
-/// Something that a hook refused.
+/// Something that a hook refused, or let by unseen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
     /// Number of the agent.
     pub agent: u64,
-    /// What was refused: `udp_refused`, `socket_refused`, …
+    /// What it was: `udp_refused`, `socket_refused`, `connect_direct`, …
     pub name: &'static str,
-    /// Where to, where there was a destination.
+    /// Where to (of what came in, where from), where there was a peer.
     pub destination: Option<SocketAddr>,
-    /// The process.
+    /// The process; 0 where it isn't known.
     pub pid: u32,
     /// Its user.
     pub uid: u32,
     /// Type and protocol number of the socket.
     pub kind: (u16, u16),
+    /// The UNIX socket that was asked for, where the kernel shows its name.
+    pub socket: Option<String>,
+}
+
+impl Refusal {
+    const UNARMED: &'static str = "connect_refused_unarmed";
+
+    /// Whether it was refused because nobody listens in its network namespace.
+    #[must_use]
+    pub fn is_unarmed(&self) -> bool {
+        self.name == Self::UNARMED
+    }
 }
 
 /// The kernel's counters, see [`abi::counter`].
@@ -109,6 +158,14 @@ pub struct Refusal {
 pub struct Counters {
     /// TCP connects that were redirected to the proxy.
     pub redirected: u64,
+    /// Connects to a process of the same agent.
+    pub direct: u64,
+    /// DNS servers that agents began to ask.
+    pub dns_servers: u64,
+    /// Destinations that a rule lets datagrams go to.
+    pub datagrams_allowed: u64,
+    /// Connections that a rule lets in.
+    pub inbound_allowed: u64,
     /// Connects refused because no living daemon listened.
     pub refused_unarmed: u64,
     /// Connects refused because nothing could be noted.
@@ -119,14 +176,48 @@ pub struct Counters {
     pub refused_device: u64,
     /// Connects over IPv6 to where nothing can answer.
     pub refused_absent: u64,
-    /// UDP that is not DNS.
+    /// UDP that is neither DNS nor allowed by a rule.
     pub refused_udp: u64,
+    /// Queries to more DNS servers than an agent may have.
+    pub refused_servers: u64,
     /// Sockets that are neither TCP nor UDP.
     pub refused_socket: u64,
-    /// Refusals that could not be reported one by one.
+    /// Socket options that lead around the hooks.
+    pub refused_option: u64,
+    /// Packets that no connect or send had been decided for.
+    pub refused_packet: u64,
+    /// Connections and datagrams to an agent from outside of it.
+    pub refused_inbound: u64,
+    /// UNIX sockets that are neither the agent's own nor allowed.
+    pub refused_unix: u64,
+    /// UNIX sockets that are allowed by name.
+    pub unix_allowed: u64,
+    /// Abstract UNIX sockets of the same agent.
+    pub unix_direct: u64,
+    /// UNIX sockets that were just reported.
+    pub unix_reported: u64,
+    /// What could not be reported one by one.
     pub events_lost: u64,
     /// Redirected connections that the proxy had to refuse for want of a note.
     pub flows_lost: u64,
+}
+
+/// Where the daemon listens; 0 is nowhere.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ports {
+    /// TCP, on 127.0.0.1 and ::1.
+    pub proxy: [u16; 2],
+    /// UDP of the DNS forwarder, on IPv4 and IPv6.
+    pub dns: [u16; 2],
+}
+
+/// Who sends from a port: a process and its user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sender {
+    /// The process.
+    pub pid: u32,
+    /// Its user.
+    pub uid: u32,
 }
 
 /// The kernel side of one instance.
@@ -135,12 +226,20 @@ pub struct Kernel {
     cgroup2: PathBuf,
     pins: PathBuf,
     netns_cookie: u64,
+    token_network: tokens::Network,
     notes: SkStorage<MapData, Plain<abi::Note>>,
+    sources: Mutex<BpfHashMap<MapData, Plain<abi::Source>, Plain<abi::Note>>>,
+    tokens: Mutex<tokens::Tokens>,
+    peers: Mutex<peers::Peers>,
     listeners: Mutex<BpfHashMap<MapData, u64, Plain<abi::Listener>>>,
-    stats: PerCpuArray<MapData, u64>,
+    flows: Mutex<BpfHashMap<MapData, Plain<abi::Flow>, Plain<abi::Note>>>,
+    counts: Arc<counts::Counts>,
     events: Mutex<Option<RingBuf<MapData>>>,
     numbers: Arc<tags::Numbers>,
     tags: Mutex<tags::Tags>,
+    watch: Mutex<watch::Watch>,
+    /// Why the kernel doesn't tell where sockets were born, where it doesn't.
+    births_unknown: Option<String>,
 }
 
 impl std::fmt::Debug for Kernel {
@@ -167,11 +266,18 @@ struct Plain<T>(T);
 unsafe impl aya::Pod for Plain<abi::Note> {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Plain<abi::Listener> {}
-
-/// A lock that a panic elsewhere doesn't take away: the state behind these is replaced as a whole.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
+// SAFETY: as above.
+unsafe impl aya::Pod for Plain<abi::Source> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Plain<abi::Flow> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Plain<abi::Server> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Plain<abi::Token> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Plain<abi::Peer> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Plain<abi::Ports> {}
 
 fn io_error<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> KernelError + 'a {
     move |error| KernelError::Io {
@@ -228,7 +334,7 @@ impl Kernel {
         fs::create_dir_all(&pins).map_err(io_error("creating the pin folder", &pins))?;
         let own = cgroup2.join(instance).join("daemon");
         cgroup::enter(&own)?;
-        let mut object = hooks::load(&pins, 0)?;
+        let mut object = hooks::load(&pins, hooks::Bearer::default())?;
         hooks::attach_daemon(&mut object, &own, &pins)?;
         let mut map = |name: &'static str| {
             object.take_map(name).ok_or_else(|| KernelError::Bpf {
@@ -244,48 +350,127 @@ impl Kernel {
             }
         };
         let notes = SkStorage::try_from(map("NOTES")?).map_err(bad("NOTES"))?;
-        let listeners = BpfHashMap::try_from(map("LISTENERS")?).map_err(bad("LISTENERS"))?;
-        let stats = PerCpuArray::try_from(map("STATS")?).map_err(bad("STATS"))?;
+        let mut listeners: BpfHashMap<_, u64, _> =
+            BpfHashMap::try_from(map("LISTENERS")?).map_err(bad("LISTENERS"))?;
+        netns::forget_others(&mut listeners, cookie_here()?);
+        let flows = BpfHashMap::try_from(map("FLOWS")?).map_err(bad("FLOWS"))?;
+        let counts = Arc::new(counts::Counts::new(map("STATS")?, map("HANDOVERS")?)?);
         let events = RingBuf::try_from(map("EVENTS")?).map_err(bad("EVENTS"))?;
-        let tags = tags::Tags::adopt(instance, &pins)?;
+        let sources = BpfHashMap::try_from(map("SOURCES")?).map_err(bad("SOURCES"))?;
+        let tokens = tokens::Tokens {
+            tokens: BpfHashMap::try_from(map("TOKENS")?).map_err(bad("TOKENS"))?,
+            servers: BpfHashMap::try_from(map("SERVERS")?).map_err(bad("SERVERS"))?,
+            counts: BpfHashMap::try_from(map("SERVER_COUNTS")?).map_err(bad("SERVER_COUNTS"))?,
+        };
+        let peers = LpmTrie::try_from(map("PEERS")?).map_err(bad("PEERS"))?;
+        let names = BpfHashMap::try_from(map("UNIX_NAMES")?).map_err(bad("UNIX_NAMES"))?;
+        let folders = LpmTrie::try_from(map("UNIX_FOLDERS")?).map_err(bad("UNIX_FOLDERS"))?;
+        let names = unix::Names::new(names, folders);
+        let tags = tags::Tags::adopt(instance, &pins, &counts, names)?;
         Ok(Self {
             instance: instance.to_owned(),
             cgroup2,
             pins,
-            netns_cookie: netns_cookie()?,
+            netns_cookie: cookie_here()?,
+            token_network: tokens::Network::of_instance(instance),
             notes,
+            sources: Mutex::new(sources),
+            tokens: Mutex::new(tokens),
+            peers: Mutex::new(peers::Peers::new(peers)),
             listeners: Mutex::new(listeners),
-            stats,
+            flows: Mutex::new(flows),
+            counts,
             events: Mutex::new(Some(events)),
             numbers: tags.numbers(),
             tags: Mutex::new(tags),
+            watch: Mutex::new(watch::Watch::begin(instance)),
+            births_unknown: sockets::probe().err().map(|error| error.to_string()),
         })
     }
 
-    /// Says that the proxy listens on these ports of 127.0.0.1 and ::1, for the next three seconds.
+    /// The cookie of the daemon's own network namespace.
+    #[must_use]
+    pub const fn own_netns(&self) -> u64 {
+        self.netns_cookie
+    }
+
+    /// Has IPv6 addresses of tokens lead to the loopback device of the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// Where it has no IPv6, or doesn't let us.
+    pub fn route_tokens(&self) -> io::Result<()> {
+        self.token_network.route()
+    }
+
+    /// Says that the daemon listens on these ports of a network namespace, for the next three seconds.
     ///
     /// # Errors
     /// Where the map can't be written.
-    pub fn arm(&self, port_v4: u16, port_v6: u16, unrouted: Unrouted) -> Result<(), KernelError> {
+    pub fn arm(
+        &self,
+        netns_cookie: u64,
+        ports: Ports,
+        unrouted: Unrouted,
+    ) -> Result<(), KernelError> {
         let armed_until_ns = boot_time_ns()? + ARMED_NS;
+        let [port_v4, port_v6] = ports.proxy;
+        let [dns_v4, dns_v6] = ports.dns;
         let listener = abi::Listener {
             armed_until_ns,
+            tokens_v6_be: self.token_network.0,
             port_v4,
             port_v6,
+            dns_v4,
+            dns_v6,
             unrouted: unrouted.0,
+            reserved: 0,
         };
         lock(&self.listeners)
-            .insert(self.netns_cookie, Plain(listener), 0)
+            .insert(netns_cookie, Plain(listener), 0)
             .map_err(|error| KernelError::Bpf {
                 what: "arming the listener".to_owned(),
                 error: error.to_string(),
             })
     }
 
-    /// Says that nobody listens any more: connects of agents are refused from now on.
-    pub fn disarm(&self) {
+    /// Which server of which agent a query is for that arrived at `token`.
+    #[must_use]
+    pub fn asked(&self, token: IpAddr) -> Option<Asked> {
+        let number = tokens::number(self.token_network, token)?;
+        lock(&self.tokens).find(number)
+    }
+
+    /// Who of agent number `agent` sends datagrams from `from` in a network namespace.
+    #[must_use]
+    pub fn sender(&self, netns_cookie: u64, agent: u64, from: SocketAddr) -> Option<Sender> {
+        let source = tokens::source(netns_cookie, from);
+        let Plain(note) = lock(&self.sources).get(&Plain(source), 0).ok()?;
+        (note.agent == agent).then_some(Sender {
+            pid: note.pid,
+            uid: note.uid,
+        })
+    }
+
+    /// Forgets DNS servers that nobody asks any more.
+    pub fn sweep_tokens(&self) {
+        let Ok(now) = boot_time_ns() else { return };
+        lock(&self.tokens).sweep(now, |agent| self.numbers.find(agent).is_some());
+    }
+
+    /// Has agents exchange directly with these peers, and no others.
+    ///
+    /// # Errors
+    /// Where they are too many. What could not be written is refused.
+    pub fn set_peers(&self, peers: &[Peer]) -> Result<(), KernelError> {
+        lock(&self.peers).set(peers)
+    }
+
+    /// Says that nobody listens any more in the calling thread's network namespace, whose cookie this is:
+    /// connects of agents are refused there from now on.
+    pub fn disarm(&self, netns_cookie: u64) {
         // An error means that it wasn't armed.
-        let _ = lock(&self.listeners).remove(&self.netns_cookie);
+        let _ = lock(&self.listeners).remove(&netns_cookie);
+        self.token_network.unroute();
     }
 
     /// The note that the kernel left at an accepted socket; `None` where there is none.
@@ -294,18 +479,12 @@ impl Kernel {
     /// Where the storage can't be read.
     pub fn note(&self, socket: BorrowedFd<'_>) -> Result<Option<Note>, KernelError> {
         match self.notes.get(&socket.as_raw_fd(), 0) {
-            Ok(Plain(note)) => {
-                let address = Ipv6Addr::from(note.address_be);
-                let address = address
-                    .to_ipv4_mapped()
-                    .map_or(IpAddr::V6(address), IpAddr::V4);
-                Ok(Some(Note {
-                    agent: note.agent,
-                    destination: SocketAddr::new(address, u16::from_be(note.port_be)),
-                    pid: note.pid,
-                    uid: note.uid,
-                }))
-            }
+            Ok(Plain(note)) => Ok(Some(Note {
+                agent: note.agent,
+                destination: socket_address(note.address_be, note.port_be),
+                pid: note.pid,
+                uid: note.uid,
+            })),
             Err(aya::maps::MapError::KeyNotFound) => Ok(None),
             Err(error) => Err(KernelError::Bpf {
                 what: "reading a connection's note".to_owned(),
@@ -330,19 +509,19 @@ impl Kernel {
     ///
     /// # Errors
     /// Where it isn't a cgroup v2 folder, holds the daemon, or overlaps with another agent's.
-    pub fn tag(&self, cgroup: &Path, agent: Agent, kind: TagKind) -> Result<Tag, KernelError> {
-        let cgroup = self.resolve(cgroup)?;
-        let own = self.cgroup2.join(&self.instance).join("daemon");
-        if own.starts_with(&cgroup) {
-            return Err(KernelError::Refused(format!(
-                "{} holds interceptor itself, whose own connections would be redirected; tag a cgroup below it",
-                cgroup.display()
-            )));
-        }
-        lock(&self.tags).add(cgroup, agent, kind, boot_time_ns()?)
+    pub fn tag(
+        &self,
+        cgroup: &Path,
+        agent: Agent,
+        kind: TagKind,
+        unix: UnixAccess,
+    ) -> Result<Tag, KernelError> {
+        let cgroup = self.taggable(cgroup)?;
+        lock(&self.tags).add(cgroup, agent, kind, unix, boot_time_ns()?)
     }
 
-    /// Makes a cgroup for an agent that is about to be launched, and tags it.
+    /// Makes a cgroup for an agent that is about to be launched, and tags it. Which UNIX sockets it reaches is
+    /// for its launcher to say, who has better means: what they are mounted over with, and Landlock.
     ///
     /// # Errors
     /// Where the name is taken or the cgroup can't be made.
@@ -350,7 +529,7 @@ impl Kernel {
         let name = format!("{}-{:x}", tags::file_name(&agent.name), boot_time_ns()?);
         let cgroup = self.cgroup2.join(&self.instance).join("agents").join(name);
         fs::create_dir_all(&cgroup).map_err(io_error("creating the agent's cgroup", &cgroup))?;
-        let tagged = self.tag(&cgroup, agent, TagKind::Launched);
+        let tagged = self.tag(&cgroup, agent, TagKind::Launched, UnixAccess::FREE);
         if tagged.is_err() {
             let _ = fs::remove_dir(&cgroup);
         }
@@ -382,6 +561,17 @@ impl Kernel {
         lock(&self.tags).list()
     }
 
+    /// Containers and units that are agents whenever they run, and don't just now.
+    #[must_use]
+    pub fn away(&self) -> Vec<Tag> {
+        lock(&self.tags).away().cloned().collect()
+    }
+
+    /// Removes the tags of cgroups that are gone: containers and units are away from now on.
+    pub fn set_aside(&self) {
+        lock(&self.tags).set_aside();
+    }
+
     /// The agent that a process belongs to, if any.
     #[must_use]
     pub fn agent_of(&self, pid: u32) -> Option<Tag> {
@@ -404,23 +594,31 @@ impl Kernel {
         lock(&self.events).take().map(Events)
     }
 
-    /// The kernel's counters, summed over all CPUs.
+    /// The kernel's counters, of all agents since the daemon began, and of those that there were already.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        let read = |index| {
-            self.stats
-                .get(&index, 0)
-                .map_or(0, |values| values.iter().sum())
-        };
+        let read = |index| self.counts.of_all(index);
         Counters {
             redirected: read(abi::counter::REDIRECTED),
+            direct: read(abi::counter::DIRECT),
+            dns_servers: read(abi::counter::SERVERS),
+            datagrams_allowed: read(abi::counter::DATAGRAMS),
+            inbound_allowed: read(abi::counter::INBOUND),
             refused_unarmed: read(abi::counter::REFUSED_UNARMED),
             refused_storage: read(abi::counter::REFUSED_STORAGE),
             refused_listener: read(abi::counter::REFUSED_LISTENER),
             refused_device: read(abi::counter::REFUSED_DEVICE),
             refused_absent: read(abi::counter::REFUSED_ABSENT),
             refused_udp: read(abi::counter::REFUSED_UDP),
+            refused_servers: read(abi::counter::REFUSED_SERVERS),
             refused_socket: read(abi::counter::REFUSED_SOCKET),
+            refused_option: read(abi::counter::REFUSED_OPTION),
+            refused_packet: read(abi::counter::REFUSED_PACKET),
+            refused_inbound: read(abi::counter::REFUSED_INBOUND),
+            refused_unix: read(abi::counter::REFUSED_UNIX),
+            unix_allowed: read(abi::counter::UNIX_ALLOWED),
+            unix_direct: read(abi::counter::UNIX_DIRECT),
+            unix_reported: read(abi::counter::UNIX_REPORTED),
             events_lost: read(abi::counter::EVENTS_LOST),
             flows_lost: read(abi::counter::FLOWS_LOST),
         }
@@ -432,7 +630,7 @@ impl Kernel {
     /// # Errors
     /// Where something can't be removed.
     pub fn remove_all(&self) -> Result<(), KernelError> {
-        self.disarm();
+        self.disarm(self.netns_cookie);
         for tag in self.tags() {
             self.untag(&tag.agent.name)?;
         }
@@ -442,7 +640,24 @@ impl Kernel {
         cgroup::leave_and_remove(&self.cgroup2, &self.instance)
     }
 
-    fn resolve(&self, cgroup: &Path) -> Result<PathBuf, KernelError> {
+    /// The whole path of `cgroup`, if it can be an agent's.
+    fn taggable(&self, cgroup: &Path) -> Result<PathBuf, KernelError> {
+        let cgroup = self.resolve(cgroup)?;
+        let own = self.cgroup2.join(&self.instance).join("daemon");
+        if own.starts_with(&cgroup) {
+            return Err(KernelError::Refused(format!(
+                "{} holds interceptor itself, whose own connections would be redirected; tag a cgroup below it",
+                cgroup.display()
+            )));
+        }
+        Ok(cgroup)
+    }
+
+    /// The whole path of `cgroup`.
+    ///
+    /// # Errors
+    /// Where it isn't a cgroup v2 folder.
+    pub fn resolve(&self, cgroup: &Path) -> Result<PathBuf, KernelError> {
         let below = cgroup.strip_prefix("/").unwrap_or(cgroup);
         let path = if cgroup.starts_with(&self.cgroup2) {
             cgroup.to_owned()
@@ -493,32 +708,59 @@ impl Events {
     /// The next refusal, if there is one now.
     pub fn next_refusal(&mut self) -> Option<Refusal> {
         let item = self.0.next()?;
-        // SAFETY: the kernel programs write nothing but whole `Refused` entries, and every bit pattern
-        // is one; the read is unaligned because the ring aligns to 8 only by chance of its header.
+        // SAFETY: the kernel programs write nothing but whole `Refused` entries, by themselves or at the
+        // beginning of an `AskedUnix`, and every bit pattern is one; the read is unaligned because the ring
+        // aligns to 8 only by chance of its header.
         let refused = (item.len() >= size_of::<abi::Refused>())
             .then(|| unsafe { std::ptr::read_unaligned(item.as_ptr().cast::<abi::Refused>()) })?;
-        let address = Ipv6Addr::from(refused.address_be);
-        let address = address
-            .to_ipv4_mapped()
-            .map_or(IpAddr::V6(address), IpAddr::V4);
-        let port = u16::from_be(refused.port_be);
+        // SAFETY: as above, of what is as long as one.
+        let asked = (item.len() >= size_of::<abi::AskedUnix>())
+            .then(|| unsafe { std::ptr::read_unaligned(item.as_ptr().cast::<abi::AskedUnix>()) });
         let name = match refused.reason {
             abi::counter::REFUSED_UDP => "udp_refused",
-            abi::counter::REFUSED_UNARMED => "connect_refused_unarmed",
+            abi::counter::REFUSED_UNARMED => Refusal::UNARMED,
             abi::counter::REFUSED_LISTENER => "connect_refused_listener",
             abi::counter::REFUSED_DEVICE => "connect_refused_device",
             abi::counter::REFUSED_ABSENT => "connect_refused_absent",
             abi::counter::REFUSED_STORAGE => "connect_refused_storage",
+            abi::counter::REFUSED_SERVERS => "dns_servers_refused",
+            abi::counter::REFUSED_OPTION => "option_refused",
+            abi::counter::REFUSED_PACKET => "packet_refused",
+            abi::counter::REFUSED_INBOUND => "inbound_refused",
+            abi::counter::DIRECT => "connect_direct",
+            abi::counter::DATAGRAMS => "datagrams_allowed",
+            abi::counter::INBOUND => "inbound_allowed",
+            abi::counter::SERVERS => "dns_server",
+            abi::counter::REFUSED_UNIX => "unix_refused",
+            abi::counter::UNIX_ALLOWED => "unix_allowed",
+            abi::counter::UNIX_DIRECT => "unix_direct",
+            abi::counter::UNIX_REPORTED => "unix_reported",
             _ => "socket_refused",
         };
+        let destination = socket_address(refused.address_be, refused.port_be);
         Some(Refusal {
             agent: refused.agent,
             name,
-            destination: (port != 0).then(|| SocketAddr::new(address, port)),
+            destination: (destination.port() != 0).then_some(destination),
             pid: refused.pid,
             uid: refused.uid,
             kind: ((refused.kind >> 16) as u16, (refused.kind & 0xFFFF) as u16),
+            socket: asked.and_then(|asked| unix::seen(asked.bytes.get(..asked.length as usize)?)),
         })
+    }
+}
+
+/// An address as the kernel programs write it.
+fn socket_address(address_be: [u8; 16], port_be: u16) -> SocketAddr {
+    let address = Ipv6Addr::from(address_be).to_canonical();
+    SocketAddr::new(address, u16::from_be(port_be))
+}
+
+/// An address as the kernel programs write it.
+fn mapped(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+        IpAddr::V6(address) => address.octets(),
     }
 }
 
@@ -529,32 +771,4 @@ fn boot_time_ns() -> Result<u64, KernelError> {
     })?;
     let seconds = u64::try_from(time.tv_sec()).unwrap_or(0);
     Ok(seconds * 1_000_000_000 + u64::try_from(time.tv_nsec()).unwrap_or(0))
-}
-
-/// The cookie of this process' network namespace, as the hooks see it.
-fn netns_cookie() -> Result<u64, KernelError> {
-    /// SO_NETNS_COOKIE, since Linux 5.14.
-    const SO_NETNS_COOKIE: libc::c_int = 71;
-    let failed = |error: io::Error| KernelError::Bpf {
-        what: "telling this network namespace (SO_NETNS_COOKIE, Linux 5.14)".to_owned(),
-        error: error.to_string(),
-    };
-    let socket = std::net::UdpSocket::bind("127.0.0.1:0").map_err(failed)?;
-    let mut cookie = 0_u64;
-    let mut length = size_of::<u64>() as libc::socklen_t;
-    // SAFETY: the pointers are to locals of the sizes given, and the descriptor is open.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::SOL_SOCKET,
-            SO_NETNS_COOKIE,
-            (&raw mut cookie).cast(),
-            &raw mut length,
-        )
-    };
-    if result == 0 {
-        Ok(cookie)
-    } else {
-        Err(failed(io::Error::last_os_error()))
-    }
 }

@@ -1,8 +1,13 @@
 //! What is known of a process, from /proc.
 
-use std::{fs, path::Path};
+use std::{
+    fs, io,
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    path::Path,
+};
 
 use interceptor_core::origin::Process;
+use nix::errno::Errno;
 
 /// Longest command line that is kept, in bytes: the kernel itself allows megabytes.
 const ARGUMENTS_BYTES_MAX: usize = 8 << 10;
@@ -30,5 +35,74 @@ pub fn describe_process(pid: u32, cgroup2: &Path) -> Process {
         cgroup: cgroup
             .map(|path| format!("/{}", path.display()).into())
             .unwrap_or_default(),
+        network_namespace: None,
+    }
+}
+
+/// The program that process `pid` runs.
+pub(super) fn executable(pid: u32) -> Option<Box<str>> {
+    let path = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+    Some(path.to_string_lossy().into())
+}
+
+/// When process `pid` was started, in the kernel's ticks since boot: with its number it is the one process.
+pub(super) fn started(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    start_in(&stat)
+}
+
+/// Whether `pid` is a process, and not one of its further threads.
+pub(super) fn is_process(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|status| {
+        let group = status.lines().find_map(|line| line.strip_prefix("Tgid:"));
+        group.and_then(|group| group.trim().parse().ok()) == Some(pid)
+    })
+}
+
+/// Field 22 of proc_pid_stat(5). The second is the program's name, with whatever it likes in it.
+fn start_in(stat: &str) -> Option<u64> {
+    let (_, after_name) = stat.rsplit_once(')')?;
+    after_name.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// Kills process `pid`, if it is the one that was started then.
+///
+/// # Errors
+/// Where it is gone.
+pub(super) fn kill(pid: u32, when: u64) -> io::Result<()> {
+    // SAFETY: the call takes two numbers and answers with a new descriptor.
+    let process = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+    let process = i32::try_from(process).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just made this descriptor for this process; nobody else has it.
+    let process = unsafe { OwnedFd::from_raw_fd(process) };
+    // The descriptor stays the process's, so the number can't become another's between these two.
+    if started(pid) != Some(when) {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    let no_details = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: the descriptor is open, and the kernel reads no details where there are none.
+    let sent = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            process.as_raw_fd(),
+            libc::SIGKILL,
+            no_details,
+            0,
+        )
+    };
+    Errno::result(sent)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::start_in;
+
+    #[test]
+    fn a_programs_name_does_not_shift_the_fields() {
+        let rest = "S 1 2 3 0 -1 4 5 6 7 8 9 10 11 12 20 0 1 0 4711 99";
+        assert_eq!(start_in(&format!("7 (a) {rest}")), Some(4_711));
+        assert_eq!(start_in(&format!("7 (a) S 1 (b)) {rest}")), Some(4_711));
+        assert_eq!(start_in("7 (a) S 1"), None);
     }
 }

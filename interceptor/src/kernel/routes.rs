@@ -1,4 +1,4 @@
-//! Which IPv6 networks this host has no route to.
+//! Which IPv6 networks no route leads to, in one network namespace.
 //!
 //! A redirected connect succeeds at once, wherever it goes. On a host without IPv6 that would be the end of
 //! every client whose server has an IPv6 address as well: it would never try the IPv4 one.
@@ -10,8 +10,9 @@ use std::{
 
 use interceptor_abi::unrouted;
 
-/// Every IPv6 route of this network namespace, a line each.
-const ROUTES: &str = "/proc/net/ipv6_route";
+/// Every IPv6 route of the calling thread's network namespace, a line each. `/proc/net` is the one of the
+/// process's first thread.
+const ROUTES: &str = "/proc/thread-self/net/ipv6_route";
 
 /// RTF_UP: the route is usable.
 const UP: u32 = 0x1;
@@ -31,7 +32,7 @@ impl Unrouted {
 
     const EVERYTHING: Self = Self(unrouted::GLOBAL | unrouted::PRIVATE);
 
-    /// What this host's routes say now.
+    /// What the routes of the calling thread's network namespace say now.
     #[must_use]
     pub fn now() -> Self {
         match File::open(ROUTES) {

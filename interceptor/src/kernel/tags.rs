@@ -1,19 +1,30 @@
 //! Which cgroups are tagged as which agents, kept so that a restarted daemon finds them again.
 //!
 //! A tag is a note in /run and a folder of pinned links. The note is written first and removed last,
-//! so a daemon that is killed between the two leaves something that the next one can clean up.
+//! so a daemon that is killed between the two leaves something that the next one can clean up. Of a container or a
+//! unit that doesn't run just now there is a note alone, by another name.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, RwLock},
 };
 
 use interceptor_core::origin::Agent;
 use serde::{Deserialize, Serialize};
 
-use super::{KernelError, cgroup, hooks, io_error};
+use super::{
+    KernelError, cgroup,
+    counts::{self, Counts},
+    hooks, io_error,
+    unix::{self, UnixAccess},
+};
+use crate::sync::{read, write};
+
+/// Containers and units that are waited for. Each is a note of a kilobyte; an engine's host has some hundred at the
+/// most that are tagged one by one.
+const AWAY_MAX: usize = 1_000;
 
 /// A tagged cgroup.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -29,6 +40,12 @@ pub struct Tag {
     pub cgroup_id: u64,
     /// Where the cgroup comes from.
     pub kind: TagKind,
+    /// Numbers of sockets from before the tag that may be used until they are closed.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub allowed: BTreeSet<u64>,
+    /// What it may do with UNIX sockets.
+    #[serde(default)]
+    pub unix: UnixAccess,
 }
 
 impl Tag {
@@ -44,6 +61,8 @@ impl Tag {
 pub enum TagKind {
     /// It was there; untagging leaves it.
     Existing,
+    /// It was there, and is a container's or a unit's. Whenever it is made again, it is the agent's again.
+    Followed,
     /// It was made for a launched command; untagging removes it.
     Launched,
 }
@@ -55,17 +74,17 @@ pub(super) struct Numbers(RwLock<BTreeMap<u64, Arc<Agent>>>);
 
 impl Numbers {
     pub(super) fn find(&self, number: u64) -> Option<Arc<Agent>> {
-        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let known = read(&self.0);
         known.get(&number).cloned()
     }
 
     fn learn(&self, number: u64, agent: &Arc<Agent>) {
-        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut known = write(&self.0);
         known.insert(number, agent.clone());
     }
 
     fn forget(&self, number: u64) {
-        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut known = write(&self.0);
         known.remove(&number);
     }
 }
@@ -76,7 +95,11 @@ pub(super) struct Tags {
     folder: PathBuf,
     pins: PathBuf,
     by_number: BTreeMap<u64, Tag>,
+    /// Containers and units that don't run just now, by the numbers that they had.
+    away: BTreeMap<u64, Tag>,
     numbers: Arc<Numbers>,
+    counts: Arc<Counts>,
+    names: unix::Names,
 }
 
 /// `name` as a part of a path: what isn't a letter, digit, dash or underscore becomes a dash.
@@ -95,14 +118,22 @@ pub(super) fn file_name(name: &str) -> String {
 
 impl Tags {
     /// Adopts what an earlier daemon left.
-    pub(super) fn adopt(instance: &str, pins: &Path) -> Result<Self, KernelError> {
+    pub(super) fn adopt(
+        instance: &str,
+        pins: &Path,
+        counts: &Arc<Counts>,
+        names: unix::Names,
+    ) -> Result<Self, KernelError> {
         let folder = Path::new("/run").join(instance).join("agents");
         fs::create_dir_all(&folder).map_err(io_error("creating the folder of tags", &folder))?;
         let mut tags = Self {
             folder,
             pins: pins.to_owned(),
             by_number: BTreeMap::new(),
+            away: BTreeMap::new(),
             numbers: Arc::default(),
+            counts: counts.clone(),
+            names,
         };
         let entries =
             fs::read_dir(&tags.folder).map_err(io_error("reading the tags", &tags.folder))?;
@@ -111,23 +142,39 @@ impl Tags {
             let tag = fs::read(&path)
                 .ok()
                 .and_then(|text| serde_json::from_slice::<Tag>(&text).ok());
-            let Some(tag) = tag.filter(|tag| path == tags.note(tag.number)) else {
+            let tag = match tag {
+                Some(tag) if path == tags.note_away(tag.number) => {
+                    tags.away.insert(tag.number, tag);
+                    continue;
+                }
+                tag => tag.filter(|tag| path == tags.note(tag.number)),
+            };
+            let Some(tag) = tag else {
                 tracing::warn!(path = %path.display(), "a note of a tag can't be read and is removed");
                 let _ = fs::remove_file(&path);
                 continue;
             };
-            let links = tags.links(tag.number);
-            let whole = hooks::AGENT_PROGRAMS
-                .iter()
-                .all(|(name, _)| links.join(name).exists());
-            if whole && tag.is_alive() {
-                tags.numbers.learn(tag.number, &tag.agent);
-                tags.by_number.insert(tag.number, tag);
-            } else {
-                tracing::warn!(agent = %tag.agent.name, "a tag that was half made, or whose cgroup is gone, is removed");
-                tags.take_away(&tag)?;
+            if !tag.is_alive() {
+                tracing::warn!(agent = %tag.agent.name, "a tag whose cgroup is gone is removed");
+                tags.part_with(&tag)?;
+                continue;
             }
+            let links = tags.links(tag.number);
+            let whole = hooks::names().all(|name| links.join(name).exists());
+            if !whole || tags.counts.begin(pins, tag.number).is_err() {
+                // Half made when the daemon was killed, or taken away since: an agent is either guarded or
+                // none, and nobody has said that this is none any more.
+                tracing::warn!(agent = %tag.agent.name, "hooks are missing and are attached again");
+                tags.attach(&tag)?;
+            }
+            tags.numbers.learn(tag.number, &tag.agent);
+            tags.by_number.insert(tag.number, tag);
         }
+        let by_number = &tags.by_number;
+        tags.counts
+            .keep_only(|number| by_number.contains_key(&number));
+        tags.names
+            .keep_only(|number| by_number.contains_key(&number));
         Ok(tags)
     }
 
@@ -136,9 +183,10 @@ impl Tags {
         cgroup: PathBuf,
         agent: Agent,
         kind: TagKind,
+        unix: UnixAccess,
         now_ns: u64,
     ) -> Result<Tag, KernelError> {
-        self.forget_gone();
+        self.set_aside();
         for tag in self.by_number.values() {
             if tag.agent.name == agent.name {
                 return Err(KernelError::Refused(format!(
@@ -167,13 +215,10 @@ impl Tags {
             cgroup,
             cgroup_id,
             kind,
+            allowed: BTreeSet::new(),
+            unix,
         };
-        let note = self.note(number);
-        let text = serde_json::to_vec(&tag)
-            .map_err(|error| io_error("writing a tag", &note)(io::Error::other(error)))?;
-        let draft = note.with_extension("draft");
-        fs::write(&draft, text).map_err(io_error("writing a tag", &draft))?;
-        fs::rename(&draft, &note).map_err(io_error("writing a tag", &note))?;
+        self.write(&tag)?;
         // Known before the hooks are there: with the first of them its connections begin to come.
         self.numbers.learn(number, &tag.agent);
         let attached = self.attach(&tag);
@@ -181,11 +226,42 @@ impl Tags {
             let _ = self.take_away(&tag);
             return Err(error);
         }
+        // It is here again, or they are part of it when they come again.
+        self.expect_no_longer(|away| {
+            away.agent.name == tag.agent.name || away.cgroup.starts_with(&tag.cgroup)
+        });
         self.by_number.insert(number, tag.clone());
         Ok(tag)
     }
 
-    pub(super) fn remove(&mut self, name: &str) -> Result<Tag, KernelError> {
+    /// Keeps in mind which sockets from before its tag an agent may use.
+    pub(super) fn keep_allowed(
+        &mut self,
+        number: u64,
+        allowed: BTreeSet<u64>,
+    ) -> Result<(), KernelError> {
+        let Some(tag) = self.by_number.get_mut(&number) else {
+            return Ok(());
+        };
+        tag.allowed = allowed;
+        let tag = tag.clone();
+        self.write(&tag)
+    }
+
+    fn write(&self, tag: &Tag) -> Result<(), KernelError> {
+        self.write_to(&self.note(tag.number), tag)
+    }
+
+    fn write_to(&self, note: &Path, tag: &Tag) -> Result<(), KernelError> {
+        let text = serde_json::to_vec(tag)
+            .map_err(|error| io_error("writing a tag", note)(io::Error::other(error)))?;
+        let draft = note.with_extension("draft");
+        fs::write(&draft, text).map_err(io_error("writing a tag", &draft))?;
+        fs::rename(&draft, note).map_err(io_error("writing a tag", note))
+    }
+
+    /// The agent of that name.
+    pub(super) fn named(&self, name: &str) -> Result<Tag, KernelError> {
         let Some(tag) = self
             .by_number
             .values()
@@ -206,6 +282,15 @@ impl Tags {
                 "no agent named `{name}` is tagged; {known}"
             )));
         };
+        Ok(tag)
+    }
+
+    pub(super) fn remove(&mut self, name: &str) -> Result<Tag, KernelError> {
+        self.set_aside();
+        if let Some(tag) = self.expect_no_longer(|away| &*away.agent.name == name) {
+            return Ok(tag);
+        }
+        let tag = self.named(name)?;
         if tag.kind == TagKind::Launched {
             // Its processes end before its hooks do: none runs unwatched in between.
             cgroup::kill_and_remove(&tag.cgroup)?;
@@ -243,32 +328,83 @@ impl Tags {
         tags
     }
 
-    /// Tags whose cgroup somebody else has removed hold their name no longer.
-    fn forget_gone(&mut self) {
-        let gone: Vec<Tag> = self
-            .by_number
-            .values()
-            .filter(|tag| !tag.is_alive())
-            .cloned()
-            .collect();
+    /// Containers and units that don't run just now.
+    pub(super) fn away(&self) -> impl Iterator<Item = &Tag> {
+        self.away.values()
+    }
+
+    /// Tags whose cgroup somebody else has removed are none any more; containers and units are away.
+    pub(super) fn set_aside(&mut self) {
+        let all = self.by_number.values();
+        let gone: Vec<Tag> = all.filter(|tag| !tag.is_alive()).cloned().collect();
         for tag in gone {
-            if self.take_away(&tag).is_ok() {
-                self.by_number.remove(&tag.number);
+            match self.part_with(&tag) {
+                Ok(()) => drop(self.by_number.remove(&tag.number)),
+                Err(error) => {
+                    tracing::error!(agent = %tag.agent.name, %error, "a tag whose cgroup is gone can't be removed");
+                }
             }
         }
     }
 
-    fn attach(&self, tag: &Tag) -> Result<(), KernelError> {
+    /// Removes a tag whose cgroup is gone; one that may come again is kept in mind.
+    fn part_with(&mut self, tag: &Tag) -> Result<(), KernelError> {
+        if tag.kind == TagKind::Followed {
+            // First, so that whatever happens in between it isn't forgotten.
+            self.write_to(&self.note_away(tag.number), tag)?;
+            self.away.insert(tag.number, tag.clone());
+            while self.away.len() > AWAY_MAX {
+                let Some((_, oldest)) = self.away.pop_first() else {
+                    break;
+                };
+                tracing::warn!(agent = %oldest.agent.name, "too many containers and units are waited for: if this one starts again, it is no agent");
+                let _ = fs::remove_file(self.note_away(oldest.number));
+            }
+        }
+        self.take_away(tag)
+    }
+
+    /// Those of which this is true aren't tagged when they come again; one of them.
+    fn expect_no_longer(&mut self, is: impl Fn(&Tag) -> bool) -> Option<Tag> {
+        let expected = std::mem::take(&mut self.away);
+        let mut last = None;
+        for (number, tag) in expected {
+            if is(&tag) {
+                // An error means that it is gone.
+                let _ = fs::remove_file(self.note_away(number));
+                last = Some(tag);
+            } else {
+                self.away.insert(number, tag);
+            }
+        }
+        last
+    }
+
+    /// Attaches the hooks of an agent whose hooks somebody has taken away.
+    pub(super) fn attach_again(&mut self, tag: &Tag) -> Result<(), KernelError> {
+        self.attach(tag)
+    }
+
+    fn attach(&mut self, tag: &Tag) -> Result<(), KernelError> {
         let links = self.links(tag.number);
         // Links without a note are left by a daemon that was killed while it removed them.
         let _ = fs::remove_dir_all(&links);
         fs::create_dir_all(&links).map_err(io_error("creating the folder of links", &links))?;
-        let mut object = hooks::load(&self.pins, tag.number)?;
+        self.counts.prepare(&self.pins, tag.number)?;
+        // Before the hooks that look there.
+        self.names.set(tag.number, &tag.unix.allowed)?;
+        let bearer = hooks::Bearer {
+            agent: tag.number,
+            cgroup_id: tag.cgroup_id,
+            unix: tag.unix.otherwise(),
+        };
+        let mut object = hooks::load(&self.pins, bearer)?;
+        self.counts.begin(&self.pins, tag.number)?;
         hooks::attach_agent(&mut object, &tag.cgroup, &links)
     }
 
     /// Unpins the links of a tag, which detaches them, and removes its note.
-    fn take_away(&self, tag: &Tag) -> Result<(), KernelError> {
+    fn take_away(&mut self, tag: &Tag) -> Result<(), KernelError> {
         let links = self.links(tag.number);
         match fs::remove_dir_all(&links) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -277,6 +413,9 @@ impl Tags {
             _ => {}
         }
         self.numbers.forget(tag.number);
+        self.names.keep_only(|number| number != tag.number);
+        // Whoever has it open can still read what was counted.
+        let _ = fs::remove_file(counts::pin(&self.pins, tag.number));
         let note = self.note(tag.number);
         match fs::remove_file(&note) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -288,6 +427,10 @@ impl Tags {
 
     fn note(&self, number: u64) -> PathBuf {
         self.folder.join(format!("{number}.json"))
+    }
+
+    fn note_away(&self, number: u64) -> PathBuf {
+        self.folder.join(format!("{number}.away"))
     }
 
     fn links(&self, number: u64) -> PathBuf {

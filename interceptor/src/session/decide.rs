@@ -7,16 +7,16 @@ use interceptor_core::{
     login::{Authorization, Login},
     operation::{Operation, attribute},
     record::{DecisionRecord, Event, OperationRecord},
-    ruling::{Cause, Hold, Judge, Judgement, Refusal, Ruling, Verdict},
+    ruling::{Cause, Hold, Judge, Judgement, Refusal, Ruling},
 };
 
 use super::Session;
 use crate::{
-    approval::{Outcome, Pending, Request},
+    approval::Outcome,
     cancellations::Cancellable,
     clock::now,
     credentials::{LoginError, Wanted},
-    upstream,
+    proxy, upstream,
 };
 
 /// Names that are looked up for one connection in the clear: an agent can't have us ask for ever.
@@ -25,7 +25,7 @@ const CLAIMED_NAMES_MAX: usize = 64;
 /// A held operation and the question that people were asked about it.
 pub(super) struct Held {
     pub(super) hold: Hold,
-    pub(super) pending: Pending,
+    pub(super) pending: proxy::Held,
 }
 
 impl Session {
@@ -35,7 +35,7 @@ impl Session {
         user: &str,
         database: &str,
     ) -> Result<Option<Login>, Failure> {
-        if self.is_tunnelled() {
+        if self.is_unknown() {
             return Ok(None);
         }
         let [upstream_binding, agent_binding] = self.bindings.clone();
@@ -54,7 +54,7 @@ impl Session {
             agent_binding,
         };
         let credentials = &self.services.credentials;
-        let found = credentials.login(self.origin.destination, wanted).await;
+        let found = credentials.login(&self.origin.destination, wanted).await;
         self.now = now();
         match found {
             Ok(login) => Ok(login),
@@ -71,14 +71,14 @@ impl Session {
         host: Option<&str>,
         path: &str,
     ) -> Result<Option<Authorization>, Failure> {
-        if self.is_tunnelled() {
+        if self.is_unknown() {
             return Ok(None);
         }
         // As for logins: who isn't proved to be that host has no name.
         let host = host.filter(|_| self.is_secure);
-        let destination = self.origin.destination;
+        let destination = self.origin.destination.clone();
         let credentials = &self.services.credentials;
-        let found = credentials.authorization(destination, host, self.is_secure, path);
+        let found = credentials.authorization(&destination, host, self.is_secure, path);
         let found = found.await;
         self.now = now();
         match found {
@@ -90,9 +90,10 @@ impl Session {
         }
     }
 
-    /// Whether the destination is a proxy's: a credential for its address isn't one for who is behind it.
-    const fn is_tunnelled(&self) -> bool {
-        self.tunnels > 0
+    /// Whether a credential for the destination's address isn't one for who is there: behind a proxy, or
+    /// in another network, where agents may have given the address to whom they like. TLS tells.
+    const fn is_unknown(&self) -> bool {
+        self.tunnels > 0 || (!self.network.is_host() && !self.is_secure)
     }
 
     /// Has it on record that a credential can't be used.
@@ -162,42 +163,37 @@ impl Session {
                 let Some(operation) = operation else {
                     return Decided::Now(Ruling::Refuse(unavailable(&decision.rule)));
                 };
-                let digest = operation.digest(&self.origin);
-                let Verdict::Hold(terms) = &decision.verdict else {
-                    return Decided::Now(Ruling::Refuse(unavailable(&decision.rule)));
-                };
-                let request = Request {
-                    session: self.id,
-                    number,
-                    origin: self.origin.clone(),
-                    operation,
-                    digest,
-                    terms: terms.clone(),
-                    decision,
-                };
-                let pending = self.services.approvals.request(request, now);
+                let names = self.origin.names.clone();
+                let asked = (number, operation);
+                let decision = Arc::unwrap_or_clone(decision);
+                let pending = self.services.desk.ask(self.id, names, asked, decision);
                 Decided::Later(Box::new(Held { hold, pending }))
             }
         }
     }
 
-    /// In the clear nobody proves a name: the one that a request claims counts where this host's resolver
-    /// knows the destination by it.
+    /// In the clear nobody proves a name: the one that a request claims counts where the destination was
+    /// resolved from it, or this host's resolver knows it so.
     async fn learn_name(&mut self, operation: &Operation) {
         let claimed = operation.description.attributes.get(attribute::HTTP_HOST);
         let Some(name) = claimed.filter(|_| !self.is_secure) else {
             return;
         };
+        // No name is that of a UNIX socket.
+        let Some(destination) = self.origin.destination.address() else {
+            return;
+        };
         if matches!(&*self.origin.names, [known] if known == name) {
             return;
         }
+        let is_resolved = self.tunnels == 0 && self.resolved.contains(name);
         let seen = self.claimed_names.iter().find(|(seen, _)| seen == name);
         let is_own = match seen {
+            _ if is_resolved => true,
             Some((_, is_own)) => *is_own,
             None if self.claimed_names.len() >= CLAIMED_NAMES_MAX => false,
             None => {
                 let is_name = name.parse::<std::net::IpAddr>().is_err();
-                let destination = self.origin.destination.0;
                 let is_own = is_name && upstream::is_address_of(name, destination).await;
                 self.claimed_names.push((name.clone(), is_own));
                 is_own

@@ -1,24 +1,28 @@
 //! The one byte loop: the only place that touches both sockets and executes a decoder's steps.
 
+mod datagrams;
 mod decide;
 mod http2;
 mod secure;
 
 use std::{
-    future::poll_fn,
+    future::{Future, poll_fn},
     io,
+    net::SocketAddr,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
+use futures_util::future::Abortable;
 use interceptor_core::{
     decoder::{Closing, Decoder, Failure, Peer, Step},
     limits,
     operation::Protocol,
-    origin::Origin,
+    origin::{Destination, Origin},
     protocol::{
+        dns::Dns,
         http::{self, Http1},
         opaque::Opaque,
         postgres::{self, Postgres},
@@ -27,21 +31,24 @@ use interceptor_core::{
     ruling::Judge,
     sniff::{self, Sniffed},
 };
-use tokio::{net::TcpStream, time::Instant};
+use tokio::time::Instant;
 
+pub(crate) use self::datagrams::Datagrams;
 use self::{
     decide::{CANCELLED, Decided, Held, cancelled},
     secure::Secured,
 };
 use crate::{
-    approval::Approvals,
     cancellations::{Cancellable, Cancellations},
     clock::now,
     credentials::Credentials,
-    journal::Journal,
+    dns::Servers,
     leg::{Leg, Queue},
+    memory::Holding,
     patience::Patience,
-    policies::Policies,
+    policies::InForce,
+    proxy::{Desk, Network, NetworkId, Place, Records, Share},
+    socket::Socket,
     tls::Tls,
     upstream,
 };
@@ -65,35 +72,41 @@ const STOPPED_PAUSE: Duration = Duration::from_millis(50);
 /// Proxies that one connection may go through: each takes a decoder and a place on the stack.
 const TUNNELS_MAX: u8 = 2;
 
-/// What sessions ask of the rest of the daemon.
-pub struct Services {
+/// What the sessions of a thread share.
+pub(crate) struct Services {
     /// Where everything is recorded.
-    pub journal: Journal,
+    pub(crate) journal: Records,
     /// The policy in force.
-    pub policies: Arc<Policies>,
-    /// Where people are asked.
-    pub approvals: Approvals,
+    pub(crate) policies: Arc<InForce>,
+    /// What is asked of the daemon.
+    pub(crate) desk: Arc<Desk>,
     /// Who can be cancelled while people are asked.
-    pub cancellations: Cancellations,
+    pub(crate) cancellations: Cancellations,
     /// What agents are logged in with.
-    pub credentials: Credentials,
+    pub(crate) credentials: Credentials<Arc<Desk>>,
     /// What PostgreSQL sessions share.
-    pub postgres: Arc<postgres::Shared>,
+    pub(crate) postgres: Arc<postgres::Shared>,
+    /// Which DNS servers are asked.
+    pub(crate) servers: Arc<Servers>,
     /// What HTTP sessions share.
-    pub http: Arc<http::Shared>,
+    pub(crate) http: Arc<http::Shared>,
     /// What TLS sessions share.
-    pub tls: Arc<Tls>,
+    pub(crate) tls: Arc<Tls>,
+    /// The daemon's own network.
+    pub(crate) network: NetworkId,
     /// How long to wait for an upstream to answer a connect.
-    pub dial_patience: Duration,
+    pub(crate) dial_patience: Duration,
     /// How long peers may take.
-    pub patience: Patience,
+    pub(crate) patience: Patience,
 }
 
 /// One intercepted connection.
-pub struct Session {
+pub(crate) struct Session {
     services: Arc<Services>,
     id: SessionId,
     origin: Arc<Origin>,
+    /// Where the agent's side of it is, and the upstream side is dialled from.
+    network: Network,
     agent: Arc<str>,
     judge: Judge,
     /// TLS is on it.
@@ -102,6 +115,8 @@ pub struct Session {
     bindings: [Option<Bytes>; 2],
     /// The names that the destination's certificate is for, wildcards included.
     certified: Arc<[Box<str>]>,
+    /// What the agent was told that the destination is called, by a resolver that the operator trusts.
+    resolved: Vec<Box<str>>,
     /// Names that requests in the clear claimed, and whether they are the destination's.
     claimed_names: Vec<(Box<str>, bool)>,
     cancellable: Option<Cancellable>,
@@ -113,6 +128,10 @@ pub struct Session {
     now: Timestamp,
     /// The journal can't take records any more: nothing may go on.
     stopped: bool,
+    /// What the agent may take of the proxy.
+    share: Arc<Share>,
+    /// What this session has taken of its memory.
+    memory: Arc<Holding>,
 }
 
 /// Lets every session that has something to do go first: all read, then all write. A write wakes the peer,
@@ -133,16 +152,29 @@ async fn behind_the_others() {
 /// Why the loop ends.
 struct Ended(String);
 
+impl Ended {
+    fn severed() -> Self {
+        Self("severed: `interceptor agents cut`".to_owned())
+    }
+}
+
 impl Session {
-    /// A session for a connection of `origin`.
+    /// A session for a connection of `origin` in `network`.
     #[must_use]
-    pub fn new(services: Arc<Services>, id: SessionId, origin: Arc<Origin>) -> Self {
+    pub(crate) fn new(
+        services: Arc<Services>,
+        id: SessionId,
+        origin: Arc<Origin>,
+        (network, share): (Network, Arc<Share>),
+    ) -> Self {
         let agent = Arc::from(&*origin.agent.name);
         let judge = Judge::new(&services.policies.current(), origin.clone());
         Self {
+            resolved: origin.names.clone(),
             services,
             id,
             origin,
+            network,
             agent,
             judge,
             is_secure: false,
@@ -155,20 +187,50 @@ impl Session {
             received: [0; 2],
             now: now(),
             stopped: false,
+            memory: Arc::new(Holding::new(share.memory.clone())),
+            share,
         }
     }
 
-    /// Serves `client` until either side is done.
-    pub async fn run(mut self, client: TcpStream) {
-        let _ = client.set_nodelay(true);
+    /// Serves `client` until either side is done, or somebody severs it.
+    pub(crate) fn run(self, client: Socket, place: Place) -> impl Future<Output = ()> + Send {
+        let memory = self.memory.clone();
+        memory.of(self.run_counted(client, place))
+    }
+
+    async fn run_counted(mut self, client: Socket, place: Place) {
+        client.spare_no_packets();
         upstream::spare(&client);
-        let address = client.peer_addr().unwrap_or(self.origin.destination.0);
-        let start = SessionStart {
+        let start = self.start(client.peer());
+        self.begin(Event::SessionStart(start)).await;
+        let ended = Abortable::new(self.serve(client), place.severed).await;
+        self.end(ended.unwrap_or_else(|_| Ended::severed())).await;
+        drop(place.kept);
+    }
+
+    /// The start of it, of a client at `address`.
+    fn start(&self, address: Option<SocketAddr>) -> SessionStart {
+        SessionStart {
             origin: self.origin.clone(),
             client: address,
-        };
-        self.record(Event::SessionStart(start)).await;
-        let Ended(reason) = self.serve(client).await;
+        }
+    }
+
+    /// Puts on record that it begins.
+    async fn begin(&mut self, start: Event) {
+        self.record(start).await;
+        if let Some(cookie) = self.origin.process.network_namespace {
+            let namespace = [("cookie", cookie.to_string())];
+            self.record(Event::notice("network_namespace", namespace))
+                .await;
+        }
+        if !self.resolved.is_empty() {
+            let names = [("names", self.resolved.join(" "))];
+            self.record(Event::notice("destination_names", names)).await;
+        }
+    }
+
+    async fn end(&mut self, Ended(reason): Ended) {
         self.now = now();
         let [bytes_from_client, bytes_from_upstream] = self.received;
         let end = SessionEnd {
@@ -189,11 +251,12 @@ impl Session {
         }
     }
 
-    async fn serve(&mut self, client: TcpStream) -> Ended {
+    async fn serve(&mut self, client: Socket) -> Ended {
         let dialled = if self.stopped {
             Err(Failure::Unrecorded)
         } else {
-            upstream::dial(self.origin.destination, self.services.dial_patience)
+            let patience = self.services.dial_patience;
+            upstream::dial(&self.network, &self.origin.destination, patience)
                 .await
                 .map_err(|error| Failure::Unreachable(error.to_string()))
         };
@@ -205,6 +268,10 @@ impl Session {
         let protocol = match self.identify(&mut client, &mut first, server).await {
             Ok(protocol) => protocol,
             Err(ended) => return ended,
+        };
+        let dialled = match protocol {
+            Protocol::Dns => self.instead(dialled).await,
+            _ => dialled,
         };
         self.now = now();
         match (protocol, dialled) {
@@ -234,6 +301,37 @@ impl Session {
                     Err(failure) => self.without_upstream(&mut *decoder, client, &failure).await,
                 }
             }
+        }
+    }
+
+    /// The connection to the DNS server that is asked in place of the one that the agent means, if it is
+    /// another one.
+    async fn instead(&mut self, dialled: Result<Leg, Failure>) -> Result<Leg, Failure> {
+        let Some(meant) = self.origin.destination.address() else {
+            return dialled;
+        };
+        let (server, network) = self.dns_server(meant);
+        let is_meant = server == meant && network.cookie() == self.network.cookie();
+        if is_meant || self.stopped {
+            return dialled;
+        }
+        let patience = self.services.dial_patience;
+        let dialled = upstream::dial(&network, &Destination::Ip(server), patience).await;
+        dialled.map(Leg::plain).map_err(|error| {
+            self.services.servers.failed(server);
+            Failure::Unreachable(error.to_string())
+        })
+    }
+
+    /// The DNS server that is asked, and where from: those of the configuration are the operator's, and asked
+    /// from the daemon's own network.
+    fn dns_server(&self, meant: SocketAddr) -> (SocketAddr, Network) {
+        let servers = &self.services.servers;
+        let server = servers.server(meant);
+        if servers.is_configured() {
+            (server, self.network.host(self.services.network))
+        } else {
+            (server, self.network.clone())
         }
     }
 
@@ -345,16 +443,18 @@ impl Session {
 
     /// The destination as the configuration would name it.
     fn destination(&self) -> String {
-        match &*self.origin.names {
-            [name, ..] => format!("{name}:{}", self.origin.destination.0.port()),
-            [] => self.origin.destination.to_string(),
+        let destination = &self.origin.destination;
+        match (&*self.origin.names, destination.port()) {
+            ([name, ..], Some(port)) => format!("{name}:{port}"),
+            _ => destination.to_string(),
         }
     }
 
     fn http_context(&self) -> http::Context {
         http::Context {
             secure: self.is_secure,
-            address: Some(self.origin.destination.0.ip().to_canonical()),
+            address: self.origin.destination.ip().map(|ip| ip.to_canonical()),
+            nameless: matches!(self.origin.destination, Destination::Unix(_)),
             names: self.origin.names.clone(),
             certified: self.certified.clone(),
         }
@@ -369,6 +469,7 @@ impl Session {
                 let context = self.http_context();
                 Box::new(Http1::new(self.services.http.clone(), context))
             }
+            Protocol::Dns => Box::new(Dns::default()),
             Protocol::Opaque | Protocol::Tls => Box::new(Opaque::default()),
         }
     }
@@ -398,8 +499,7 @@ impl Session {
                         read = poll_fn(|context| client.poll_read(&mut buffer, context)) => {
                             if let Ok(count @ 1..) = read {
                                 self.now = now();
-                                self.count(Peer::Client, count);
-                                decoder.receive(Peer::Client, &mut buffer, self.now);
+                                self.take(decoder, Peer::Client, (count, &mut buffer));
                                 continue;
                             }
                         }
@@ -413,7 +513,9 @@ impl Session {
                 | Step::Cancel(_)
                 | Step::Finish(_)
                 | Step::StartTls
-                | Step::Tunnel { .. } => {}
+                | Step::Tunnel { .. }
+                | Step::Http2 { .. }
+                | Step::Resolved(_) => {}
                 Step::Propose(_)
                 | Step::Login { .. }
                 | Step::Authorize { .. }
@@ -522,6 +624,7 @@ impl Session {
                     Step::Send(Peer::Client, bytes) => client_queue.push(bytes),
                     Step::Send(Peer::Upstream, bytes) => upstream_queue.push(bytes),
                     Step::Record(event) => self.record(event).await,
+                    Step::Resolved(resolved) => self.learn_addresses(&resolved).await,
                     Step::Login { user, database } => {
                         match self.credential(&user, &database).await {
                             Ok(login) => decoder.login(login),
@@ -537,12 +640,12 @@ impl Session {
                     Step::Cancellable(key) => {
                         let cancellations = &self.services.cancellations;
                         self.cancellable =
-                            Some(cancellations.register(self.origin.destination, key));
+                            Some(cancellations.register(self.origin.destination.clone(), key));
                     }
                     Step::Cancel(key) => self
                         .services
                         .cancellations
-                        .cancel(self.origin.destination, key),
+                        .cancel(self.origin.destination.clone(), key),
                     Step::Finish(Peer::Client) => client_finished = true,
                     Step::Finish(Peer::Upstream) => upstream_finished = true,
                     Step::StartTls => {
@@ -567,6 +670,16 @@ impl Session {
                         client.drain(&mut client_queue).await;
                         let inside = self.tunnelled((client, first), (upstream, said));
                         return Box::pin(inside).await;
+                    }
+                    Step::Http2 {
+                        client: first,
+                        upstream: said,
+                    } => {
+                        upstream.drain(&mut upstream_queue).await;
+                        client.drain(&mut client_queue).await;
+                        client.unread(first);
+                        upstream.unread(said);
+                        return Box::pin(self.http2(client, upstream)).await;
                     }
                     Step::Close(closing) => break Some(closing),
                     Step::Propose(operation) => match self.decide(operation).await {
@@ -689,10 +802,7 @@ impl Session {
             ] {
                 match read {
                     None => {}
-                    Some(Ok(count @ 1..)) => {
-                        self.count(peer, count);
-                        decoder.receive(peer, buffer, self.now);
-                    }
+                    Some(Ok(count @ 1..)) => self.take(&mut *decoder, peer, (count, buffer)),
                     Some(Ok(0) | Err(_)) => decoder.finish(peer),
                 }
             }
@@ -724,12 +834,16 @@ impl Session {
     /// Puts `events` into the journal. Without a journal nothing goes on.
     async fn append<const N: usize>(&mut self, events: [Event; N]) -> Option<u64> {
         let journal = &self.services.journal;
+        self.share.volume.room().await;
         let appended = match journal.room().await {
-            Ok(()) => journal.append(Some(self.id), &self.agent, self.now, events),
+            Ok(()) => journal.append(self.id, &self.agent, self.now, events),
             Err(stopped) => Err(stopped),
         };
         match appended {
-            Ok(seq) => Some(seq),
+            Ok(appended) => {
+                self.share.volume.take(appended.bytes);
+                Some(appended.position)
+            }
             Err(error) => {
                 if !self.stopped {
                     tracing::error!(session = %self.id, %error, "the session ends: it can't be recorded");
@@ -737,6 +851,16 @@ impl Session {
                 self.stopped = true;
                 None
             }
+        }
+    }
+
+    /// Gives `decoder` what was read, unless the agent holds too much already.
+    fn take(&mut self, decoder: &mut dyn Decoder, from: Peer, read: (usize, &mut BytesMut)) {
+        let (count, buffer) = read;
+        self.count(from, count);
+        decoder.receive(from, buffer, self.now);
+        if self.memory.is_too_much() {
+            decoder.fail(&Failure::Memory);
         }
     }
 

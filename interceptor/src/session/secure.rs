@@ -11,11 +11,11 @@ use interceptor_core::{
     ruling::{Decision, Judge, Permit, TlsRuling},
 };
 use rustls::Connection;
-use tokio::net::TcpStream;
 
 use super::{Ended, Session};
 use crate::{
     leg::{Leg, Queue},
+    socket::Socket,
     tls::{NoHello, Reached, Server, Unmet, Unreached, end_point, read_hello, version_names},
     upstream,
 };
@@ -43,10 +43,15 @@ impl Session {
     /// Ends TLS on both sides, or does with it what the policy says. `first` is what the client said.
     pub(super) async fn secure(
         &mut self,
-        mut client: TcpStream,
+        mut client: Socket,
         mut first: BytesMut,
-        upstream: TcpStream,
+        upstream: Socket,
     ) -> Result<Secured, Ended> {
+        let Some(address) = self.origin.destination.address() else {
+            // Nobody has a certificate for a path, and no engine speaks it there.
+            say(client, Alert::ACCESS_DENIED).await;
+            return Err(Ended("refused: TLS to a UNIX socket".to_owned()));
+        };
         let before = first.len();
         let hello = read_hello(&mut client, &mut first, self.services.patience.handshake).await;
         self.now = crate::clock::now();
@@ -61,7 +66,7 @@ impl Session {
             }
             Err(NoHello::Gone(why)) => return Err(Ended(why)),
         };
-        let server = Server::new(hello.server_name.as_deref(), self.origin.destination.0);
+        let server = Server::new(hello.server_name.as_deref(), address);
         match self.judge.tls(&self.origin, hello.server_name.as_deref()) {
             TlsRuling::Intercept => {
                 self.intercept(client, &first, upstream, &hello, server)
@@ -102,9 +107,9 @@ impl Session {
 
     async fn intercept(
         &mut self,
-        client: TcpStream,
+        client: Socket,
         first: &[u8],
-        upstream: TcpStream,
+        upstream: Socket,
         hello: &ClientHello,
         server: Server,
     ) -> Result<Secured, Ended> {
@@ -138,7 +143,8 @@ impl Session {
                 "asked for, and none is configured for this server (`tls: {client_certificates: […]}`)".to_owned(),
             ));
         }
-        let met = match tls.receive(&client, first, &reached).await {
+        let desk = self.services.desk.clone();
+        let met = match tls.receive(&client, first, &reached, &*desk).await {
             Ok(met) => met,
             Err(unmet) => {
                 return Err(self.unmet(unmet, &reached).await);
@@ -194,7 +200,14 @@ impl Session {
                 "it goes through a proxy, so who is at its end can't be found out beside it; have it intercepted, or let it connect without the proxy".to_owned(),
             ));
         }
-        if by_name && !upstream::is_address_of(&server.name.to_str(), server.address).await {
+        let is_resolved = self
+            .resolved
+            .iter()
+            .any(|name| name.eq_ignore_ascii_case(&server.name.to_str()));
+        if by_name
+            && !is_resolved
+            && !upstream::is_address_of(&server.name.to_str(), server.address).await
+        {
             return Err(refuse(format!(
                 "{} is not an address of `{}` to this host's resolver, and the rule goes by the name; add the address to the rule (`destination: {{address: …}}`)",
                 server.address.ip(),
@@ -203,7 +216,8 @@ impl Session {
         }
         // TLS 1.3 hides the certificates from who only looks on: who is there is found out by a
         // handshake of our own.
-        let probe = upstream::dial(self.origin.destination, self.services.dial_patience)
+        let patience = self.services.dial_patience;
+        let probe = upstream::dial(&self.network, &self.origin.destination, patience)
             .await
             .map_err(|error| Unreached {
                 alert: Alert::INTERNAL_ERROR,
@@ -220,7 +234,7 @@ impl Session {
     /// Refuses what a rule lets through but what isn't what the rule means.
     async fn impassable(
         &mut self,
-        client: TcpStream,
+        client: Socket,
         hello: &ClientHello,
         decision: &Arc<Decision>,
         unreached: Unreached,
@@ -335,7 +349,7 @@ fn operation(hello: &ClientHello, facts: &[(&'static str, String)]) -> Operation
 }
 
 /// Says why, in the clear, and closes.
-async fn say(client: TcpStream, alert: Alert) {
+async fn say(client: Socket, alert: Alert) {
     let mut queue = Queue::default();
     queue.push(Bytes::copy_from_slice(&alert.record()));
     let mut leg = Leg::plain(client);

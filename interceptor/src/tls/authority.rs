@@ -10,12 +10,11 @@ use std::{
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, SerialNumber,
+    Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData as _, SanType,
+    SerialNumber, SubjectPublicKeyInfo,
 };
-use rustls::{
-    pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer},
-    sign::CertifiedKey,
-};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
@@ -30,10 +29,35 @@ pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     certificate: CertificateDer<'static>,
     pem: String,
-    /// One key for all leaves of this daemon's life, never on disk: making one costs more than signing.
-    leaf_key: KeyPair,
-    leaf_signer: Arc<dyn rustls::sign::SigningKey>,
     not_after: OffsetDateTime,
+}
+
+/// The key of leaves: who has it shows them, and doesn't sign them.
+pub struct LeafKeyPair {
+    public: Vec<u8>,
+    signer: Arc<dyn rustls::sign::SigningKey>,
+}
+
+/// A leaf that is wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wanted {
+    /// Its common name.
+    pub name: String,
+    /// The DNS names that it is for.
+    pub names: Vec<String>,
+    /// The addresses that it is for.
+    pub addresses: Vec<IpAddr>,
+    /// Whose it is: a SubjectPublicKeyInfo in DER (RFC 5280, section 4.1.2.7).
+    pub key: Vec<u8>,
+}
+
+/// Who has leaves signed.
+pub trait Signs {
+    /// The leaf that is `wanted`, signed.
+    ///
+    /// # Errors
+    /// When a name in it can't be put into a certificate, or nobody signs any more.
+    fn sign(&self, wanted: Wanted) -> impl Future<Output = Result<Leaf, AuthorityError>> + Send;
 }
 
 impl std::fmt::Debug for Authority {
@@ -130,16 +154,10 @@ impl Authority {
         }
         let issuer = Issuer::from_ca_cert_der(&der, key_pair)
             .map_err(|error| broken(&certificate, error.to_string()))?;
-        let leaf_key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(leaf_key.serialize_der()));
-        let leaf_signer = rustls::crypto::aws_lc_rs::sign::any_ecdsa_type(&private)
-            .map_err(|error| AuthorityError::Library(error.to_string()))?;
         Ok(Self {
             issuer,
             certificate: der,
             pem,
-            leaf_key,
-            leaf_signer,
             not_after,
         })
     }
@@ -150,27 +168,30 @@ impl Authority {
         &self.pem
     }
 
-    /// A certificate with the names of `upstream`'s, or for `name` where it can't be read.
+    /// Its certificate, as others show it behind their own.
+    #[must_use]
+    pub const fn der(&self) -> &CertificateDer<'static> {
+        &self.certificate
+    }
+
+    /// Signs the leaf that is `wanted`.
     ///
     /// # Errors
-    /// When a name in it can't be put into a certificate.
-    pub fn mint(
-        &self,
-        upstream: Option<&CertificateDer<'_>>,
-        name: &str,
-    ) -> Result<Leaf, AuthorityError> {
+    /// When a name in it can't be put into a certificate, or its key is none.
+    pub fn sign(&self, wanted: &Wanted) -> Result<Leaf, AuthorityError> {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params
             .distinguished_name
-            .push(DnType::CommonName, common_name(name));
-        params.subject_alt_names = upstream.map(names).unwrap_or_default();
-        let asked = subject(name);
-        if let Some(asked) = asked
-            && params.subject_alt_names.is_empty()
-        {
-            params.subject_alt_names.push(asked);
+            .push(DnType::CommonName, common_name(&wanted.name));
+        for name in &wanted.names {
+            let name = name.clone().try_into()?;
+            params.subject_alt_names.push(SanType::DnsName(name));
         }
+        let addresses = wanted.addresses.iter().copied();
+        params
+            .subject_alt_names
+            .extend(addresses.map(SanType::IpAddress));
         let now = OffsetDateTime::now_utc();
         params.not_before = now - Duration::days(1);
         params.not_after = (now + Duration::days(LEAF_DAYS)).min(self.not_after);
@@ -178,23 +199,77 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
-        let signed = params.signed_by(&self.leaf_key, &self.issuer)?;
-        // With the authority behind it: a store may hold it as an intermediate only.
-        let chain = vec![signed.der().clone(), self.certificate.clone()];
+        let key = SubjectPublicKeyInfo::from_der(&wanted.key)?;
+        let signed = params.signed_by(&key, &self.issuer)?;
         Ok(Leaf {
-            key: Arc::new(CertifiedKey::new(chain, self.leaf_signer.clone())),
+            certificate: signed.der().clone(),
             not_after: params.not_after,
         })
     }
 }
 
-/// A minted certificate with its key.
+impl LeafKeyPair {
+    /// A new one.
+    ///
+    /// # Errors
+    /// Where there are no random numbers.
+    pub fn generate() -> Result<Self, AuthorityError> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let signer = rustls::crypto::aws_lc_rs::sign::any_ecdsa_type(&private)
+            .map_err(|error| AuthorityError::Library(error.to_string()))?;
+        Ok(Self {
+            public: key.subject_public_key_info(),
+            signer,
+        })
+    }
+
+    /// What signs handshakes with it.
+    #[must_use]
+    pub fn signer(&self) -> Arc<dyn rustls::sign::SigningKey> {
+        self.signer.clone()
+    }
+
+    /// A leaf of this key with the names of `upstream`'s certificate, or for `name` where it can't be read.
+    #[must_use]
+    pub fn wanted(&self, upstream: Option<&CertificateDer<'_>>, name: &str) -> Wanted {
+        let mut wanted = Wanted {
+            name: name.to_owned(),
+            names: Vec::new(),
+            addresses: Vec::new(),
+            key: self.public.clone(),
+        };
+        for name in upstream.map(names).unwrap_or_default() {
+            match name {
+                Subject::Name(name) => wanted.names.push(name),
+                Subject::Address(address) => wanted.addresses.push(address),
+            }
+        }
+        if wanted.names.is_empty() && wanted.addresses.is_empty() {
+            match name.parse() {
+                Ok(address) => wanted.addresses.push(address),
+                Err(_) if name.is_ascii() => wanted.names.push(name.to_owned()),
+                Err(_) => {}
+            }
+        }
+        wanted
+    }
+}
+
+/// A signed certificate.
 #[derive(Debug, Clone)]
 pub struct Leaf {
     /// What a server presents.
-    pub key: Arc<CertifiedKey>,
+    pub certificate: CertificateDer<'static>,
     /// When it expires.
     pub not_after: OffsetDateTime,
+}
+
+/// What a certificate is for.
+#[derive(Debug, PartialEq, Eq)]
+enum Subject {
+    Name(String),
+    Address(IpAddr),
 }
 
 /// Makes the authority's two files: the key first, and the certificate last, which says that all is there.
@@ -262,16 +337,8 @@ fn common_name(name: &str) -> String {
     name.chars().take(64).collect()
 }
 
-/// `name` as a certificate has it.
-fn subject(name: &str) -> Option<SanType> {
-    match name.parse::<IpAddr>() {
-        Ok(address) => Some(SanType::IpAddress(address)),
-        Err(_) => name.to_owned().try_into().ok().map(SanType::DnsName),
-    }
-}
-
 /// The names that a certificate is for.
-fn names(certificate: &CertificateDer<'_>) -> Vec<SanType> {
+fn names(certificate: &CertificateDer<'_>) -> Vec<Subject> {
     let Ok((_, parsed)) = X509Certificate::from_der(certificate) else {
         return Vec::new();
     };
@@ -279,12 +346,12 @@ fn names(certificate: &CertificateDer<'_>) -> Vec<SanType> {
         return Vec::new();
     };
     let name = |name: &GeneralName<'_>| match name {
-        GeneralName::DNSName(name) => (*name).to_owned().try_into().ok().map(SanType::DnsName),
+        GeneralName::DNSName(name) if name.is_ascii() => Some(Subject::Name((*name).to_owned())),
         GeneralName::IPAddress(bytes) => match **bytes {
-            [a, b, c, d] => Some(SanType::IpAddress([a, b, c, d].into())),
+            [a, b, c, d] => Some(Subject::Address([a, b, c, d].into())),
             _ => <[u8; 16]>::try_from(*bytes)
                 .ok()
-                .map(|bytes| SanType::IpAddress(bytes.into())),
+                .map(|bytes| Subject::Address(bytes.into())),
         },
         _ => None,
     };
@@ -350,18 +417,18 @@ mod tests {
             "192.0.2.1".to_owned(),
         ])
         .unwrap();
-        let leaf = authority
-            .mint(Some(upstream.cert.der()), "www.example.com")
-            .unwrap();
-        let copied = names(&leaf.key.cert[0]);
+        let key = LeafKeyPair::generate().unwrap();
+        let wanted = key.wanted(Some(upstream.cert.der()), "www.example.com");
+        let leaf = authority.sign(&wanted).unwrap();
+        let copied = names(&leaf.certificate);
         assert_eq!(copied, names(upstream.cert.der()));
         assert_eq!(copied.len(), 2);
         // Never longer than the authority itself.
         assert!(leaf.not_after <= authority.not_after);
-        let bare = authority.mint(None, "2001:db8::1").unwrap();
+        let bare = authority.sign(&key.wanted(None, "2001:db8::1")).unwrap();
         assert_eq!(
-            names(&bare.key.cert[0]),
-            [SanType::IpAddress("2001:db8::1".parse().unwrap())]
+            names(&bare.certificate),
+            [Subject::Address("2001:db8::1".parse().unwrap())]
         );
     }
 }

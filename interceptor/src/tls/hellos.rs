@@ -4,7 +4,9 @@ use std::{io, time::Duration};
 
 use bytes::BytesMut;
 use interceptor_core::protocol::tls::{ClientHello, Reading};
-use tokio::{io::AsyncReadExt as _, net::TcpStream};
+use tokio::io::AsyncReadExt as _;
+
+use crate::socket::Socket;
 
 /// Why there is no ClientHello.
 #[derive(Debug)]
@@ -20,7 +22,7 @@ pub enum NoHello {
 /// # Errors
 /// When it never is.
 pub async fn read_hello(
-    client: &mut TcpStream,
+    client: &mut Socket,
     first: &mut BytesMut,
     patience: Duration,
 ) -> Result<ClientHello, NoHello> {

@@ -11,7 +11,7 @@ use std::{
     fmt, fs, io,
     net::SocketAddr,
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -28,17 +28,18 @@ use rustls::{
     sign::CertifiedKey,
 };
 use time::OffsetDateTime;
-use tokio::net::TcpStream;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 pub use self::{
-    authority::{Authority, AuthorityError, certificate_path},
+    authority::{Authority, AuthorityError, Leaf, LeafKeyPair, Signs, Wanted, certificate_path},
     hellos::{NoHello, read_hello},
     verify::TrustError,
 };
 use crate::{
     config::{ClientCertificate, TlsConfig},
     leg::{handshake, read_once},
+    socket::Socket,
+    sync::lock,
 };
 
 /// Server configurations that are kept: one for each certificate, name and inner protocol. Each has some
@@ -54,7 +55,9 @@ const REFUSAL_PATIENCE: Duration = Duration::from_millis(250);
 
 /// Everything that TLS needs on this host.
 pub struct Tls {
-    authority: Authority,
+    authority: CertificateDer<'static>,
+    /// One key for all leaves of this process's life, never on disk: making one costs more than signing.
+    leaf_key: LeafKeyPair,
     provider: Arc<CryptoProvider>,
     /// For upstreams that get no certificate of ours.
     plain: Arc<ClientConfig>,
@@ -153,17 +156,16 @@ impl Server {
 }
 
 impl Tls {
-    /// Opens the authority of the state folder `state`, and reads what the configuration names.
+    /// Reads what the configuration names; leaves are behind `authority`, a certificate.
     ///
     /// # Errors
     /// When a file is missing, broken or not what it should be.
     pub fn open(
-        state: &Path,
+        authority: CertificateDer<'static>,
         config: &TlsConfig,
         handshake_patience: Duration,
     ) -> Result<Self, TlsError> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let authority = Authority::open(state, &config.ca.name, config.ca.days)?;
         let verifier = Arc::new(verify::Verifier::new(
             &provider,
             &config.roots,
@@ -185,6 +187,7 @@ impl Tls {
         }
         Ok(Self {
             authority,
+            leaf_key: LeafKeyPair::generate()?,
             plain: client(Presents(None))?,
             certified,
             tickets: rustls::crypto::aws_lc_rs::Ticketer::new()?,
@@ -194,19 +197,13 @@ impl Tls {
         })
     }
 
-    /// The certificate that clients have to trust, as PEM.
-    #[must_use]
-    pub fn authority_pem(&self) -> &str {
-        self.authority.pem()
-    }
-
     /// Has the handshake with `server` on `socket`, offering `alpn` for the inside, and verifies it.
     ///
     /// # Errors
     /// With the alert that the agent would have seen, or sent, without us.
     pub async fn reach(
         &self,
-        socket: &TcpStream,
+        socket: &Socket,
         server: &Server,
         alpn: Vec<Vec<u8>>,
     ) -> Result<Reached, Unreached> {
@@ -216,7 +213,7 @@ impl Tls {
             .iter()
             .find(|(certificate, _)| {
                 let servers = &certificate.destination;
-                servers.contains(Destination(server.address), Some(&name))
+                servers.contains(&Destination::Ip(server.address), Some(&name))
             })
             .map_or(&self.plain, |(_, config)| config);
         let fail = |error: &rustls::Error| Unreached {
@@ -287,12 +284,14 @@ impl Tls {
     /// When it won't have it; it has been told by an alert then.
     pub async fn receive(
         &self,
-        socket: &TcpStream,
+        socket: &Socket,
         first: &[u8],
         reached: &Reached,
+        signer: &impl Signs,
     ) -> Result<Met, Unmet> {
         let kept = self
-            .leaf(reached)
+            .leaf(reached, signer)
+            .await
             .map_err(|error| Unmet::Failed(error.to_string()))?;
         let mut connection = ServerConnection::new(kept.config)
             .map(Connection::Server)
@@ -341,7 +340,7 @@ impl Tls {
     }
 
     /// What to present in the place of `reached`: kept, or made now.
-    fn leaf(&self, reached: &Reached) -> Result<Kept, TlsError> {
+    async fn leaf(&self, reached: &Reached, signer: &impl Signs) -> Result<Kept, TlsError> {
         let upstream = reached
             .connection
             .peer_certificates()
@@ -352,23 +351,22 @@ impl Tls {
             alpn: reached.alpn.clone(),
         };
         let now = OffsetDateTime::now_utc();
-        let leaves = || self.leaves.lock().unwrap_or_else(PoisonError::into_inner);
+        let leaves = || lock(&self.leaves);
         if let Some(kept) = leaves().get(&key).filter(|kept| kept.renewed_at > now) {
             return Ok(kept.clone());
         }
-        let leaf = self.authority.mint(upstream, &reached.name)?;
-        let certificate = leaf
-            .key
-            .cert
-            .first()
-            .cloned()
-            .unwrap_or_else(|| CertificateDer::from(Vec::new()));
+        let wanted = self.leaf_key.wanted(upstream, &reached.name);
+        let Leaf {
+            certificate,
+            not_after,
+        } = signer.sign(wanted).await?;
+        // With the authority behind it: a store may hold it as an intermediate only.
+        let chain = vec![certificate.clone(), self.authority.clone()];
+        let shown = CertifiedKey::new(chain, self.leaf_key.signer());
         let mut config = ServerConfig::builder_with_provider(self.provider.clone())
             .with_safe_default_protocol_versions()?
             .with_no_client_auth()
-            .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(
-                Arc::unwrap_or_clone(leaf.key),
-            )));
+            .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(shown)));
         config.alpn_protocols = reached.alpn.iter().cloned().collect();
         config.ticketer = self.tickets.clone();
         // One is enough: agents that resume come back one after the other.
@@ -376,7 +374,7 @@ impl Tls {
         let kept = Kept {
             config: Arc::new(config),
             certificate,
-            renewed_at: leaf.not_after - authority::LEAF_RENEWED_BEFORE,
+            renewed_at: not_after - authority::LEAF_RENEWED_BEFORE,
         };
         let mut leaves = leaves();
         if leaves.len() >= LEAVES_MAX {

@@ -41,7 +41,7 @@ impl Identity {
     ///
     /// # Errors
     /// Where they can't be taken on; nothing is done then.
-    pub(super) fn assume<T>(self, work: impl FnOnce() -> T) -> io::Result<T> {
+    pub fn assume<T>(self, work: impl FnOnce() -> T) -> io::Result<T> {
         /// A number that no user has: asking for it changes nothing and tells the present one.
         const NOBODY: u32 = u32::MAX;
         struct Back;

@@ -6,6 +6,7 @@ mod crowd;
 mod http1;
 mod http2;
 mod http2_servers;
+mod memory;
 mod names;
 mod tls;
 
@@ -21,7 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use interceptor_tests::{agent::Agent, daemon::Daemon, run};
+use interceptor_tests::{agent::Agent, daemon::Daemon, journal::Journal, run};
 
 use crate::tls::web;
 
@@ -31,7 +32,7 @@ const PATIENCE: &str = "patience: {handshake: 3s, request: 2s, stalled: 3s, idle
 /// What a case may take with all of these times and a busy machine.
 const IN_TIME: Duration = Duration::from_secs(25);
 
-/// How much more memory a daemon may have while it is attacked, in bytes.
+/// How much more memory a daemon and its proxy may have while they are attacked, in bytes.
 const GROWTH_MAX: usize = 32 << 20;
 
 /// How long others may wait for an answer meanwhile, at the worst: two cores do all of this at once.
@@ -54,7 +55,11 @@ impl Siege {
     }
 
     fn configured(policy: &str, more: &str) -> Self {
-        let configuration = format!("{}{PATIENCE}{more}", web().configuration());
+        Self::patient(policy, PATIENCE, more)
+    }
+
+    fn patient(policy: &str, patience: &str, more: &str) -> Self {
+        let configuration = format!("{}{patience}{more}", web().configuration());
         let daemon = Daemon::configured(policy, |_| configuration).unwrap();
         let agent = Agent::start(&daemon, "hostile").unwrap();
         let calm = Agent::start(&daemon, "calm").unwrap();
@@ -131,13 +136,15 @@ impl Siege {
     fn all_ended(&self) {
         let ended = run::wait_for("all sessions to end", IN_TIME, || {
             let journal = self.daemon.journal()?;
-            let of = |kind| {
-                let lines = journal.of_kind(kind);
-                lines.filter(|line| line.agent == "hostile").count()
-            };
-            Ok((of("session_start") == of("session_end")).then_some(journal))
+            Ok(open(&journal).is_empty().then_some(journal))
         });
-        let journal = ended.unwrap();
+        let journal = ended.unwrap_or_else(|error| {
+            let journal = self.daemon.journal().unwrap();
+            let open = open(&journal);
+            let left = journal.lines.iter();
+            let left: Vec<_> = left.filter(|line| open.contains(&&line.session)).collect();
+            panic!("{error}: {left:#?}")
+        });
         for (stream, text) in std::mem::take(&mut *self.expected.lock().unwrap()) {
             let client = format!(":{}", port_of(&stream));
             let start = journal.of_kind("session_start").find(|line| {
@@ -158,6 +165,17 @@ impl Siege {
         let log = self.daemon.log();
         assert!(!log.contains("panicked"), "{log}");
     }
+}
+
+/// The sessions of the hostile agent that have begun and not ended.
+fn open(journal: &Journal) -> Vec<&Option<String>> {
+    let of = |kind| {
+        let lines = journal.of_kind(kind);
+        lines.filter(|line| line.agent == "hostile")
+    };
+    let ended: Vec<_> = of("session_end").map(|line| &line.session).collect();
+    let begun = of("session_start").map(|line| &line.session);
+    begun.filter(|session| !ended.contains(session)).collect()
 }
 
 /// Whether a request on a connection to the web server is answered.

@@ -3,11 +3,12 @@
 //! A benchmark is a list of cases, each visited once a round through every target that takes part. What
 //! else the machine does in the meantime meets all of them.
 
-mod cpu;
+pub(crate) mod connect;
 pub(crate) mod http;
 pub(crate) mod postgres;
 mod proxy;
 mod report;
+mod usage;
 mod versions;
 
 use std::fs;

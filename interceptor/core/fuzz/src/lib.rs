@@ -6,14 +6,14 @@ use std::{collections::BTreeMap, net::SocketAddr, str::FromStr, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 use interceptor_core::{
-    decoder::{Decoder, Peer, Step},
+    decoder::{Decoder, Failure, Peer, Step},
     login::{Authorization, Login, Place, Randomness, Secret},
     mask::{Pattern, PatternMask, Patterns},
     operation::{Effects, Operation},
     origin::{Agent, Destination, Origin, Process},
     policy::Policy,
     protocol::{
-        http,
+        dns, http,
         postgres::{
             Postgres, Shared,
             describe::{Describer, Encoding, Lexing},
@@ -64,6 +64,61 @@ pub fn http(data: &[u8]) {
         ..Default::default()
     };
     converse(&mut http::Http1::new(Arc::new(shared), context), data);
+}
+
+/// A connection to a DNS server, in the same pieces. Questions are released, as whole messages that a client sent;
+/// whatever answers say, no keys for Encrypted ClientHello are left that can be found, and people can read it.
+pub fn dns(data: &[u8]) {
+    converse(&mut Answered::default(), data);
+}
+
+/// A decoder that is watched.
+#[derive(Debug, Default)]
+struct Answered(dns::Dns);
+
+impl Decoder for Answered {
+    fn receive(&mut self, from: Peer, bytes: &mut BytesMut, now: Timestamp) {
+        self.0.receive(from, bytes, now);
+    }
+
+    fn finish(&mut self, from: Peer) {
+        self.0.finish(from);
+    }
+
+    fn fail(&mut self, failure: &Failure) {
+        self.0.fail(failure);
+    }
+
+    fn rule(&mut self, ruling: Ruling, now: Timestamp) {
+        self.0.rule(ruling, now);
+    }
+
+    fn poll(&mut self) -> Step {
+        let step = self.0.poll();
+        if let Step::Send(_, frame) = &step {
+            let (length, message) = frame.split_at_checked(2).unwrap_or_default();
+            assert_eq!(
+                length,
+                u16::try_from(message.len())
+                    .unwrap_or_default()
+                    .to_be_bytes()
+            );
+        }
+        if let Step::Send(Peer::Client, frame) = &step {
+            let message = frame.get(2..).unwrap_or_default();
+            let shown = dns::Transcript::read(message);
+            let mut lines = shown.answers.iter();
+            assert!(!lines.any(|line| line.contains(" ech=")), "{shown:?}");
+        }
+        if let Step::Resolved(resolved) = &step {
+            assert!(!resolved.addresses.is_empty());
+        }
+        step
+    }
+
+    fn wants(&self, from: Peer) -> bool {
+        self.0.wants(from)
+    }
 }
 
 /// A ClientHello; what is read of it doesn't depend on how much of it is there.
@@ -260,7 +315,7 @@ fn origin() -> Origin {
             labels: BTreeMap::new(),
         }),
         process: Process::default(),
-        destination: Destination(
+        destination: Destination::Ip(
             SocketAddr::from_str("192.0.2.1:5432").unwrap_or_else(|error| panic!("{error}")),
         ),
         names: Vec::new(),

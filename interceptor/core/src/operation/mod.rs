@@ -1,5 +1,6 @@
 //! What is being attempted: the unit that is decided.
 
+pub mod dns;
 pub mod http;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
@@ -22,11 +23,19 @@ pub enum Protocol {
     Tls,
     /// HTTP/1.1 and HTTP/2, what they carry included.
     Http,
+    /// DNS, over UDP and TCP.
+    Dns,
 }
 
 impl Protocol {
     /// Every protocol, in the order in which they are listed to people.
-    pub const ALL: [Self; 4] = [Self::Postgres, Self::Http, Self::Tls, Self::Opaque];
+    pub const ALL: [Self; 5] = [
+        Self::Postgres,
+        Self::Http,
+        Self::Dns,
+        Self::Tls,
+        Self::Opaque,
+    ];
 
     /// The name used in policies and records.
     #[must_use]
@@ -36,6 +45,7 @@ impl Protocol {
             Self::Opaque => "opaque",
             Self::Tls => "tls",
             Self::Http => "http",
+            Self::Dns => "dns",
         }
     }
 }
@@ -54,6 +64,24 @@ pub mod attribute {
     pub const HTTP_PATH: &str = "http.path";
     /// Why an HTTP request isn't for the server that its connection was made to.
     pub const HTTP_FRONTING: &str = "http.fronting";
+    /// The name that a DNS message asks for, lower case, without the last dot.
+    pub const DNS_NAME: &str = "dns.name";
+    /// The type of record that it asks for.
+    pub const DNS_TYPE: &str = "dns.type";
+    /// The class that it asks in; nearly always `IN`.
+    pub const DNS_CLASS: &str = "dns.class";
+    /// The part of the name that somebody has registered: `example.co.uk` of `www.example.co.uk`.
+    pub const DNS_DOMAIN: &str = "dns.domain";
+    /// How long the name is, in bytes.
+    pub const DNS_NAME_BYTES: &str = "dns.name_bytes";
+    /// How long its longest label is, in bytes.
+    pub const DNS_LABEL_BYTES: &str = "dns.label_bytes";
+    /// How many labels it has.
+    pub const DNS_LABELS: &str = "dns.labels";
+    /// Shannon's entropy of what stands before the registered part, in bits a character, with two decimals.
+    pub const DNS_ENTROPY: &str = "dns.entropy";
+    /// Extensions that the message uses (EDNS options), by name, with commas between them.
+    pub const DNS_OPTIONS: &str = "dns.options";
 }
 
 bitflags::bitflags! {
@@ -171,6 +199,8 @@ pub enum ResourceKind {
     Channel,
     /// What an HTTP request is for: host and path.
     Url,
+    /// A name in the DNS.
+    Name,
 }
 
 /// One thing that an operation touches.
@@ -330,7 +360,8 @@ pub struct Operation {
 }
 
 impl Operation {
-    /// The digest over agent, destination, protocol, actions, content, parameters and options.
+    /// The digest over agent, destination and network namespace, protocol, actions, content, parameters and
+    /// options.
     ///
     /// Every part is preceded by its length, so no two operations share one encoding.
     #[must_use]
@@ -342,7 +373,11 @@ impl Operation {
         };
         part(b"interceptor operation v1");
         part(origin.agent.name.as_bytes());
-        part(origin.destination.to_string().as_bytes());
+        match origin.process.network_namespace {
+            None => part(origin.destination.to_string().as_bytes()),
+            // The same address is another host there.
+            Some(cookie) => part(format!("{} in {cookie}", origin.destination).as_bytes()),
+        }
         part(self.protocol.name().as_bytes());
         part(self.description.action().as_bytes());
         part(&self.content);

@@ -1,6 +1,6 @@
 //! A policy's own tests: what it is meant to say of an operation.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use serde_saphyr::Spanned;
@@ -47,9 +47,9 @@ impl Case {
         let (spec, place) = (&spanned.value, spanned.referenced);
         let problem = |what: String| Problem::at(file, place, what);
         let destination = spec.destination.as_deref().unwrap_or("192.0.2.1:5432");
-        let destination: SocketAddr = destination.parse().map_err(|_| {
+        let destination: Destination = destination.parse().map_err(|_| {
             problem(format!(
-                "`{destination}` is no destination; `192.0.2.1:5432` is"
+                "`{destination}` is no destination; `192.0.2.1:5432` and `unix:/run/docker.sock` are"
             ))
         })?;
         let protocol = spec.protocol.as_deref().unwrap_or("postgres");
@@ -95,7 +95,7 @@ impl Case {
             origin: Arc::new(Origin {
                 agent: Arc::new(agent),
                 process: Process::default(),
-                destination: Destination(destination),
+                destination,
                 names: spec
                     .host
                     .iter()

@@ -1,5 +1,8 @@
 //! From specifications to rules: every name known, every rule able to match.
 
+mod direct;
+mod dns;
+
 use std::{
     collections::{BTreeMap, HashMap},
     net::IpAddr,
@@ -13,10 +16,11 @@ use serde_saphyr::{Location, Spanned};
 
 use super::{
     decision::HoldTerms,
+    direct::DirectRule,
     error::{Problem, unknown},
     file::{
-        ActionSpec, ChangeSpec, DurabilitySpec, File, HttpSpec, MaskSpec, MatchSpec, OneOrMany,
-        Ports, ReviewersSpec, RewriteSpec, RuleSpec, TlsSpec,
+        ActionSpec, ChangeSpec, DestinationSpec, DurabilitySpec, File, HttpSpec, MaskSpec,
+        MatchSpec, OneOrMany, Ports, RateSpec, ReviewersSpec, RewriteSpec, RuleSpec, TlsSpec,
     },
     http::{HttpMatch, JsonPath, PathPattern},
     rule::{
@@ -44,6 +48,7 @@ pub(super) struct Compiler {
     pub(super) problems: Vec<Problem>,
     pub(super) rules: Vec<Rule>,
     pub(super) tls: Vec<TlsRule>,
+    pub(super) direct: Vec<DirectRule>,
     ids: HashMap<String, String>,
     /// A deny without any condition, after which nothing else can match.
     blanket: Option<String>,
@@ -94,11 +99,18 @@ impl Compiler {
         if let Some(tls) = &spec.tls {
             return self.tls_rule(file, id, spec, tls);
         }
+        if spec.udp.is_some() || spec.inbound.is_some() {
+            return self.direct_rule(file, id, spec);
+        }
+        if let Some(source) = &spec.r#match.source {
+            let what = "only a rule with `inbound` has a `source`: what an agent begins itself comes from the agent";
+            self.problem(file, source.referenced, what);
+        }
         let Some(action) = spec.action else {
             return self.problem(
                 file,
                 place,
-                "a rule says what happens: add `action: allow`, `deny` or `hold` (or `tls: intercept`, `passthrough` or `deny`)",
+                "a rule says what happens: add `action: allow`, `deny` or `hold` (or `tls: intercept`, `passthrough` or `deny`, or `udp` or `inbound`, `allow` or `deny`)",
             );
         };
         let says = match action {
@@ -124,6 +136,7 @@ impl Compiler {
             .as_ref()
             .map(|resources| tables(&resources.value))
             .unwrap_or_default();
+        let is_dns = self.dns_only(file, spec);
         let (mut columns, mut patterns, mut web) = (Vec::new(), Vec::new(), WebMasks::default());
         for mask in &spec.mask {
             self.mask(
@@ -142,7 +155,7 @@ impl Compiler {
             resources: matches
                 .resources
                 .as_ref()
-                .map(|spec| self.resources(file, spec)),
+                .map(|spec| self.resources(file, spec, is_dns)),
             touch: matches
                 .touch
                 .as_ref()
@@ -157,19 +170,15 @@ impl Compiler {
                 .as_ref()
                 .and_then(|spec| self.regex(file, spec)),
             http: matches.http.as_ref().map(|spec| self.http(file, spec)),
+            dns: matches
+                .dns
+                .as_ref()
+                .map(|spec| self.dns(file, spec, action)),
             time: matches.time.as_ref().and_then(|spec| self.time(file, spec)),
             rate: matches.rate.as_ref().and_then(|spec| {
-                let per = duration(&spec.value.per).filter(|per| !per.is_zero());
-                if per.is_none() {
-                    self.problem(
-                        file,
-                        spec.referenced,
-                        format!("`{}` is no time; `10s`, `5m`, `1h` are", spec.value.per),
-                    );
-                }
                 Some(Rate {
                     over: spec.value.over,
-                    per: per?,
+                    per: self.per(file, spec)?,
                     seen: std::sync::Mutex::default(),
                 })
             }),
@@ -203,22 +212,7 @@ impl Compiler {
     /// A rule that says what becomes of TLS; nothing is known then but who connects where.
     fn tls_rule(&mut self, file: &str, id: Arc<str>, spec: &RuleSpec, tls: &Spanned<TlsSpec>) {
         let matches = &spec.r#match;
-        let more = spec.action.is_some()
-            || spec.reviewers.is_some()
-            || !spec.mask.is_empty()
-            || spec.rewrite.is_some()
-            || spec.enforce.is_some()
-            || spec.durability.is_some()
-            || matches.protocol.is_some()
-            || matches.action.is_some()
-            || matches.class.is_some()
-            || matches.resources.is_some()
-            || matches.touch.is_some()
-            || !matches.attributes.is_empty()
-            || matches.content.is_some()
-            || matches.http.is_some()
-            || matches.time.is_some()
-            || matches.rate.is_some();
+        let more = says_more(spec) || matches.source.is_some();
         if more {
             self.problem(
                 file,
@@ -226,6 +220,7 @@ impl Compiler {
                 "a rule with `tls` is asked before anything else is known: it matches `agent`, `labels` and `destination` only, and has no `action` or `mask`",
             );
         }
+        self.has_no_socket(file, matches, "TLS to a UNIX socket is always refused");
         let rule = TlsRule {
             scope: self.scope(file, matches),
             names: self.names(file, matches),
@@ -302,6 +297,16 @@ impl Compiler {
         found
     }
 
+    /// The time of a count.
+    fn per(&mut self, file: &str, spec: &Spanned<RateSpec>) -> Option<Duration> {
+        let per = duration(&spec.value.per).filter(|per| !per.is_zero());
+        if per.is_none() {
+            let what = format!("`{}` is no time; `10s`, `5m`, `1h` are", spec.value.per);
+            self.problem(file, spec.referenced, what);
+        }
+        per
+    }
+
     fn rewrite(&mut self, file: &str, spec: &Spanned<RewriteSpec>, action: ActionSpec) -> Rewrite {
         let place = spec.referenced;
         if action != ActionSpec::Allow {
@@ -362,11 +367,46 @@ impl Compiler {
             ports: destination
                 .and_then(|spec| spec.port.as_ref())
                 .map(|spec| self.ports(file, spec)),
+            sockets: self.sockets(file, matches),
             protocol: matches
                 .protocol
                 .as_ref()
                 .and_then(|spec| self.protocol(file, spec)),
         }
+    }
+
+    /// A rule for what UNIX sockets have nothing to do with doesn't match any; `why`, for people.
+    fn has_no_socket(&mut self, file: &str, matches: &MatchSpec, why: &str) {
+        let destination = matches.destination.as_ref();
+        if let Some(spec) = destination.and_then(|spec| spec.socket.as_ref()) {
+            self.problem(file, spec.referenced, why);
+        }
+    }
+
+    /// The UNIX sockets that a rule is for. Nothing has both an address and a path.
+    fn sockets(&mut self, file: &str, matches: &MatchSpec) -> Option<Vec<Glob>> {
+        let destination = matches.destination.as_ref()?;
+        let spec = destination.socket.as_ref()?;
+        let DestinationSpec {
+            name,
+            address,
+            port,
+            socket: _,
+        } = destination;
+        if name.is_some() || address.is_some() || port.is_some() {
+            let what = "a UNIX socket has no `name`, `address` or `port`: no destination has both, so make two rules of it";
+            self.problem(file, spec.referenced, what);
+        }
+        let texts = self.texts(file, spec);
+        for text in &texts {
+            if !text.starts_with('/') && !text.starts_with('*') {
+                let what = format!(
+                    "`{text}` is no path of a UNIX socket; `/run/docker.sock` and `*/podman.sock` are"
+                );
+                self.problem(file, spec.referenced, what);
+            }
+        }
+        Some(texts.iter().map(|text| Glob::new(text)).collect())
     }
 
     fn terms(&mut self, file: &str, reviewers: Option<&Spanned<ReviewersSpec>>) -> HoldTerms {
@@ -604,9 +644,16 @@ impl Compiler {
         classes
     }
 
-    fn resources(&mut self, file: &str, spec: &Spanned<OneOrMany>) -> Vec<ResourceMatch> {
-        const KINDS: [(&str, ResourceKind); 10] = [
+    /// `dns`: the rule is for DNS alone.
+    fn resources(
+        &mut self,
+        file: &str,
+        spec: &Spanned<OneOrMany>,
+        dns: bool,
+    ) -> Vec<ResourceMatch> {
+        const KINDS: [(&str, ResourceKind); 11] = [
             ("url", ResourceKind::Url),
+            ("name", ResourceKind::Name),
             ("table", ResourceKind::Table),
             ("function", ResourceKind::Function),
             ("object", ResourceKind::Object),
@@ -621,6 +668,7 @@ impl Compiler {
         let mut out = Vec::new();
         for text in texts {
             let (kind, pattern) = match text.split_once(':') {
+                None if dns => (ResourceKind::Name, &*text),
                 None => (ResourceKind::Table, &*text),
                 Some((kind, pattern)) => match KINDS.iter().find(|(name, _)| *name == kind) {
                     Some((_, kind)) => (*kind, pattern),
@@ -635,7 +683,25 @@ impl Compiler {
                     }
                 },
             };
+            if dns && kind != ResourceKind::Name {
+                let what = format!(
+                    "`{text}`: what is asked of the DNS are names; `name:*.example.com` is one, `*.example.com` as well"
+                );
+                self.problem(file, spec.referenced, what);
+            }
             let dotted = matches!(kind, ResourceKind::Table | ResourceKind::Function);
+            // As names are compared.
+            let lower;
+            let pattern = match kind {
+                ResourceKind::Name => {
+                    lower = pattern.to_ascii_lowercase();
+                    lower
+                        .strip_suffix('.')
+                        .filter(|name| !name.is_empty())
+                        .unwrap_or(&lower)
+                }
+                _ => pattern,
+            };
             let (namespace, name) = match pattern.rsplit_once('.') {
                 Some((namespace, name)) if dotted => (namespace, name),
                 _ => ("*", pattern),
@@ -714,6 +780,60 @@ impl Compiler {
     }
 }
 
+/// Whether a rule says more than whom it is for and where to, apart from what becomes of it.
+fn says_more(spec: &RuleSpec) -> bool {
+    let RuleSpec {
+        id: _,
+        r#match,
+        action,
+        tls,
+        udp,
+        inbound,
+        reason: _,
+        reviewers,
+        mask,
+        rewrite,
+        enforce,
+        durability,
+    } = spec;
+    let MatchSpec {
+        agent: _,
+        labels: _,
+        destination: _,
+        source: _,
+        protocol,
+        action: actions,
+        class,
+        resources,
+        touch,
+        attributes,
+        content,
+        http,
+        dns,
+        time,
+        rate,
+    } = r#match;
+    let ways = [tls.is_some(), udp.is_some(), inbound.is_some()];
+    ways.into_iter().filter(|given| *given).count() > 1
+        || action.is_some()
+        || reviewers.is_some()
+        || !mask.is_empty()
+        || rewrite.is_some()
+        || enforce.is_some()
+        || durability.is_some()
+        || protocol.is_some()
+        || actions.is_some()
+        || class.is_some()
+        || resources.is_some()
+        || touch.is_some()
+        || !attributes.is_empty()
+        || content.is_some()
+        || http.is_some()
+        || dns.is_some()
+        || time.is_some()
+        || rate.is_some()
+}
+
 /// The tables among the resources that a rule names, for its masks.
 fn tables(resources: &OneOrMany) -> Vec<String> {
     let table = |text: String| match text.split_once(':') {
@@ -735,6 +855,7 @@ fn is_blanket(rule: &Rule) -> bool {
         attributes,
         content,
         http,
+        dns,
         time,
         rate,
         ..
@@ -744,11 +865,13 @@ fn is_blanket(rule: &Rule) -> bool {
         labels,
         addresses,
         ports,
+        sockets,
         protocol,
     } = scope;
     agents.is_none()
         && labels.is_empty()
         && addresses.is_none()
+        && sockets.is_none()
         && ports.is_none()
         && protocol.is_none()
         && names.is_none()
@@ -759,6 +882,7 @@ fn is_blanket(rule: &Rule) -> bool {
         && attributes.is_empty()
         && content.is_none()
         && http.is_none()
+        && dns.is_none()
         && time.is_none()
         && rate.is_none()
 }

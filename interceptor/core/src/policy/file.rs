@@ -50,6 +50,10 @@ pub(super) struct RuleSpec {
     pub(super) action: Option<ActionSpec>,
     #[serde(default, deserialize_with = "given")]
     pub(super) tls: Option<Spanned<TlsSpec>>,
+    #[serde(default, deserialize_with = "given")]
+    pub(super) udp: Option<Spanned<DirectSpec>>,
+    #[serde(default, deserialize_with = "given")]
+    pub(super) inbound: Option<Spanned<DirectSpec>>,
     #[serde(default)]
     pub(super) reason: String,
     #[serde(default, deserialize_with = "given")]
@@ -70,6 +74,14 @@ pub(super) struct RuleSpec {
 pub(super) enum TlsSpec {
     Intercept,
     Passthrough,
+    Deny,
+}
+
+/// What becomes of what isn't redirected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum DirectSpec {
+    Allow,
     Deny,
 }
 
@@ -109,6 +121,8 @@ pub(super) struct MatchSpec {
     #[serde(default, deserialize_with = "given")]
     pub(super) destination: Option<DestinationSpec>,
     #[serde(default, deserialize_with = "given")]
+    pub(super) source: Option<Spanned<SourceSpec>>,
+    #[serde(default, deserialize_with = "given")]
     pub(super) protocol: Option<Spanned<String>>,
     #[serde(default, deserialize_with = "given")]
     pub(super) action: Option<Spanned<OneOrMany>>,
@@ -124,6 +138,8 @@ pub(super) struct MatchSpec {
     pub(super) content: Option<Spanned<String>>,
     #[serde(default, deserialize_with = "given")]
     pub(super) http: Option<Spanned<HttpSpec>>,
+    #[serde(default, deserialize_with = "given")]
+    pub(super) dns: Option<Spanned<DnsSpec>>,
     #[serde(default, deserialize_with = "given")]
     pub(super) time: Option<Spanned<TimeSpec>>,
     #[serde(default, deserialize_with = "given")]
@@ -151,6 +167,28 @@ pub(super) struct HttpSpec {
     pub(super) larger_than: Option<String>,
 }
 
+/// Conditions on a question to the DNS.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DnsSpec {
+    #[serde(default, deserialize_with = "given")]
+    pub(super) name: Option<Spanned<OneOrMany>>,
+    #[serde(default, deserialize_with = "given")]
+    pub(super) r#type: Option<Spanned<OneOrMany>>,
+    /// EDNS options.
+    #[serde(default, deserialize_with = "given")]
+    pub(super) option: Option<Spanned<OneOrMany>>,
+    #[serde(default, deserialize_with = "given")]
+    pub(super) longer_than: Option<Spanned<u64>>,
+    #[serde(default, deserialize_with = "given")]
+    pub(super) label_longer_than: Option<Spanned<u64>>,
+    /// Bits a character.
+    #[serde(default, deserialize_with = "given")]
+    pub(super) entropy_over: Option<Spanned<f64>>,
+    #[serde(default, deserialize_with = "given")]
+    pub(super) distinct: Option<Spanned<RateSpec>>,
+}
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct DestinationSpec {
@@ -160,6 +198,17 @@ pub(super) struct DestinationSpec {
     pub(super) address: Option<Spanned<OneOrMany>>,
     #[serde(default, deserialize_with = "given")]
     pub(super) port: Option<Spanned<Ports>>,
+    /// The path of a UNIX socket.
+    #[serde(default, deserialize_with = "given")]
+    pub(super) socket: Option<Spanned<OneOrMany>>,
+}
+
+/// Who comes in.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SourceSpec {
+    #[serde(default, deserialize_with = "given")]
+    pub(super) address: Option<Spanned<OneOrMany>>,
 }
 
 /// A text, or a list of them.
@@ -223,7 +272,7 @@ pub(super) struct TimeSpec {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RateSpec {
-    /// Operations that are let by before the rule matches.
+    /// Operations (different names, for DNS) that are let by before the rule matches.
     pub(super) over: u32,
     /// In which time, `1m`.
     pub(super) per: String,

@@ -11,6 +11,8 @@
 mod cases;
 mod compile;
 pub mod decision;
+mod direct;
+mod dns;
 mod error;
 mod file;
 mod http;
@@ -23,6 +25,7 @@ use std::sync::Arc;
 
 use aws_lc_rs::digest;
 
+pub use self::direct::{Meeting, Reach};
 pub use self::rule::Treatment;
 pub use self::{
     cases::{Case, Outcome},
@@ -31,6 +34,7 @@ pub use self::{
 use self::{
     compile::Compiler,
     decision::{Decision, PolicyHash, Verdict},
+    direct::DirectRule,
     file::ActionSpec,
     rule::{Rule, Says, TlsRule},
 };
@@ -41,6 +45,7 @@ use crate::origin::Origin;
 pub struct Policy {
     rules: Vec<Arc<Rule>>,
     tls: Vec<TlsRule>,
+    direct: Vec<DirectRule>,
     default: Says,
     default_reason: Arc<str>,
     enforced: bool,
@@ -118,6 +123,7 @@ impl Policy {
         Ok(Self {
             rules: compiler.rules.into_iter().map(Arc::new).collect(),
             tls: compiler.tls,
+            direct: compiler.direct,
             default: match default.action {
                 ActionSpec::Allow => Says::Allow,
                 ActionSpec::Deny => Says::Deny,
@@ -136,6 +142,7 @@ impl Policy {
         Self {
             rules: Vec::new(),
             tls: Vec::new(),
+            direct: Vec::new(),
             default: Says::Deny,
             default_reason: reason.into(),
             enforced: true,
@@ -210,7 +217,7 @@ impl Policy {
     /// How many rules it has.
     #[must_use]
     pub fn rule_count(&self) -> usize {
-        self.rules.len() + self.tls.len()
+        self.rules.len() + self.tls.len() + self.direct.len()
     }
 
     /// Whether its verdicts are carried out.

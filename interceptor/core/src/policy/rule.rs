@@ -10,7 +10,11 @@ use std::{
 
 use regex::bytes::Regex;
 
-use super::{decision::HoldTerms, http::HttpMatch};
+use super::{
+    decision::HoldTerms,
+    dns::{Distinct, DnsMatch},
+    http::HttpMatch,
+};
 use crate::{
     glob::Glob,
     mask::{
@@ -20,7 +24,7 @@ use crate::{
     operation::{
         Effects, Operation, Protocol, Resource, ResourceKind, Touch, attribute, http::Rewrite,
     },
-    origin::Origin,
+    origin::{Agent, Origin},
     record::Timestamp,
 };
 
@@ -37,6 +41,7 @@ pub(super) struct Rule {
     pub(super) attributes: Vec<(String, Glob)>,
     pub(super) content: Option<Regex>,
     pub(super) http: Option<HttpMatch>,
+    pub(super) dns: Option<DnsMatch>,
     pub(super) time: Option<Time>,
     pub(super) rate: Option<Rate>,
     pub(super) says: Says,
@@ -100,6 +105,8 @@ pub(super) struct ScopeMatch {
     pub(super) labels: Vec<(String, Glob)>,
     pub(super) addresses: Option<Vec<Network>>,
     pub(super) ports: Option<Vec<RangeInclusive<u16>>>,
+    /// Paths of UNIX sockets.
+    pub(super) sockets: Option<Vec<Glob>>,
     pub(super) protocol: Option<Protocol>,
 }
 
@@ -147,10 +154,8 @@ impl Says {
 }
 
 impl ScopeMatch {
-    /// Whether sessions of `origin` can be concerned at all.
-    pub(super) fn matches(&self, origin: &Origin) -> bool {
-        let agent = &origin.agent;
-        let address = origin.destination.0.ip();
+    /// Whether `agent` is one of those meant.
+    pub(super) fn is_for(&self, agent: &Agent) -> bool {
         self.agents
             .as_ref()
             .is_none_or(|globs| globs.iter().any(|glob| glob.matches(&agent.name)))
@@ -160,14 +165,28 @@ impl ScopeMatch {
                     .get(&**name)
                     .is_some_and(|value| glob.matches(value))
             })
-            && self
-                .addresses
-                .as_ref()
-                .is_none_or(|networks| networks.iter().any(|network| network.contains(address)))
+    }
+
+    /// Whether sessions of `origin` can be concerned at all.
+    pub(super) fn matches(&self, origin: &Origin) -> bool {
+        let Origin {
+            agent, destination, ..
+        } = origin;
+        self.is_for(agent)
+            && self.addresses.as_ref().is_none_or(|networks| {
+                destination
+                    .ip()
+                    .is_some_and(|ip| networks.iter().any(|network| network.contains(ip)))
+            })
             && self.ports.as_ref().is_none_or(|ranges| {
-                ranges
-                    .iter()
-                    .any(|range| range.contains(&origin.destination.0.port()))
+                destination
+                    .port()
+                    .is_some_and(|port| ranges.iter().any(|range| range.contains(&port)))
+            })
+            && self.sockets.as_ref().is_none_or(|globs| {
+                destination
+                    .socket()
+                    .is_some_and(|path| globs.iter().any(|glob| glob.matches(path)))
             })
     }
 }
@@ -248,10 +267,15 @@ impl Rule {
         self.content.is_some()
             || self.time.is_some()
             || self.rate.is_some()
+            || self.distinct().is_some()
             || self
                 .http
                 .as_ref()
                 .is_some_and(HttpMatch::looks_beyond_description)
+    }
+
+    fn distinct(&self) -> Option<&Distinct> {
+        self.dns.as_ref()?.distinct.as_ref()
     }
 
     /// Whether `operation` is one of those meant. A restrictive rule matches when any part of it is; a
@@ -260,10 +284,17 @@ impl Rule {
         self.matches_head(operation, origin)
             && self.content_matches(operation)
             && self.time.is_none_or(|time| time.contains(now))
-            && self
-                .rate
-                .as_ref()
-                .is_none_or(|rate| rate.exceeded(&origin.agent.name, now))
+            && self.counts_match(operation, origin, now)
+    }
+
+    /// Counts an operation that matches otherwise; whether it is one too many by every count.
+    fn counts_match(&self, operation: &Operation, origin: &Origin, now: Timestamp) -> bool {
+        let agent = &*origin.agent.name;
+        let rate = self.rate.as_ref().map(|rate| rate.exceeded(agent, now));
+        let distinct = self
+            .distinct()
+            .map(|distinct| distinct.exceeded(agent, operation, now));
+        rate != Some(false) && distinct != Some(false)
     }
 
     /// Whether what is known of `operation` before its content is what is meant.
@@ -319,9 +350,14 @@ impl Rule {
         }) {
             return false;
         }
+        let says_what = self.classes.is_some() || self.actions.is_some();
         self.http
             .as_ref()
             .is_none_or(|http| http.matches_head(operation))
+            && self
+                .dns
+                .as_ref()
+                .is_none_or(|dns| dns.matches(operation, permissive, says_what))
     }
 
     /// Whether what it says can depend on an HTTP request's body.

@@ -216,7 +216,7 @@ impl Scope {
         let key = Arc::as_ptr(&operation.description) as usize;
         // Statements of one shape share a description. Each request has its own: to remember it would only
         // keep it.
-        let is_shared = operation.http.is_none();
+        let is_shared = operation.protocol != Protocol::Dns && operation.http.is_none();
         if is_shared && let Some(decided) = self.decided.get(&key) {
             return decided.clone();
         }

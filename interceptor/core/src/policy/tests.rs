@@ -22,7 +22,7 @@ fn origin() -> Arc<Origin> {
             labels: [("team".into(), "data".into())].into(),
         }),
         process: Process::default(),
-        destination: Destination("192.0.2.9:5432".parse().unwrap()),
+        destination: Destination::Ip("192.0.2.9:5432".parse().unwrap()),
         names: Vec::new(),
     })
 }
@@ -89,6 +89,12 @@ fn mistakes_are_told_with_their_place_and_a_remedy() {
         (rule("match: {content: \"(\"}"), "`(` is no regular expression"),
         (rule("match: {destination: {address: 192.0.2.0/33}}"), "`192.0.2.0/33` is no address"),
         (rule("match: {destination: {port: 10-5}}"), "`10-5` is no range of ports"),
+        (rule("match: {destination: {socket: docker.sock}}"), "p.yaml:4:35: `docker.sock` is no path of a UNIX socket; `/run/docker.sock`"),
+        (rule("match: {destination: {socket: }}"), "p.yaml:4:"),
+        (rule("match: {destination: {socket: []}}"), "an empty list matches nothing"),
+        (rule("match: {destination: {socket: /run/docker.sock, port: 80}}"), "no destination has both"),
+        ("default: {action: deny}\nrules: [{id: a, match: {destination: {socket: /x}}, tls: deny}]".to_owned(), "TLS to a UNIX socket is always refused"),
+        ("default: {action: deny}\nrules: [{id: a, match: {destination: {socket: /x}}, udp: allow}]".to_owned(), "UNIX sockets have none"),
         (rule("match: {time: {days: [mondy]}}"), "unknown day `mondy`; did you mean `mon`?"),
         (rule("match: {time: {hours: \"9-17\"}}"), "the hours are no span of time"),
         (rule("match: {rate: {over: 3, per: soon}}"), "`soon` is no time"),
@@ -99,11 +105,44 @@ fn mistakes_are_told_with_their_place_and_a_remedy() {
         (rule("match: {http: {path: users}}"), "`users` is no path"),
         (rule("match: {http: {path: \"/{a b}\"}}"), "a segment is named like `{id}`"),
         (rule("match: {http: {larger_than: much}}"), "`much` is no size"),
+        (rule("match: {dns: {nmae: x}}"), "p.yaml:4:19: unknown name `nmae`; did you mean `name`?"),
+        (rule("match: {dns: {name: }}"), "p.yaml:4:"),
+        (rule("match: {dns: {name: []}}"), "an empty list matches nothing"),
+        (rule("match: {dns: {name: .example.com}}"), "p.yaml:4:25: `.example.com` is no name: `*.example.com` is what is below"),
+        (rule("match: {dns: {name: \"bücher.example\"}}"), "write `xn--…`"),
+        (rule("match: {dns: {name: \"\"}}"), "the root is `.`"),
+        (rule("match: {dns: {type: [A, TXTT]}}"), "p.yaml:4:25: unknown type of record `TXTT`; did you mean `TXT`?"),
+        (rule("match: {dns: {type: TYPE16}}"), "unknown type of record `TYPE16`"),
+        (rule("match: {dns: {option: cokie}}"), "unknown EDNS option `cokie`; did you mean `cookie`?"),
+        (rule("match: {dns: {longer_than: 253}}"), "p.yaml:4:32: a name has 253 bytes at most"),
+        (rule("match: {dns: {longer_than: many}}"), "p.yaml:4:"),
+        (rule("match: {dns: {label_longer_than: 64}}"), "a label has 63 bytes at most"),
+        (rule("match: {dns: {entropy_over: 8}}"), "p.yaml:4:33: `8` is no entropy that a name could be over"),
+        (rule("match: {dns: {entropy_over: .nan}}"), "is no entropy"),
+        (rule("match: {dns: {entropy_over: -1}}"), "is no entropy"),
+        (rule("match: {dns: {distinct: {over: 3}}}"), "per"),
+        (rule("match: {dns: {distinct: {over: 3, per: soon}}}"), "`soon` is no time"),
+        (rule("match: {dns: {distinct: {over: 3, per: 1m}}}"), "p.yaml:4:29: `distinct` tells what is too much"),
+        (rule("match: {protocol: postgres, dns: {type: A}}"), "this rule for another protocol: it would never match; set `protocol: dns`"),
+        (rule("match: {protocol: dns, http: {path: /x}}"), "no HTTP request"),
+        (rule("match: {protocol: dns, resources: [\"table:x\"]}"), "`table:x`: what is asked of the DNS are names"),
+        ("default: {action: deny}\nrules: [{id: a, match: {protocol: dns}, action: allow, mask: [{pattern: card}]}]".to_owned(), "answers of the DNS aren't masked"),
+        ("default: {action: deny}\nrules: [{id: a, match: {protocol: dns}, action: allow, rewrite: {query: {set: {a: b}}}}]".to_owned(), "goes on as it was asked"),
+        ("default: {action: deny}\nrules: [{id: a, match: {dns: {type: A}}, tls: deny}]".to_owned(), "a rule with `tls` is asked before anything else is known"),
         (rule("match: {http: {json: {model: x}}}"), "`model` is no path into JSON"),
         (rule("rewrite: {headers: {set: {Host: x}}}"), "`host` says where a request ends or whom it is for"),
         (rule("match: {http: {path: \"/{a}\", captures: {b: x}}}"), "no path of this rule has a segment `{b}`"),
         (rule("rewrite: {headers: {remove: [\"*\"]}}"), "`*` would remove what says where a request ends"),
         (rule("tls: passthrough"), "a rule with `tls` is asked before anything else is known"),
+        (rule("udp: allow"), "a rule with `udp` or `inbound` is for the kernel"),
+        ("default: {action: deny}\nrules: [{id: a, udp: allow}]".to_owned(), "say where to"),
+        ("default: {action: deny}\nrules: [{id: a, match: {destination: {address: 192.0.2.1}}, udp: allow}]".to_owned(), "say at which ports"),
+        ("default: {action: deny}\nrules: [{id: a, match: {destination: {address: 192.0.2.1, name: x, port: 9}}, udp: allow}]".to_owned(), "not by both"),
+        ("default: {action: deny}\nrules: [{id: a, match: {source: {address: 192.0.2.1}, destination: {address: 192.0.2.1, port: 9}}, udp: allow}]".to_owned(), "datagrams that an agent sends come from the agent"),
+        ("default: {action: deny}\nrules: [{id: a, match: {destination: {address: 192.0.2.1, port: 9}}, inbound: allow}]".to_owned(), "what comes in has come to the agent"),
+        ("default: {action: deny}\nrules: [{id: a, match: {destination: {port: 9}}, inbound: allow, udp: deny}]".to_owned(), "a rule with `udp` or `inbound` is for the kernel"),
+        ("default: {action: deny}\nrules: [{id: a, match: {source: {address: 192.0.2.1}}, action: deny}]".to_owned(), "only a rule with `inbound` has a `source`"),
+        ("default: {action: deny}\nrules: [{id: a, match: {destination: {port: [1, 3, 5, 7, 9, 11, 13, 15, 17]}}, inbound: allow}]".to_owned(), "more than 8 ranges of ports"),
         (rule("reviewers: {quorum: 2}"), "only a rule that holds has reviewers"),
         ("default: {action: deny}\nrules: [{id: a, action: hold, reviewers: {quorum: 0}}]".to_owned(), "a quorum of 0"),
         ("default: {action: deny}\nrules: [{id: a, action: deny, mask: [{pattern: card}]}]".to_owned(), "nothing to mask"),
@@ -228,6 +267,39 @@ fn agents_labels_destinations_and_times_narrow_a_rule() {
 }
 
 #[test]
+fn unix_sockets_are_told_from_addresses() {
+    let to = |destination: &str| {
+        let mut origin = (*origin()).clone();
+        origin.destination = destination.parse().unwrap();
+        Arc::new(origin)
+    };
+    let decide = |condition: &str, destination: &str| {
+        let policy = format!(
+            "default: {{action: allow}}\nrules: [{{id: it, match: {{destination: {condition}}}, action: deny}}]"
+        );
+        let policy = Arc::new(parse(&policy).unwrap());
+        let mut scope = Policy::scope(&policy, to(destination));
+        let operation = operation(&["SELECT"], READ, &[]);
+        &*scope.evaluate(&operation, Timestamp(0)).decision.rule == "it"
+    };
+    let (socket, address) = ("unix:/run/docker.sock", "192.0.2.9:80");
+    for (condition, of_socket, of_address) in [
+        ("{socket: /run/docker.sock}", true, false),
+        ("{socket: [/run/x, \"*.sock\"]}", true, false),
+        ("{socket: /run/docker}", false, false),
+        ("{address: \"0.0.0.0/0\"}", false, true),
+        ("{address: \"::/0\"}", false, false),
+        ("{port: 1-65535}", false, true),
+    ] {
+        assert_eq!(decide(condition, socket), of_socket, "{condition}");
+        assert_eq!(decide(condition, address), of_address, "{condition}");
+    }
+    let operation = operation(&["SELECT"], READ, &[]);
+    let [one, other] = [socket, "unix:/run/other.sock"].map(|path| operation.digest(&to(path)));
+    assert_ne!(one, other, "an approval is for one of them");
+}
+
+#[test]
 fn a_rate_lets_by_what_it_says_and_no_more() {
     let text = "default: {action: allow}\nrules: [{id: slow, match: {rate: {over: 2, per: 1m}}, action: deny}]";
     let policy = Arc::new(parse(text).unwrap());
@@ -325,9 +397,19 @@ fn the_packs_say_what_their_cases_say() {
             include_str!("../../../../policies/postgres.test.yaml"),
         ),
         (
+            "dns",
+            include_str!("../../../../policies/dns.yaml"),
+            include_str!("../../../../policies/dns.test.yaml"),
+        ),
+        (
             "web",
             include_str!("../../../../policies/web.yaml"),
             include_str!("../../../../policies/web.test.yaml"),
+        ),
+        (
+            "docker",
+            include_str!("../../../../policies/docker.yaml"),
+            include_str!("../../../../policies/docker.test.yaml"),
         ),
     ] {
         let files = [
@@ -338,8 +420,10 @@ fn the_packs_say_what_their_cases_say() {
         assert!(policy.cases().len() >= 10);
         for case in policy.cases() {
             let describe = |protocol, text: &str| {
-                if protocol == Protocol::Http {
-                    return crate::protocol::http::describe::example(text);
+                match protocol {
+                    Protocol::Http => return crate::protocol::http::describe::example(text),
+                    Protocol::Dns => return crate::protocol::dns::describe::example(text),
+                    _ => {}
                 }
                 let described = describer.describe(text.as_bytes(), lexing);
                 Some(Operation {
@@ -354,6 +438,33 @@ fn the_packs_say_what_their_cases_say() {
             assert_eq!(case.run(&policy, &describe), Outcome::Passed);
         }
     }
+}
+
+#[test]
+fn the_packs_stand_beside_each_other() {
+    let packs = [
+        include_str!("../../../../policies/web.yaml"),
+        include_str!("../../../../policies/postgres.yaml"),
+        include_str!("../../../../policies/dns.yaml"),
+        include_str!("../../../../policies/docker.yaml"),
+    ];
+    // Each without its default, but for the first.
+    let files = packs.iter().enumerate().map(|(place, text)| {
+        let (before, rest) = text.split_once("default:").unwrap();
+        let (_, rules) = rest.split_once("\n\n").unwrap();
+        let text = match place {
+            0 => (*text).to_owned(),
+            _ => format!("{before}\n{rules}"),
+        };
+        (format!("{place}.yaml"), text)
+    });
+    let policy = Policy::parse(&files.collect::<Vec<_>>());
+    assert!(
+        policy
+            .unwrap_or_else(|error| panic!("{error}"))
+            .rule_count()
+            > 30
+    );
 }
 
 fn action() -> impl Strategy<Value = &'static str> {

@@ -21,7 +21,7 @@ use interceptor_core::{
 use tokio::{sync::Mutex, time::Instant};
 
 use super::{Ended, Session};
-use crate::{leg::Leg, patience::Patience};
+use crate::{leg::Leg, memory::Holding, patience::Patience};
 
 /// Streams that an agent may have open at once on one connection.
 const STREAMS_MAX: u32 = 128;
@@ -57,6 +57,7 @@ struct Connection<'a> {
     shared: Arc<Shared>,
     context: Context,
     patience: Patience,
+    memory: Arc<Holding>,
 }
 
 /// Why a stream ends before its time.
@@ -69,6 +70,8 @@ enum Broken {
     Reset(Reason),
     /// The request's body is larger than what is held back for a decision.
     TooLarge,
+    /// The agent holds too much memory.
+    Memory,
     /// It can't be recorded.
     Unrecorded,
     /// The request's body didn't come in time.
@@ -138,6 +141,7 @@ impl Session {
             Err(_) => return Ended(format!("client: no HTTP/2 within {:?}", patience.handshake)),
         };
         let connection = Connection {
+            memory: self.memory.clone(),
             session: Mutex::new(self),
             shared,
             context,

@@ -10,7 +10,7 @@ use h2::{
 };
 use http::{HeaderMap, Request, Response, StatusCode, header, request};
 use interceptor_core::{
-    decoder::Peer,
+    decoder::{Failure, Peer},
     limits,
     mask::{
         MaskPlan,
@@ -64,6 +64,7 @@ impl Connection<'_> {
         let noted = match &broken {
             Broken::Late => self.refused("408", "it wasn't whole in time").await,
             Broken::Stalled(peer) => self.stalled(*peer).await,
+            Broken::Memory => self.refused("503", &Failure::Memory.to_string()).await,
             _ => Ok(()),
         };
         if let Err(unrecorded) = noted {
@@ -94,6 +95,9 @@ impl Connection<'_> {
                 let problem = Problem::malformed(408, "it wasn't whole in time");
                 let _ = say(&mut respond, &problem, form);
             }
+            Broken::Memory => {
+                let _ = say(&mut respond, &Problem::memory(&Failure::Memory), form);
+            }
             Broken::Unrecorded => {
                 if say(&mut respond, &Problem::unrecorded(), form).is_err() {
                     respond.send_reset(Reason::INTERNAL_ERROR);
@@ -111,6 +115,7 @@ impl Connection<'_> {
         send_request: SendRequest<Bytes>,
         form: Form,
     ) -> Result<(), Broken> {
+        self.room()?;
         let (mut parts, mut from_client) = request.into_parts();
         let fields = fields(&parts);
         let described = match self.describe(&parts, &fields) {
@@ -437,6 +442,14 @@ impl Connection<'_> {
             .ok_or_else(|| Problem::upstream("what interceptor adds to the request can't be sent")))
     }
 
+    /// Whether the agent may hold more.
+    fn room(&self) -> Result<(), Broken> {
+        match self.memory.is_too_much() {
+            true => Err(Broken::Memory),
+            false => Ok(()),
+        }
+    }
+
     /// Collects a body of which all is needed.
     async fn gather(&self, from: &mut RecvStream) -> Result<(Bytes, Option<HeaderMap>), Broken> {
         let whole = self.gather_slowly(from);
@@ -454,6 +467,7 @@ impl Connection<'_> {
             let data = data.map_err(|error| client_error(&error))?;
             let _ = from.flow_control().release_capacity(data.len());
             body.extend_from_slice(&data);
+            self.room()?;
             if body.len() > self.shared.message_bytes_max {
                 self.refused("413", "the body is too large to be decided")
                     .await?;

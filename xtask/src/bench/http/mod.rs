@@ -9,7 +9,7 @@ mod site;
 mod targets;
 mod tools;
 
-use std::{path::PathBuf, process::Command};
+use std::{path::PathBuf, process::Command, thread, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
@@ -21,8 +21,9 @@ use self::{
     targets::{Target, Way},
 };
 use super::{
-    Amount, Measured, cpu,
+    Amount, Measured,
     report::{Case, Sample},
+    usage,
 };
 use crate::{
     progress::{self, heading, step},
@@ -34,6 +35,15 @@ const PACE: u32 = 1_000;
 
 /// Connections whose memory is measured.
 const IDLE: u32 = 500;
+
+/// Connections before them: what is needed once is there then.
+const WARM: u32 = 16;
+
+/// How long what a process frees takes to be free.
+const SETTLE: Duration = Duration::from_millis(500);
+
+/// How often it is looked how much memory there is.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// What is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -241,7 +251,8 @@ impl Bench {
 
     fn visit(&self, target: &Target, work: Work, seconds: u32) -> Result<Sample> {
         let time = seconds.to_string();
-        let before = target.pid().map(cpu::used).transpose()?;
+        let pids = target.pids();
+        let before = usage::processor(&pids)?;
         let download = |door, path| -> Result<_> {
             let work = ["--connections", "1", "download", "--seconds", &time];
             let outcome = self.load(target, door, path, &work, seconds)?;
@@ -265,11 +276,10 @@ impl Bench {
             Work::Through => download(Door::Through, site::OCTETS)?,
             Work::Idle => return self.idle(target.way),
         };
-        let after = target.pid().map(cpu::used).transpose()?;
-        let used = before.zip(after);
+        let after = usage::processor(&pids)?;
+        let used = (!pids.is_empty()).then(|| after.saturating_sub(before));
         Ok(Sample {
-            cpu_us: used
-                .map(|(before, after)| after.saturating_sub(before).as_secs_f64() * 1e6 / count),
+            cpu_us: used.map(|used| used.as_secs_f64() * 1e6 / count),
             ..sample
         })
     }
@@ -277,13 +287,28 @@ impl Bench {
     /// In a process of its own: one that was under load has memory to spare.
     fn idle(&self, way: Way) -> Result<Sample> {
         let target = Target::start(way, &self.site, &self.built)?;
-        let pid = target.pid().context("nothing is in the way")?.to_string();
-        let connections = IDLE.to_string();
-        let work = ["--connections", &connections, "idle", "--of", &pid];
-        let outcome = self.load(&target, Door::Kept, site::ANSWER, &work, 10)?;
-        let grown = outcome
-            .grown_bytes
-            .context("our client didn't say how much it is")?;
+        let pids = target.pids();
+        let idle = |count: u32| {
+            let connections = count.to_string();
+            let work = ["--connections", &connections, "idle"];
+            self.load(&target, Door::Kept, site::ANSWER, &work, 10)
+        };
+        idle(WARM)?;
+        thread::sleep(SETTLE);
+        let before = usage::memory(&pids)?;
+        let most = thread::scope(|scope| -> Result<f64> {
+            let idling = scope.spawn(|| idle(IDLE));
+            let mut most = before;
+            while !idling.is_finished() {
+                most = most.max(usage::memory(&pids)?);
+                thread::sleep(LOOK);
+            }
+            idling
+                .join()
+                .map_err(|_| anyhow::anyhow!("the client panicked"))??;
+            Ok(most)
+        })?;
+        let grown = (most - before) / f64::from(IDLE);
         Ok(Sample::of_rate(grown / 1024.0))
     }
 

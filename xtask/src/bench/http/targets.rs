@@ -101,12 +101,12 @@ impl Target {
         })
     }
 
-    /// The process that is in the way, if any.
-    pub(super) fn pid(&self) -> Option<u32> {
+    /// The processes that are in the way.
+    pub(super) fn pids(&self) -> Vec<u32> {
         match &self.running {
-            Running::Nothing => None,
-            Running::Proxy(proxy) => Some(proxy.pid()),
-            Running::Daemon(daemon) => daemon.pid(),
+            Running::Nothing => Vec::new(),
+            Running::Proxy(proxy) => vec![proxy.pid()],
+            Running::Daemon(daemon) => daemon.pids(),
         }
     }
 

@@ -21,8 +21,9 @@ use serde_json::Value;
 
 use self::targets::Target;
 use super::{
-    Amount, Measured, cpu,
+    Amount, Measured,
     report::{Case, Sample},
+    usage,
 };
 use crate::{
     progress::{heading, step},
@@ -127,7 +128,8 @@ fn fresh(cluster: &Cluster) -> Result<()> {
 }
 
 fn measure(target: &Target, database: &Database<'_>, load: Load, seconds: u32) -> Result<Sample> {
-    let before = target.pid().map(cpu::used).transpose()?;
+    let pids = target.pids();
+    let before = usage::processor(&pids)?;
     let mut pgbench = target.pgbench(database);
     pgbench
         .args(["--no-vacuum", "--jobs=1"])
@@ -137,15 +139,13 @@ fn measure(target: &Target, database: &Database<'_>, load: Load, seconds: u32) -
         .arg(format!("--time={}", seconds));
     let limit = Duration::from_secs(u64::from(seconds) + 20);
     let report = run::start(&mut pgbench)?.outcome_within(limit)?.success()?;
-    let after = target.pid().map(cpu::used).transpose()?;
+    let after = usage::processor(&pids)?;
     let failed = number(&report, "number of failed transactions: ")?;
     if failed > 0.0 {
         bail!("{failed} transactions failed:\n{report}");
     }
     let transactions = number(&report, "number of transactions actually processed: ")?;
-    let used = before
-        .zip(after)
-        .map(|(before, after)| after.saturating_sub(before));
+    let used = (!pids.is_empty()).then(|| after.saturating_sub(before));
     Ok(Sample {
         value: number(&report, "tps = ")?,
         cpu_us: used.map(|used| used.as_secs_f64() * 1e6 / transactions),

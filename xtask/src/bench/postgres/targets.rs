@@ -117,12 +117,12 @@ impl Target {
         }
     }
 
-    /// The process that is in the way, if any.
-    pub(super) fn pid(&self) -> Option<u32> {
+    /// The processes that are in the way.
+    pub(super) fn pids(&self) -> Vec<u32> {
         match self {
-            Self::Direct => None,
-            Self::Proxy { proxy, .. } => Some(proxy.pid()),
-            Self::Interceptor(daemon) => daemon.pid(),
+            Self::Direct => Vec::new(),
+            Self::Proxy { proxy, .. } => vec![proxy.pid()],
+            Self::Interceptor(daemon) => daemon.pids(),
         }
     }
 

@@ -22,6 +22,8 @@ pub struct Context {
     pub secure: bool,
     /// Where it goes.
     pub address: Option<IpAddr>,
+    /// It goes to a UNIX socket, which has no name that a request could ask for.
+    pub nameless: bool,
     /// Names that the destination has proved to have.
     pub names: Vec<Box<str>>,
     /// Names that its certificate is for, wildcards included, lower case.
@@ -50,8 +52,53 @@ pub struct Described {
     pub description: Arc<Description>,
     /// Where in the target the query is.
     pub query: Option<Bytes>,
-    /// The protocol that it wants to go on with, lower case.
-    pub upgrade: Option<Box<str>>,
+    /// The protocol that it wants to go on with.
+    pub upgrade: Option<Upgrade>,
+    /// It asks a container engine for a stream in both directions, which Podman's client does without an upgrade.
+    pub takes_over: bool,
+}
+
+/// A protocol that a request wants to go on with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upgrade {
+    /// As the request names it, lower case.
+    pub name: Box<str>,
+    /// What is known of it.
+    pub to: Beyond,
+}
+
+/// What is behind an upgrade.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Beyond {
+    /// Messages of WebSocket.
+    WebSocket,
+    /// HTTP/2 whose first stream answers this very request (RFC 7540, section 3.2). It isn't passed on, and servers
+    /// answer in HTTP/1.
+    AnswerInHttp2,
+    /// HTTP/2 from its preface on, which either side may send: Docker's engine asks its client by `/session`, and is
+    /// asked by `/grpc`.
+    Http2,
+    /// Bytes.
+    Unknown,
+}
+
+impl Upgrade {
+    fn of(fields: &Fields) -> Option<Self> {
+        let value = fields
+            .get("upgrade")
+            .filter(|_| fields.lists("connection", "upgrade"))?;
+        let name = String::from_utf8_lossy(value)
+            .to_ascii_lowercase()
+            .into_boxed_str();
+        let to = match &*name {
+            "websocket" => Beyond::WebSocket,
+            // Without its settings no server may take it for RFC 7540's.
+            "h2c" if fields.get("http2-settings").is_none() => Beyond::Http2,
+            "h2c" => Beyond::AnswerInHttp2,
+            _ => Beyond::Unknown,
+        };
+        Some(Self { name, to })
+    }
 }
 
 /// Says what a request does.
@@ -62,20 +109,12 @@ pub fn describe(asked: &Asked<'_>, context: &Context) -> Result<Described, Malfo
     let method = std::str::from_utf8(asked.method)
         .map_err(|_| Malformed::new("a method that isn't ASCII"))?;
     let target = Target::read(method, asked.target)?;
-    let host = host(asked, &target)?;
+    let host = host(asked, &target, context)?;
     let path = match target.path {
         Some(path) => Some(normal_path(path)?),
         None => None,
     };
-    let upgrade = asked
-        .fields
-        .get("upgrade")
-        .filter(|_| asked.fields.lists("connection", "upgrade"))
-        .map(|value| {
-            String::from_utf8_lossy(value)
-                .to_ascii_lowercase()
-                .into_boxed_str()
-        });
+    let upgrade = Upgrade::of(asked.fields);
     let mut actions: Vec<Box<str>> = vec![method.into()];
     let mut effects = effects(method);
     for name in [
@@ -92,10 +131,17 @@ pub fn describe(asked: &Asked<'_>, context: &Context) -> Result<Described, Malfo
             }
         }
     }
-    match upgrade.as_deref() {
-        None | Some("h2c") => {}
-        Some("websocket") => effects |= Effects::WRITE,
-        Some(_) => effects |= Effects::UNCLASSIFIED,
+    match upgrade.as_ref().map(|upgrade| upgrade.to) {
+        None | Some(Beyond::AnswerInHttp2) => {}
+        Some(Beyond::WebSocket) => effects |= Effects::WRITE,
+        Some(Beyond::Http2 | Beyond::Unknown) => effects |= Effects::UNCLASSIFIED,
+    }
+    let takes_over = context.nameless
+        && method == "POST"
+        && upgrade.is_none()
+        && path.as_deref().is_some_and(takes_over);
+    if takes_over {
+        effects |= Effects::UNCLASSIFIED;
     }
     let mut attributes: BTreeMap<Box<str>, Box<str>> = BTreeMap::new();
     attributes.insert("http.version".into(), asked.version.into());
@@ -105,7 +151,7 @@ pub fn describe(asked: &Asked<'_>, context: &Context) -> Result<Described, Malfo
         attributes.insert(attribute::HTTP_PATH.into(), path.as_str().into());
     }
     if let Some(upgrade) = &upgrade {
-        attributes.insert("http.upgrade".into(), upgrade.clone());
+        attributes.insert("http.upgrade".into(), upgrade.name.clone());
     }
     if let Some(host) = &host {
         if let Some(why) = context.is_fronted(host) {
@@ -139,7 +185,13 @@ pub fn describe(asked: &Asked<'_>, context: &Context) -> Result<Described, Malfo
         }),
         query: target.query.map(Bytes::copy_from_slice),
         upgrade,
+        takes_over,
     })
+}
+
+/// Whether this is a path by which container engines are asked for a stream: of a container, or of a command in one.
+fn takes_over(path: &str) -> bool {
+    path.ends_with("/attach") || path.ends_with("/start") && path.contains("/exec/")
 }
 
 /// The operation that a described request is; `content` is how it is shown and recorded.
@@ -306,7 +358,11 @@ impl<'a> Target<'a> {
 }
 
 /// The one host that a request is for, lower case, without a port.
-fn host(asked: &Asked<'_>, target: &Target<'_>) -> Result<Option<String>, Malformed> {
+fn host(
+    asked: &Asked<'_>,
+    target: &Target<'_>,
+    context: &Context,
+) -> Result<Option<String>, Malformed> {
     let mut hosts = asked.fields.all("host");
     let field = hosts.next();
     if hosts.next().is_some() {
@@ -322,6 +378,9 @@ fn host(asked: &Asked<'_>, target: &Target<'_>) -> Result<Option<String>, Malfor
     {
         return Err(Malformed::new("a pseudo-header among the fields"));
     }
+    // RFC 9112 has who speaks of no host say so with an empty field, as Docker's client does up to version 24. Where
+    // there are hosts to choose from, it would be for the server to say which one is meant.
+    let field = field.filter(|field| !(context.nameless && field.is_empty()));
     let mut found: Option<(String, Option<u16>)> = None;
     for authority in [target.authority, asked.authority, field]
         .into_iter()

@@ -3,7 +3,10 @@
 use bytes::Bytes;
 use serde::Serialize;
 
-use crate::ruling::{Cause, Refusal};
+use crate::{
+    decoder::Failure,
+    ruling::{Cause, Refusal},
+};
 
 /// The body of an answer of ours.
 #[derive(Debug, Serialize)]
@@ -179,6 +182,21 @@ impl Problem {
         }
     }
 
+    /// What its agent has no room for.
+    #[must_use]
+    pub fn memory(failure: &Failure) -> Self {
+        Self {
+            r#type: "urn:interceptor:problem:memory",
+            title: "Too much at once",
+            status: 503,
+            detail: format!("interceptor can't take this request in: {failure}."),
+            rule: None,
+            reason: None,
+            approval: None,
+            remedy: "Try again when other requests are done; send less at once. It was not carried out, unless an answer to it had begun.",
+        }
+    }
+
     /// Its status.
     #[must_use]
     pub const fn status(&self) -> u16 {
@@ -216,7 +234,18 @@ impl Problem {
     /// The body, as `application/problem+json`.
     #[must_use]
     pub fn body(&self) -> Bytes {
-        serde_json::to_vec(self).unwrap_or_default().into()
+        /// Clients of Docker, Podman and GitHub look for this name, and some fail where it is missing.
+        #[derive(Serialize)]
+        struct Body<'a> {
+            #[serde(flatten)]
+            problem: &'a Problem,
+            message: &'a str,
+        }
+        let body = Body {
+            problem: self,
+            message: &self.detail,
+        };
+        serde_json::to_vec(&body).unwrap_or_default().into()
     }
 
     /// The whole response in HTTP/1.

@@ -7,9 +7,14 @@ use bytes::{Bytes, BytesMut};
 use super::{Context, Http1, Shared, is_request};
 use crate::{
     decoder::{Closing, Decoder, Failure, Peer, Step},
+    glob::Glob,
     login::{Authorization, Place, Secret},
+    mask::{
+        MaskKind, MaskPlan,
+        body::{BodyPlan, KeyMask},
+    },
     operation::{Effects, Operation, http::Body},
-    record::{Event, ResponseStatus, Timestamp},
+    record::{Event, ResponseStatus, Speaker, Timestamp},
     ruling::{Cause, Permit, Refusal, Ruling},
 };
 
@@ -25,6 +30,7 @@ struct World {
     finished: Vec<Peer>,
     closed: Option<Closing>,
     tunnel: Option<(Bytes, Bytes)>,
+    http2: Option<(Bytes, Bytes)>,
     rule: fn(&Operation) -> Answer,
 }
 
@@ -70,6 +76,7 @@ impl World {
             finished: Vec::new(),
             closed: None,
             tunnel: None,
+            http2: None,
             rule,
         }
     }
@@ -98,7 +105,14 @@ impl World {
                 Step::Tunnel { client, upstream } => {
                     self.tunnel = Some((client.freeze(), upstream.freeze()));
                 }
-                Step::Cancellable(_) | Step::Cancel(_) | Step::StartTls | Step::Login { .. } => {
+                Step::Http2 { client, upstream } => {
+                    self.http2 = Some((client.freeze(), upstream.freeze()));
+                }
+                Step::Resolved(_)
+                | Step::Cancellable(_)
+                | Step::Cancel(_)
+                | Step::StartTls
+                | Step::Login { .. } => {
                     panic!("not in HTTP")
                 }
                 Step::Authorize { host, path } => {
@@ -531,7 +545,29 @@ fn what_has_two_meanings_is_refused_and_nothing_of_it_goes_on() {
         (
             with("Content-Length: 5\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"),
             "400",
-            "an Upgrade with a body",
+            "an Upgrade to WebSocket with a body",
+        ),
+        (
+            with("Content-Length: 5\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n"),
+            "400",
+            "an Upgrade to HTTP/2 with a body",
+        ),
+        (
+            with("Content-Length: 65537\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n"),
+            "400",
+            "an Upgrade with a large body",
+        ),
+        (
+            with("Transfer-Encoding: chunked\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n"),
+            "400",
+            "an Upgrade with a body of unknown length",
+        ),
+        (
+            with(
+                "Content-Length: 5\r\nExpect: 100-continue\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n",
+            ),
+            "400",
+            "an Upgrade with a body that may not come",
         ),
     ];
     assert!(table.len() >= 60);
@@ -837,21 +873,9 @@ fn what_is_behind_a_connect_is_looked_at_anew() {
 
 #[test]
 fn what_would_go_past_the_masks_isn_t_upgraded() {
-    use crate::mask::{
-        MaskKind, MaskPlan,
-        body::{BodyPlan, KeyMask},
-    };
-    let plan = MaskPlan {
-        body: Arc::new(BodyPlan {
-            keys: vec![KeyMask {
-                name: crate::glob::Glob::new("password"),
-                with: MaskKind::Redact,
-            }],
-            ..BodyPlan::default()
-        }),
-        ..MaskPlan::default()
-    };
+    let plan = masking();
     for request in [
+        EXEC,
         "GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: other\r\n\r\n",
         "GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket, other\r\n\r\n",
     ] {
@@ -869,6 +893,231 @@ fn what_would_go_past_the_masks_isn_t_upgraded() {
         );
         assert_eq!(world.upstream(), "");
     }
+}
+
+/// A plan that has something to mask in any body.
+fn masking() -> MaskPlan {
+    MaskPlan {
+        body: Arc::new(BodyPlan {
+            keys: vec![KeyMask {
+                name: Glob::new("password"),
+                with: MaskKind::Redact,
+            }],
+            ..BodyPlan::default()
+        }),
+        ..MaskPlan::default()
+    }
+}
+
+/// As Docker's client starts a command in a container.
+const EXEC: &str = "POST /v1.41/exec/3f/start HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 12\r\n\r\n{\"Tty\":true}";
+
+/// A connection to a UNIX socket.
+fn nameless() -> World {
+    let shared = Shared {
+        has_credentials: false,
+        message_bytes_max: 1 << 20,
+        recorded_bytes_max: 1 << 20,
+    };
+    let context = Context {
+        nameless: true,
+        ..Context::default()
+    };
+    World::with(shared, context, permit)
+}
+
+#[test]
+fn an_engine_takes_a_connection_over_that_asks_for_a_stream_and_no_other() {
+    const STREAM: &str =
+        "HTTP/1.1 200 OK\r\nContent-Type: application/vnd.docker.raw-stream\r\n\r\n";
+    let post =
+        |path: &str| format!("POST {path} HTTP/1.1\r\nHost: d\r\nContent-Length: 2\r\n\r\n{{}}");
+    let exec = "/v4.3.1/libpod/exec/3f/start";
+    for chunk in [1, 9, 1_000] {
+        let mut world = nameless();
+        world.says(Peer::Client, post(exec).as_bytes(), chunk);
+        let effects = world.operations[0].description.effects;
+        assert!(effects.contains(Effects::UNCLASSIFIED));
+        world.says(Peer::Client, b"early", chunk);
+        assert_eq!(world.upstream(), post(exec));
+        world.says(Peer::Upstream, STREAM.as_bytes(), chunk);
+        world.says(Peer::Client, b" and late", chunk);
+        world.ends(Peer::Client);
+        world.says(Peer::Upstream, b"said", chunk);
+        world.ends(Peer::Upstream);
+        assert!(world.upstream().ends_with("{}early and late"));
+        assert_eq!(world.client(), format!("{STREAM}said"));
+        assert_eq!(world.closed, Some(Closing::Finished));
+    }
+    let chunked = STREAM.replace("\r\n\r\n", "\r\nTransfer-Encoding: chunked\r\n\r\n");
+    let plain = STREAM.replace("vnd.docker.raw-stream", "json");
+    for (mut world, path, answer) in [
+        (World::new(permit), exec, STREAM),
+        (nameless(), "/v4.3.1/libpod/containers/3f/start", STREAM),
+        (nameless(), "/v1.41/containers/3f/wait", STREAM),
+        (nameless(), exec, &*chunked),
+        (nameless(), exec, &plain),
+    ] {
+        world.says(Peer::Client, post(path).as_bytes(), 1_000);
+        world.says(Peer::Upstream, answer.as_bytes(), 1_000);
+        world.says(
+            Peer::Client,
+            b"GET /smuggled HTTP/1.1\r\nHost: d\r\n\r\n",
+            1_000,
+        );
+        assert_eq!(world.upstream(), post(path), "{path} {answer}");
+    }
+    // Nobody masks a stream, so there is none.
+    let mut world = nameless();
+    world.rule = |_| Answer::Hold;
+    world.says(Peer::Client, post(exec).as_bytes(), 1_000);
+    let permit = Permit::unjudged(Arc::new(masking()));
+    world.decoder.rule(Ruling::Permit(permit), NOW);
+    world.steps();
+    world.says(Peer::Upstream, STREAM.as_bytes(), 1_000);
+    world.says(Peer::Client, b"typed in", 1_000);
+    assert_eq!(world.upstream(), post(exec));
+}
+
+#[test]
+fn at_a_unix_socket_no_host_needs_to_be_named() {
+    let request = "GET /a HTTP/1.1\r\nHost: \r\n\r\n";
+    let mut world = nameless();
+    world.says(Peer::Client, request.as_bytes(), 3);
+    assert_eq!(world.upstream(), request);
+    assert_eq!(&*world.operations[0].description.resources[0].name, "/a");
+    for ambiguous in [
+        "GET /a HTTP/1.1\r\n\r\n",
+        "GET /a HTTP/1.1\r\nHost: \r\nHost: \r\n\r\n",
+        "GET /a HTTP/1.1\r\nHost: \r\nHost: x\r\n\r\n",
+        "GET /a HTTP/1.1\r\nHost: /x\r\n\r\n",
+    ] {
+        let mut world = nameless();
+        world.says(Peer::Client, ambiguous.as_bytes(), 1_000);
+        assert!(world.client().starts_with("HTTP/1.1 400 "), "{ambiguous}");
+        assert_eq!(world.upstream(), "");
+    }
+}
+
+#[test]
+fn what_follows_the_body_of_an_upgrade_waits_until_it_is_agreed() {
+    for chunk in [1, 7, 1_000] {
+        let mut world = World::new(permit);
+        world.says(Peer::Client, EXEC.as_bytes(), chunk);
+        let [operation] = &world.operations[..] else {
+            panic!("{:?}", world.operations)
+        };
+        assert!(
+            operation
+                .description
+                .effects
+                .contains(Effects::UNCLASSIFIED)
+        );
+        assert!(operation.content.ends_with(b"{\"Tty\":true}"));
+        assert_eq!(world.upstream(), EXEC);
+        world.says(Peer::Client, b"early", chunk);
+        assert_eq!(world.upstream(), EXEC);
+        world.says(
+            Peer::Upstream,
+            b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n$ ",
+            chunk,
+        );
+        world.says(Peer::Client, b" and late", chunk);
+        world.ends(Peer::Client);
+        assert!(world.upstream().ends_with("}early and late"));
+        assert_eq!(world.finished, [Peer::Upstream]);
+        assert!(world.client().ends_with("\r\n\r\n$ "));
+        world.ends(Peer::Upstream);
+        assert_eq!(world.closed, Some(Closing::Finished));
+        let recorded = |of: Speaker| -> Vec<u8> {
+            let parts = world.records.iter().filter_map(|event| match (event, of) {
+                (Event::Content(content), Speaker::Client) => Some(content.data.concat()),
+                (Event::Response(response), Speaker::Upstream) => Some(response.data.concat()),
+                _ => None,
+            });
+            parts.flatten().collect()
+        };
+        assert_eq!(recorded(Speaker::Client), b"early and late");
+        assert_eq!(recorded(Speaker::Upstream), b"$ ");
+    }
+    // Not agreed: it is a request of its own.
+    let mut world = World::new(permit);
+    world.says(Peer::Client, EXEC.as_bytes(), 1_000);
+    world.says(Peer::Client, b"GET /b HTTP/1.1\r\nHost: x\r\n\r\n", 1_000);
+    let answer = b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n";
+    world.says(Peer::Upstream, answer, 1_000);
+    assert_eq!(world.operations.len(), 2);
+}
+
+/// As Docker's clients ask for BuildKit, and for the engine to ask them.
+const GRPC: &str = "POST /grpc HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n";
+
+const AGREED: &[u8] =
+    b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n";
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+#[test]
+fn who_asks_behind_an_upgrade_to_http2_is_who_begins_it() {
+    const SETTINGS: &[u8] = b"\0\0\0\x04\0\0\0\0\0";
+    for chunk in [1, 3, 1_000] {
+        // The agent asks: each of its requests is decided.
+        for early in [&b""[..], SETTINGS] {
+            let mut world = World::new(permit);
+            world.says(Peer::Client, GRPC.as_bytes(), chunk);
+            let effects = world.operations[0].description.effects;
+            assert!(effects.contains(Effects::UNCLASSIFIED));
+            assert_eq!(world.upstream(), GRPC);
+            world.says(Peer::Upstream, AGREED, chunk);
+            assert_eq!(world.client.as_slice(), AGREED);
+            world.says(Peer::Upstream, early, chunk);
+            assert_eq!(world.client.as_slice(), AGREED);
+            world.says(Peer::Client, &PREFACE[..7], chunk);
+            let (client, upstream) = world.http2.as_ref().unwrap();
+            assert!(PREFACE.starts_with(client), "the rest is read by others");
+            assert_eq!(upstream, early);
+            assert_eq!(world.upstream(), GRPC);
+        }
+        // The server asks: bytes.
+        for early in [&b""[..], SETTINGS] {
+            let mut world = World::new(permit);
+            world.says(Peer::Client, GRPC.as_bytes(), chunk);
+            world.says(Peer::Upstream, AGREED, chunk);
+            world.says(Peer::Client, early, chunk);
+            assert_eq!(world.upstream(), GRPC);
+            world.says(Peer::Upstream, PREFACE, chunk);
+            assert!(world.client.ends_with(PREFACE) && world.http2.is_none());
+            assert!(world.upstream.ends_with(early));
+        }
+    }
+}
+
+#[test]
+fn behind_an_upgrade_to_http2_nothing_else_passes_and_nothing_past_the_masks() {
+    let mut world = World::new(permit);
+    world.says(Peer::Client, GRPC.as_bytes(), 1_000);
+    world.says(Peer::Upstream, AGREED, 1_000);
+    world.says(Peer::Client, b"hello", 1);
+    world.says(Peer::Upstream, b"hello", 1);
+    assert!(matches!(&world.closed, Some(Closing::Malformed(_))));
+    assert_eq!(world.upstream(), GRPC);
+    assert_eq!(world.client.as_slice(), AGREED);
+
+    let mut world = World::new(|_| Answer::Hold);
+    world.says(Peer::Client, GRPC.as_bytes(), 1_000);
+    let permit = Permit::unjudged(Arc::new(masking()));
+    world.decoder.rule(Ruling::Permit(permit), NOW);
+    world.steps();
+    world.says(Peer::Upstream, AGREED, 1_000);
+    world.says(Peer::Upstream, PREFACE, 5);
+    assert!(matches!(&world.closed, Some(Closing::Refused(_))));
+    assert_eq!(world.client.as_slice(), AGREED);
+
+    // HTTP/2 whose first answer is to the request in HTTP/1 wasn't passed on: nobody can have agreed to it.
+    let mut world = World::new(|_| Answer::Permit);
+    world.says(Peer::Client, b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n", 1_000);
+    world.says(Peer::Upstream, AGREED, 1_000);
+    assert!(world.client().starts_with("HTTP/1.1 502 "));
 }
 
 #[test]
@@ -928,6 +1177,7 @@ fn a_request_for_another_host_is_known_as_such() {
         address: Some("192.0.2.1".parse().unwrap()),
         names: vec!["front.example".into()],
         certified: ["front.example".into(), "*.cdn.example".into()].into(),
+        nameless: false,
     };
     for (host, fronted) in [
         ("front.example", false),

@@ -348,7 +348,9 @@ impl Decoder for Postgres {
         let closing = Closing::Refused(failure.to_string());
         match failure {
             // In the place of the answer to an SSLRequest libpq shows no error: it is told of it later.
-            Failure::Unreachable(_) | Failure::Unrecorded if self.phase == Phase::Encryption => {
+            Failure::Unreachable(_) | Failure::Unrecorded | Failure::Memory
+                if self.phase == Phase::Encryption =>
+            {
                 self.phase = Phase::Startup;
                 self.send(Peer::Client, Bytes::from_static(b"N"));
             }
@@ -370,6 +372,17 @@ impl Decoder for Postgres {
                     &format!("interceptor: {reason}"),
                     "",
                     "The operator of this host finds the cause in interceptor's log and journal.",
+                );
+                self.send(Peer::Client, error);
+                self.close(closing);
+            }
+            Failure::Memory => {
+                let error = refuse::error(
+                    "FATAL",
+                    refuse::OUT_OF_MEMORY,
+                    &format!("interceptor: {failure}"),
+                    "What was asked last may not have been carried out.",
+                    "Wait for other connections' results or close them; send less at once.",
                 );
                 self.send(Peer::Client, error);
                 self.close(closing);

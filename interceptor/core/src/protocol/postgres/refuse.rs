@@ -29,6 +29,7 @@ pub(super) const CANNOT_CONNECT: &str = "08001";
 
 /// SQLSTATE io_error.
 pub(super) const IO_ERROR: &str = "58030";
+pub(super) const OUT_OF_MEMORY: &str = "53200";
 
 /// A text that is no statement in any version of PostgreSQL; it shows up in the server's log.
 const NO_STATEMENT: &[u8] = b"interceptor refused an operation here";

@@ -213,7 +213,12 @@ impl Wired {
                 Step::Cancellable(_) | Step::Cancel(_) | Step::Finish(_) => {}
                 Step::StartTls => self.decoder.secured(),
                 Step::Login { .. } => self.decoder.login(None),
-                Step::Authorize { .. } | Step::Tunnel { .. } => panic!("not in PostgreSQL"),
+                Step::Authorize { .. }
+                | Step::Tunnel { .. }
+                | Step::Http2 { .. }
+                | Step::Resolved(_) => {
+                    panic!("not in PostgreSQL")
+                }
                 Step::Close(closing) => self.closed = Some(closing),
                 Step::Propose(operation) => {
                     let ruling = if denied(&operation) {

@@ -64,6 +64,8 @@ enum Stage {
     Discarding { body: Body, keep_alive: bool },
     /// Both sides agreed on something else; its bytes go through as they come.
     Tunnel(Box<Tunnel>),
+    /// Both sides agreed on HTTP/2, and it is to be seen who asks whom.
+    Agreed(Box<Agreed>),
     /// Both sides agreed on WebSocket.
     WebSocket(Box<WebSocket>),
     /// Over.
@@ -129,6 +131,24 @@ struct Tunnel {
     passed_on: [bool; 2],
 }
 
+impl Tunnel {
+    /// The last of its record.
+    fn end(&mut self, now: Timestamp) -> impl Iterator<Item = Event> + use<> {
+        let status = ResponseStatus::Complete(self.status.to_string().into());
+        let ended =
+            [&mut self.sent, &mut self.received].map(|recorder| recorder.end(status.clone(), now));
+        ended.into_iter().flatten().flatten()
+    }
+}
+
+/// A connection that HTTP/1 has left for HTTP/2.
+#[derive(Debug)]
+struct Agreed {
+    /// Masks are in force.
+    is_masked: bool,
+    tunnel: Tunnel,
+}
+
 /// What a part of a body is, once it is taken off a buffer.
 struct Taken {
     bytes: Bytes,
@@ -180,12 +200,11 @@ impl Http1 {
                 }
             }
             Stage::Tunnel(mut tunnel) => {
-                let status = ResponseStatus::Complete(tunnel.status.to_string().into());
-                for recorder in [&mut tunnel.sent, &mut tunnel.received] {
-                    for event in recorder.end(status.clone(), self.now) {
-                        self.steps.extend(event.map(Step::Record));
-                    }
-                }
+                self.steps.extend(tunnel.end(self.now).map(Step::Record));
+            }
+            Stage::Agreed(mut agreed) => {
+                let events = agreed.tunnel.end(self.now);
+                self.steps.extend(events.map(Step::Record));
             }
             Stage::WebSocket(mut websocket) => {
                 let events = websocket.end(self.now);
@@ -207,7 +226,7 @@ impl Http1 {
                 ("reason", reason.clone()),
             ],
         )));
-        if !answered && !matches!(self.stage, Stage::Tunnel(_) | Stage::WebSocket(_)) {
+        if !answered && !self.has_left() {
             let problem = Problem::malformed(malformed.status, &reason);
             self.send(Peer::Client, problem.response(true, false));
         }
@@ -287,6 +306,14 @@ impl Http1 {
         }
     }
 
+    /// Whether the connection is one of another protocol.
+    const fn has_left(&self) -> bool {
+        matches!(
+            self.stage,
+            Stage::Agreed(_) | Stage::Tunnel(_) | Stage::WebSocket(_)
+        )
+    }
+
     fn upstream_gone(&mut self) {
         let problem = Problem::upstream("it closed the connection while the request was decided");
         self.send(Peer::Client, problem.response(true, false));
@@ -320,13 +347,16 @@ impl Decoder for Http1 {
         let problem = match failure {
             Failure::Unreachable(reason) | Failure::NoSecret(reason) => Problem::upstream(reason),
             Failure::Unrecorded => Problem::unrecorded(),
+            Failure::Memory => Problem::memory(failure),
         };
         let answer = match &self.stage {
             Stage::Idle | Stage::Gathering(_) | Stage::Proposed(_) | Stage::Authorizing(_) => true,
             Stage::Running(exchange) => matches!(exchange.response, Response::Head),
-            Stage::Discarding { .. } | Stage::Tunnel(_) | Stage::WebSocket(_) | Stage::Closed => {
-                false
-            }
+            Stage::Discarding { .. }
+            | Stage::Agreed(_)
+            | Stage::Tunnel(_)
+            | Stage::WebSocket(_)
+            | Stage::Closed => false,
         };
         if matches!(failure, Failure::Unrecorded) {
             self.steps.clear();
@@ -339,7 +369,7 @@ impl Decoder for Http1 {
             Failure::Unrecorded => self
                 .steps
                 .push_back(Step::Close(Closing::Refused(failure.to_string()))),
-            Failure::Unreachable(_) | Failure::NoSecret(_) => {
+            Failure::Unreachable(_) | Failure::NoSecret(_) | Failure::Memory => {
                 self.close(Closing::Refused(failure.to_string()))
             }
         }
@@ -396,7 +426,7 @@ impl Decoder for Http1 {
     }
 
     fn gives_up_stalled(&self) -> bool {
-        !matches!(self.stage, Stage::Tunnel(_) | Stage::WebSocket(_))
+        !self.has_left()
     }
 
     fn stalled(&mut self, why: &str) {

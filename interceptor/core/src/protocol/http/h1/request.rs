@@ -5,7 +5,7 @@ use bytes::{Bytes, BytesMut};
 use super::{
     super::{
         change::Changes,
-        describe::{self, Asked, Context, Described},
+        describe::{self, Asked, Beyond, Context, Described, Upgrade},
         edit::{self, Edit},
         framing::{Body, Framing, is_token},
         head::{self, Malformed, RequestHead},
@@ -135,6 +135,7 @@ impl Http1 {
                 self.record(event);
                 Ok(true)
             }
+            Stage::Agreed(_) => Ok(self.read_preface()),
             Stage::WebSocket(_) => Ok(self.read_message(Peer::Client)),
             Stage::Proposed(_) | Stage::Authorizing(_) | Stage::Closed => Ok(false),
         }
@@ -204,8 +205,13 @@ impl Http1 {
         if expects.is_some_and(|value| !value.eq_ignore_ascii_case(b"100-continue")) {
             return Err(Malformed::with(417, "an Expect other than `100-continue`"));
         }
-        if described.upgrade.is_some() && framing != Framing::None {
-            return Err(Malformed::new("an Upgrade of a request with a body"));
+        if let Some(upgrade) = &described.upgrade
+            && !may_have(upgrade, framing, expects.is_some())
+        {
+            return Err(Malformed::new(
+                "an Upgrade of a request with such a body: of 64 KiB at the most, of which the length is said, \
+                 and for another protocol than WebSocket or HTTP/2",
+            ));
         }
         let pending = Pending {
             expects_continue: expects.is_some() && head.minor == 1,
@@ -398,19 +404,34 @@ impl Http1 {
 }
 
 impl Pending {
-    /// Whether what it leads to would go past the masks: behind an upgrade only WebSocket is looked into.
+    /// Whether what it leads to would go past the masks: behind an upgrade only WebSocket and the agent's own
+    /// requests in HTTP/2 are looked into.
     pub(super) fn is_unmaskable(&self, permit: &Permit) -> Option<Refusal> {
-        let leaves = self
-            .described
-            .upgrade
-            .as_deref()
-            .is_some_and(|upgrade| !matches!(upgrade, "h2c" | "websocket"));
+        let upgrade = self.described.upgrade.as_ref();
+        let leaves = upgrade.is_some_and(|upgrade| upgrade.to == Beyond::Unknown);
         (leaves && !permit.masks().body.is_empty()).then(|| Refusal {
             cause: Cause::Denied,
             rule: permit.decision().rule.clone(),
             reason: "what is sent behind an upgrade can't be masked, and masks are in force here; use plain requests".into(),
             approval: None,
         })
+    }
+}
+
+/// Whether a request for `upgrade` may have a body that ends so.
+///
+/// The next protocol begins behind the body (RFC 9110, section 7.8), and a server that begins it before would take the
+/// body for something else. That is nothing that the decision on bytes doesn't cover, as long as all of the body was
+/// there for it: Docker's `exec` says in one whether it wants a terminal.
+fn may_have(upgrade: &Upgrade, framing: Framing, expects_continue: bool) -> bool {
+    match framing {
+        Framing::None => true,
+        Framing::Length(length) => {
+            upgrade.to == Beyond::Unknown
+                && length <= limits::HTTP_BODY_AWAITED_MAX
+                && !expects_continue
+        }
+        Framing::Chunked | Framing::UntilClose => false,
     }
 }
 
@@ -421,11 +442,13 @@ fn outgoing(
     answered_continue: bool,
     changes: &Changes<'_>,
 ) -> Bytes {
+    let upgrade = described.upgrade.as_ref();
+    let declined = upgrade.is_some_and(|upgrade| upgrade.to == Beyond::AnswerInHttp2);
     let dropped = |name: &[u8]| {
         // WebSocket's compression would hide the messages.
         name.eq_ignore_ascii_case(b"sec-websocket-extensions")
-            // What goes on in HTTP/2 on this connection would be out of sight.
-            || described.upgrade.as_deref() == Some("h2c")
+            // Nobody could tell the answer to this request from those to the next.
+            || declined
                 && (name.eq_ignore_ascii_case(b"upgrade") || name.eq_ignore_ascii_case(b"http2-settings"))
             // We have said it already.
             || answered_continue && name.eq_ignore_ascii_case(b"expect")

@@ -4,13 +4,14 @@ use bytes::{Bytes, BytesMut};
 
 use super::{
     super::{
-        answer, describe,
+        answer,
+        describe::{self, Beyond},
         framing::{Body, Framing},
         head::{self, Malformed, ResponseHead},
         refuse::Problem,
         websocket::WebSocket,
     },
-    Exchange, Http1, Response, Stage, Tunnel, keeps_alive, take,
+    Agreed, Exchange, Http1, Response, Stage, Tunnel, keeps_alive, take,
 };
 use crate::{
     decoder::{Closing, Peer, Step},
@@ -95,6 +96,7 @@ impl Http1 {
                 self.record(event);
                 Ok(true)
             }
+            Stage::Agreed(_) => Ok(self.read_preface()),
             Stage::WebSocket(_) => Ok(self.read_message(Peer::Upstream)),
             Stage::Closed => Ok(false),
             _ if self.upstream.is_empty() => Ok(false),
@@ -143,6 +145,10 @@ impl Http1 {
         }
         let framing =
             Framing::of_response(&head.fields, head.minor, head.status, &exchange.method)?;
+        if exchange.is_taken_over(&head, framing) {
+            self.taken_over(&head)?;
+            return Ok(true);
+        }
         exchange.keep_alive &= keeps_alive(head.minor, &head.fields);
         let body = Body::new(framing);
         let done = body.is_done();
@@ -191,6 +197,24 @@ impl Http1 {
             self.answered();
         }
         Ok(true)
+    }
+
+    /// The engine goes on with a stream, and what the agent says next is for that.
+    fn taken_over(&mut self, head: &ResponseHead) -> Result<(), Malformed> {
+        let Stage::Running(mut exchange) = std::mem::replace(&mut self.stage, Stage::Closed) else {
+            return Ok(());
+        };
+        let outgoing = answer::head(&exchange.masks, &head.fields, None);
+        let recorded = describe::recorded(&ResponseHead::read(&outgoing)?.fields);
+        exchange.received.head(recorded);
+        self.send(Peer::Client, outgoing);
+        self.stage = Stage::Tunnel(Box::new(Tunnel {
+            sent: exchange.sent,
+            received: exchange.received,
+            status: head.status,
+            passed_on: [false; 2],
+        }));
+        Ok(())
     }
 
     /// The response is over.
@@ -279,18 +303,25 @@ impl Http1 {
         let Stage::Running(mut exchange) = std::mem::replace(&mut self.stage, Stage::Idle) else {
             return Ok(());
         };
-        let asked = exchange.described.upgrade.as_deref();
         let agreed = head.fields.get("upgrade");
-        let is_asked = asked.is_some_and(|asked| {
-            agreed.is_some_and(|agreed| agreed.eq_ignore_ascii_case(asked.as_bytes()))
+        let asked = exchange.described.upgrade.as_ref().filter(|asked| {
+            asked.to != Beyond::AnswerInHttp2
+                && agreed.is_some_and(|agreed| agreed.eq_ignore_ascii_case(asked.name.as_bytes()))
         });
-        if !is_asked || head.fields.get("sec-websocket-extensions").is_some() {
-            self.stage = Stage::Running(exchange);
-            return Err(Malformed::new(
-                "a change of protocols, or an extension of one, that nobody asked for",
-            ));
-        }
-        let is_websocket = asked == Some("websocket");
+        let to = match asked {
+            Some(asked)
+                if head.fields.get("sec-websocket-extensions").is_none()
+                    && exchange.request.is_done() =>
+            {
+                asked.to
+            }
+            _ => {
+                self.stage = Stage::Running(exchange);
+                return Err(Malformed::new(
+                    "a change of protocols, or an extension of one, that nobody asked for",
+                ));
+            }
+        };
         let outgoing = answer::head(&exchange.masks, &head.fields, None);
         let recorded = match outgoing == raw {
             true => describe::recorded(&head.fields),
@@ -304,20 +335,70 @@ impl Http1 {
             received,
             ..
         } = *exchange;
-        self.stage = if is_websocket {
-            let limit = self.shared.recorded_bytes_max;
-            let masks = masks.body.clone();
-            let websocket = WebSocket::new(self.operations, limit, masks, received);
-            Stage::WebSocket(Box::new(websocket))
-        } else {
-            Stage::Tunnel(Box::new(Tunnel {
-                sent,
-                received,
-                status: 101,
-                passed_on: [false; 2],
-            }))
+        let tunnel = |sent, received| Tunnel {
+            sent,
+            received,
+            status: 101,
+            passed_on: [false; 2],
+        };
+        self.stage = match to {
+            Beyond::WebSocket => {
+                let limit = self.shared.recorded_bytes_max;
+                let masks = masks.body.clone();
+                let websocket = WebSocket::new(self.operations, limit, masks, received);
+                Stage::WebSocket(Box::new(websocket))
+            }
+            Beyond::Http2 => Stage::Agreed(Box::new(Agreed {
+                is_masked: !masks.body.is_empty(),
+                tunnel: tunnel(sent, received),
+            })),
+            Beyond::Unknown | Beyond::AnswerInHttp2 => {
+                Stage::Tunnel(Box::new(tunnel(sent, received)))
+            }
         };
         Ok(())
+    }
+
+    /// Tells who asks whom in HTTP/2: the agent, whose requests are decided one by one, or the server, whose requests
+    /// are no operations of the agent's and pass as bytes. Until one of them has begun as who asks does, nothing passes:
+    /// the other may speak first, for it says its settings. Whether anything is known now that wasn't.
+    pub(super) fn read_preface(&mut self) -> bool {
+        const PREFACE: &[u8] = b"PRI *";
+        let Stage::Agreed(agreed) = &mut self.stage else {
+            return false;
+        };
+        if self.client.starts_with(PREFACE) {
+            for event in agreed.tunnel.end(self.now) {
+                self.steps.push_back(Step::Record(event));
+            }
+            self.stage = Stage::Closed;
+            self.steps.push_back(Step::Http2 {
+                client: std::mem::take(&mut self.client),
+                upstream: std::mem::take(&mut self.upstream),
+            });
+            return true;
+        }
+        if self.upstream.starts_with(PREFACE) {
+            if agreed.is_masked {
+                let reason =
+                    "what a server asks its client can't be masked, and masks are in force here"
+                        .to_owned();
+                let notice = Event::notice("http_unmaskable", [("reason", reason.clone())]);
+                self.record(Some(notice));
+                self.close(Closing::Refused(reason));
+            } else if let Stage::Agreed(agreed) = std::mem::replace(&mut self.stage, Stage::Closed)
+            {
+                self.stage = Stage::Tunnel(Box::new(agreed.tunnel));
+            }
+            return true;
+        }
+        let may_begin = |said: &[u8]| PREFACE.starts_with(said);
+        if !may_begin(&self.client) && !may_begin(&self.upstream) {
+            let reason = "neither side begins HTTP/2, to which the connection was upgraded";
+            self.close(Closing::Malformed(reason.to_owned()));
+            return true;
+        }
+        false
     }
 
     /// The server has made the connection that CONNECT asks for.
@@ -332,6 +413,21 @@ impl Http1 {
                 upstream: std::mem::take(&mut self.upstream),
             });
         }
+    }
+}
+
+impl Exchange {
+    /// Whether the answer is the stream that was asked for: of one of Docker's types, and with no end but the
+    /// connection's. Behind such an answer nobody reads a request. Where masks are in force it is an answer like any
+    /// other, and the agent isn't heard.
+    fn is_taken_over(&self, head: &ResponseHead, framing: Framing) -> bool {
+        let kind = head.fields.get("content-type").unwrap_or_default();
+        self.described.takes_over
+            && head.status == 200
+            && framing == Framing::UntilClose
+            && kind.starts_with(b"application/vnd.docker.")
+            && self.request.is_done()
+            && self.masks.body.is_empty()
     }
 }
 

@@ -1,0 +1,242 @@
+//! What has to be known of an encoded record to take it, without decoding all of it: most of what goes on record
+//! is content, which only whoever asks for it looks at.
+
+use interceptor_core::record::{Event, Record, SessionId, Timestamp};
+use serde::{Deserialize, Serialize};
+
+/// An encoded record of another process, and what it says at a glance.
+#[derive(Debug)]
+pub(crate) struct Fed {
+    bytes: Vec<u8>,
+    /// The session that it is of.
+    pub(crate) session: SessionId,
+    /// The agent that it is of.
+    pub(crate) agent: Box<str>,
+    /// What it is.
+    pub(crate) what: What,
+}
+
+/// What a record is.
+#[derive(Debug, PartialEq)]
+pub(crate) enum What {
+    /// The start of its session.
+    Started(Box<Record>),
+    /// An operation of this number.
+    Operation(u64),
+    /// A decision.
+    Decision(Answer),
+    /// What people do.
+    Approval,
+    /// The end of its session.
+    Ended(Box<Record>),
+    /// Anything else.
+    Other,
+}
+
+/// The three verdicts, in the order of `Verdict`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub(crate) enum Answer {
+    Allow,
+    Deny,
+    Hold,
+}
+
+/// What a record begins with.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Envelope<'a> {
+    pub(super) seq: u64,
+    pub(super) time: Timestamp,
+    pub(super) session: Option<SessionId>,
+    pub(super) agent: &'a str,
+}
+
+/// What follows: which event, in the order of [`Event`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+enum Kind {
+    SessionStart,
+    Operation,
+    Decision,
+    Approval,
+    Response,
+    SessionEnd,
+    Event,
+    Content,
+    DatagramsStart,
+}
+
+impl Fed {
+    /// The record that `bytes` are.
+    ///
+    /// # Errors
+    /// Where they are none of a session, or have a number already.
+    pub(crate) fn read(bytes: Vec<u8>) -> Result<Self, &'static str> {
+        const NONE: &str = "it is none";
+        let (envelope, rest) =
+            postcard::take_from_bytes::<Envelope<'_>>(&bytes).map_err(|_| NONE)?;
+        if envelope.seq != 0 || bytes.first() != Some(&0) {
+            return Err("it has a number already");
+        }
+        let session = envelope.session.ok_or("it is of no session")?;
+        let (kind, rest) = postcard::take_from_bytes::<Kind>(rest).map_err(|_| NONE)?;
+        let whole = || postcard::from_bytes(&bytes).map(Box::new).map_err(|_| NONE);
+        let what = match kind {
+            Kind::SessionStart | Kind::DatagramsStart => What::Started(whole()?),
+            Kind::SessionEnd => What::Ended(whole()?),
+            Kind::Operation => {
+                let (number, _) = postcard::take_from_bytes(rest).map_err(|_| NONE)?;
+                What::Operation(number)
+            }
+            Kind::Decision => {
+                let ((_, answer), _) =
+                    postcard::take_from_bytes::<(u64, Answer)>(rest).map_err(|_| NONE)?;
+                What::Decision(answer)
+            }
+            Kind::Approval => What::Approval,
+            Kind::Response | Kind::Event | Kind::Content => What::Other,
+        };
+        Ok(Self {
+            session,
+            agent: envelope.agent.into(),
+            what,
+            bytes,
+        })
+    }
+
+    /// It with the number `seq`, behind what is in `out`.
+    pub(super) fn number(&self, seq: u64, out: &mut Vec<u8>) {
+        let mut rest = seq;
+        // The number's own encoding: seven bits a byte, the lowest first.
+        while rest >= 0x80 {
+            out.push(u8::try_from(rest & 0x7F).unwrap_or(0) | 0x80);
+            rest >>= 7;
+        }
+        out.push(u8::try_from(rest).unwrap_or(0));
+        // Without the one that says that there is none.
+        out.extend_from_slice(self.bytes.get(1..).unwrap_or_default());
+    }
+
+    /// All of it.
+    ///
+    /// # Errors
+    /// Where its beginning can't be read, which was.
+    pub(super) fn decode(&self) -> Result<Record, &'static str> {
+        decode(&self.bytes).map_err(|_| "it is none")
+    }
+
+    /// Roughly how much of the journal it takes, in bytes.
+    pub(super) fn len(&self) -> usize {
+        const NUMBER_AND_LENGTH: usize = 16;
+        self.bytes.len() + NUMBER_AND_LENGTH
+    }
+}
+
+/// The record that `bytes` are; one that says so where what it holds can't be read.
+///
+/// # Errors
+/// Where not even its beginning can be.
+pub(super) fn decode(bytes: &[u8]) -> Result<Record, postcard::Error> {
+    postcard::from_bytes(bytes).or_else(|error| {
+        // Whoever wrote it was the process of its session, which another session isn't to suffer from.
+        let (envelope, rest) = postcard::take_from_bytes::<Envelope<'_>>(bytes)?;
+        let detail = [
+            ("error", error.to_string()),
+            ("bytes", rest.len().to_string()),
+        ];
+        Ok(Record {
+            seq: envelope.seq,
+            time: envelope.time,
+            session: envelope.session,
+            agent: envelope.agent.into(),
+            event: Event::notice("record_unreadable", detail),
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use interceptor_core::{
+        operation::Digest,
+        record::{ApprovalId, ApprovalRecord, ApprovalStep, ContentRecord, SessionEnd, Speaker},
+    };
+
+    use super::*;
+
+    fn record(event: Event) -> Record {
+        Record {
+            seq: 0,
+            time: Timestamp(1_700_000_000_000_000_000),
+            session: Some(SessionId(u64::MAX / 3)),
+            agent: Arc::from("agent"),
+            event,
+        }
+    }
+
+    fn encoded(record: &Record) -> Vec<u8> {
+        postcard::to_stdvec(record).unwrap()
+    }
+
+    #[test]
+    fn a_glance_tells_what_a_record_is() {
+        let end = SessionEnd {
+            reason: "finished".into(),
+            operations: 3,
+            bytes_from_client: 4,
+            bytes_from_upstream: 5,
+        };
+        let approval = ApprovalRecord {
+            approval: ApprovalId(1),
+            number: 1,
+            digest: Digest([7; 32]),
+            step: ApprovalStep::Approved,
+        };
+        let content = ContentRecord {
+            number: 300,
+            of: Speaker::Client,
+            data: vec![b"x"[..].into()],
+            bytes: 1,
+            sha256: None,
+            message: None,
+        };
+        let ended = record(Event::SessionEnd(end));
+        let table = [
+            (ended.clone(), What::Ended(Box::new(ended))),
+            (record(Event::Approval(approval)), What::Approval),
+            (record(Event::notice("x", [])), What::Other),
+            (record(Event::Content(content)), What::Other),
+        ];
+        for (mut record, expected) in table {
+            let fed = Fed::read(encoded(&record)).unwrap();
+            assert_eq!(
+                (fed.session, &*fed.agent),
+                (SessionId(u64::MAX / 3), "agent")
+            );
+            assert_eq!(fed.what, expected);
+            for seq in [1, 127, 128, 300, 1 << 40, u64::MAX] {
+                let mut out = b"before".to_vec();
+                fed.number(seq, &mut out);
+                record.seq = seq;
+                assert_eq!(out[6..], encoded(&record));
+            }
+            record.seq = 5;
+            Fed::read(encoded(&record)).unwrap_err();
+        }
+        let mut nobodys = record(Event::notice("x", []));
+        nobodys.session = None;
+        Fed::read(encoded(&nobodys)).unwrap_err();
+        Fed::read(b"\0\0".to_vec()).unwrap_err();
+    }
+
+    #[test]
+    fn what_cant_be_read_says_so_and_harms_nothing_else() {
+        let whole = encoded(&record(Event::notice("name", [("a", "b".to_owned())])));
+        let unreadable = decode(&whole[..whole.len() - 1]).unwrap();
+        assert_eq!(unreadable.session, Some(SessionId(u64::MAX / 3)));
+        let Event::Event(notice) = unreadable.event else {
+            panic!()
+        };
+        assert_eq!(&*notice.name, "record_unreadable");
+        decode(b"\xff").unwrap_err();
+    }
+}
