@@ -30,6 +30,8 @@ pub struct Leg {
     unread: BytesMut,
     /// Bytes that h2 read from it, in plain text.
     received: Option<Arc<AtomicU64>>,
+    /// Bytes that h2 read from it since it last waited.
+    at_once: usize,
     /// Bytes that the socket took, as far as [`Leg::write`] gave them to it.
     taken: u64,
     /// Nothing more will be written.
@@ -46,6 +48,10 @@ pub struct Queue {
 /// Room for the first read of a connection, in bytes: most statements and results are smaller.
 const FIRST_READ_BYTES: usize = 8 << 10;
 
+/// Bytes that h2 reads before its session has another turn. It reads for as long as there is something: of a peer
+/// that floods it with frames of nine bytes, more than a second's work, while the other side isn't looked at.
+const H2_READ_AT_ONCE: usize = 64 << 10;
+
 /// Encrypted bytes that wait for the socket before more is encrypted: four full records.
 const ENCRYPTED_BYTES_MAX: usize = 64 << 10;
 
@@ -58,6 +64,7 @@ impl Leg {
             tls: None,
             unread: BytesMut::new(),
             received: None,
+            at_once: 0,
             taken: 0,
             finished: false,
         }
@@ -72,6 +79,7 @@ impl Leg {
             tls: Some(Box::new(tls)),
             unread: BytesMut::new(),
             received: None,
+            at_once: 0,
             taken: 0,
             finished: false,
         }
@@ -377,10 +385,19 @@ impl AsyncRead for Leg {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.at_once >= H2_READ_AT_ONCE {
+            self.at_once = 0;
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let before = buffer.filled().len();
         let read = self.as_mut().poll_read_plain(context, buffer);
+        let count = buffer.filled().len().saturating_sub(before);
+        self.at_once = match read {
+            Poll::Ready(_) => self.at_once + count,
+            Poll::Pending => 0,
+        };
         if let Some(received) = &self.received {
-            let count = buffer.filled().len().saturating_sub(before);
             received.fetch_add(count as u64, Ordering::Relaxed);
         }
         read
