@@ -95,7 +95,7 @@ docker exec --detach "$name" touch /tmp/touched
 say copy; docker cp data "$name":/tmp/data
 docker exec "$name" md5sum /tmp/data
 docker cp "$name":/tmp/data back && md5sum <back
-say stop; docker stop --time 0 "$name"
+say stop; docker stop --time 20 "$name"
 docker start --attach --interactive "$name-none" 2>&1 || echo "status $?"
 docker rm "$name"
 say events; sleep 1.1; docker events --filter type=container --since "$(cat since)" --until "$(date +%s)" --filter container="$name" --format '{{.Action}}' | grep -v -e exec -e top | tr '\n' ' '; echo

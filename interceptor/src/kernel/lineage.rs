@@ -13,6 +13,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use nix::mount::MsFlags;
+
 /// Where tracefs is mounted.
 const TRACEFS: &str = "/sys/kernel/tracing";
 
@@ -54,6 +56,21 @@ pub(super) struct Move {
     pub(super) cgroup_id: u64,
     /// Where to, below the root of cgroups.
     pub(super) cgroup: String,
+}
+
+/// Mounts tracefs at its usual place, where it isn't: systemd does, other systems and containers may not.
+///
+/// # Errors
+/// Where there is no such place, or this isn't root on its own host.
+pub(super) fn mount_tracefs() -> io::Result<()> {
+    if Path::new(TRACEFS).join("instances").exists() {
+        return Ok(());
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    let none: Option<&str> = None;
+    nix::mount::mount(Some("tracefs"), TRACEFS, Some("tracefs"), flags, none)?;
+    tracing::info!("tracefs is mounted at {TRACEFS} now");
+    Ok(())
 }
 
 impl Lineage {

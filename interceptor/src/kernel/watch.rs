@@ -15,7 +15,7 @@ use super::{
     intact::Pinned,
     io_error,
     leaving::{Departure, Members},
-    lineage::{Happened, Lineage},
+    lineage::{Happened, Lineage, mount_tracefs},
     process,
     sockets::{self, Handling, Known, Stray},
     unix::{UnixAccess, UnixSockets},
@@ -98,7 +98,7 @@ pub(super) struct Watch {
 impl Watch {
     /// Begins to look after the agents of `instance`.
     pub(super) fn begin(instance: &str) -> Self {
-        let lineage = Lineage::open(instance);
+        let lineage = mount_tracefs().and_then(|()| Lineage::open(instance));
         if let Err(error) = &lineage {
             tracing::warn!(%error, "the kernel doesn't tell who is moved out of a cgroup: what leaves and ends within half a second isn't noticed; mount tracefs at /sys/kernel/tracing");
         }
