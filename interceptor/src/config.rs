@@ -61,6 +61,8 @@ pub struct Config {
     pub tls: TlsConfig,
     /// The people behind the groups that `hold` rules name: user names or numeric user ids.
     pub reviewers: BTreeMap<Box<str>, BTreeSet<Box<str>>>,
+    /// What is special about approvals on this host.
+    pub approvals: ApprovalsConfig,
     /// What to log in to servers with, in agents' place; the first that matches is taken.
     pub credentials: Vec<Credential>,
     /// What the daemon tells on stderr: a level, or `tracing` directives.
@@ -70,6 +72,15 @@ pub struct Config {
     /// What it was read from: text and file.
     #[serde(skip)]
     pub source: (String, PathBuf),
+}
+
+/// What is special about approvals on this host.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ApprovalsConfig {
+    /// Groups, as under `reviewers`, whose members may let a held operation through alone, in an emergency; nobody
+    /// may where none is named.
+    pub break_glass: Vec<Box<str>>,
 }
 
 impl Default for Config {
@@ -86,6 +97,7 @@ impl Default for Config {
             tags: Tags::default(),
             tls: TlsConfig::default(),
             reviewers: BTreeMap::new(),
+            approvals: ApprovalsConfig::default(),
             credentials: Vec::new(),
             log: LogFilter::default(),
             proxy: ProxyConfig::default(),
@@ -581,7 +593,7 @@ mod tests {
             "state: /s\npolicies: /p\ncontrol: /c.sock\ninstance: two\nlisten: {ipv4_port: 1, ipv6_port: 2}\n\
              limits: {message_bytes: 1048576, connections: 10, connections_per_agent: 5}\n\
              patience: {handshake: 1s, request: 2m, stalled: 3h, idle: 24h}\n\
-             tags: {old_sockets: allow, uncuttable: kill, on_escape: freeze, unix_sockets: report, unguarded: refuse, allow_sockets: [/run/db.sock, '@x']}\nreviewers: {dba: [alice, '1000']}\nlog: debug\n",
+             tags: {old_sockets: allow, uncuttable: kill, on_escape: freeze, unix_sockets: report, unguarded: refuse, allow_sockets: [/run/db.sock, '@x']}\nreviewers: {dba: [alice, '1000']}\napprovals: {break_glass: [oncall]}\nlog: debug\n",
             Path::new("i.yaml"),
         )
         .unwrap();
@@ -607,6 +619,7 @@ mod tests {
         let allowed: Vec<String> = allowed.map(ToString::to_string).collect();
         assert_eq!(allowed, ["/run/db.sock", "@x"]);
         assert!(config.reviewers["dba"].contains("alice"));
+        assert_eq!(*config.approvals.break_glass, ["oncall".into()]);
         assert_eq!(config.log.as_str(), "debug");
     }
 

@@ -15,7 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     accept::Acceptor,
-    approval::{Approvals, Reviewers, Unfinished},
+    approval::{Approvals, Recovered, Reviewers, Unfinished},
     books::{Books, Ledger},
     clock,
     config::{Config, OldSockets},
@@ -126,7 +126,7 @@ pub fn serve(config: Config, remove_hooks: bool) -> Result<(), ServeError> {
     let policies = Arc::new(Policies::open(&config.policies)?);
     let journal = Journal::open(&config.state)?;
     let authority = Authority::open(&config.state, &config.tls.ca.name, config.tls.ca.days)?;
-    let past = take_up(&journal)?;
+    let (recovered, past) = take_up(&journal)?;
     let control = ControlSocket::bind(&config.control)?;
     // Moves this process into its own cgroup: every socket opened from here on is the daemon's.
     let kernel = Arc::new(Kernel::open(config.instance.as_str())?);
@@ -134,8 +134,10 @@ pub fn serve(config: Config, remove_hooks: bool) -> Result<(), ServeError> {
     for problem in vault.problems() {
         tracing::warn!("agents can't be logged in with {problem}");
     }
-    let reviewers = Reviewers::new(config.reviewers.clone());
+    let break_glass = config.approvals.break_glass.clone();
+    let reviewers = Reviewers::new(config.reviewers.clone(), break_glass);
     let approvals = Approvals::new(journal.clone(), reviewers, clock::now);
+    approvals.recover(recovered, clock::now());
     let names = Arc::new(Names::new(!config.dns.servers.is_empty()));
     let reach = Reach::new(kernel.clone(), policies.clone(), names.clone());
     let reach = Arc::new(reach);
@@ -196,9 +198,9 @@ pub fn serve(config: Config, remove_hooks: bool) -> Result<(), ServeError> {
     result
 }
 
-/// Says of requests that an earlier daemon held when it ended that they are over; what it had on record of
-/// each agent's connects.
-fn take_up(journal: &Journal) -> Result<Ledger, ServeError> {
+/// What is left of earlier daemons: questions and approvals, of which those that are over are recorded as such, and
+/// what they had on record of each agent's connects.
+fn take_up(journal: &Journal) -> Result<(Recovered, Ledger), ServeError> {
     let mut unfinished = Unfinished::default();
     let mut ledger = Ledger::default();
     journal.reader()?.each(|record| {
@@ -206,10 +208,11 @@ fn take_up(journal: &Journal) -> Result<Ledger, ServeError> {
         ledger.observe(&record);
         true
     })?;
-    for (session, agent, event) in unfinished.withdrawals() {
+    let mut recovered = unfinished.recovered(clock::now());
+    for (session, agent, event) in recovered.withdrawals.drain(..) {
         journal.append(session, &agent, clock::now(), [event])?;
     }
-    Ok(ledger)
+    Ok((recovered, ledger))
 }
 
 /// Has as many descriptors as the hard limit allows: two a connection, and some for the rest.

@@ -68,6 +68,16 @@ pub fn parse(text: &str) -> Result<Timestamp, String> {
         })
 }
 
+/// `time` to the second, for people.
+#[must_use]
+pub fn short(time: Timestamp) -> String {
+    let text = time.to_string();
+    match text.split_once('.') {
+        Some((seconds, _)) => format!("{seconds}Z"),
+        None => text,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -166,6 +166,12 @@ pub trait Decoder: Send {
     /// waiting uses it.
     fn still_held(&mut self) {}
 
+    /// What its operations depend on from the beginning of the session: as whom, in which database, with which
+    /// settings.
+    fn beginning(&self) -> Bytes {
+        Bytes::new()
+    }
+
     /// Answers [`Step::Login`]: the credential to log in with, or that the agent's own messages do.
     fn login(&mut self, login: Option<Login>) {
         // Only protocols that ask have something to do.

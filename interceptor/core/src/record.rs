@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     operation::{Digest, Operation, Protocol},
     origin::{Agent, Origin},
-    ruling::{Cause, Decision},
+    ruling::{Cause, Decision, WindowScope},
 };
 
 /// Version of the exported schema (`docs/export-schema.md`), raised with every incompatible change.
@@ -218,28 +218,92 @@ pub enum ApprovalStep {
     Requested {
         /// When the request ends by itself.
         until: Timestamp,
+        /// What besides its bytes the operation depends on: what its session did before, and credentials.
+        context: Digest,
+        /// What it is but for its values, where its protocol tells.
+        shape: Option<Digest>,
+    },
+    /// Further groups were asked.
+    Escalated {
+        /// Which.
+        groups: Arc<[Box<str>]>,
     },
     /// Somebody voted.
     Voted {
         /// Who, as the kernel names the peer of the control socket.
         by: Box<str>,
-        /// Whether they agreed.
-        approve: bool,
+        /// Their user id, which makes people distinct.
+        uid: u32,
+        /// What they said.
+        choice: Choice,
         /// Why, in their words.
         reason: Box<str>,
+        /// What they agreed to beyond this operation.
+        window: Option<Window>,
     },
+    /// The client gave up waiting, or was told to come back. The question stays, or the approval that it didn't use.
+    Left {
+        /// Which of them.
+        why: Box<str>,
+    },
+    /// The same operation came again and waits: that of this record's session and number.
+    Resumed,
     /// Enough agreed: the operation goes through once.
-    Approved,
+    Approved {
+        /// What else they agreed to.
+        window: Option<Window>,
+    },
+    /// Somebody with the right to let it through alone, in an emergency.
+    Overridden {
+        /// Who.
+        by: Box<str>,
+        /// Why.
+        reason: Box<str>,
+    },
+    /// Nobody objected in time, and the rule lets it through then.
+    Unopposed,
+    /// What was approved before let the operation of this record's session and number through.
+    Admitted,
+    /// What was approved lets nothing through any more.
+    Revoked {
+        /// Who says so.
+        by: Box<str>,
+        /// Why.
+        reason: Box<str>,
+    },
     /// Refused.
     Refused {
         /// How.
         cause: Cause,
     },
-    /// The agent hung up, or the daemon stopped, before an outcome.
+    /// The agent took it back, or hung up and may not send it again, before an outcome.
     Withdrawn {
-        /// Which of the two.
+        /// Which of them.
         why: Box<str>,
     },
+}
+
+/// What somebody says who is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Choice {
+    /// It may go.
+    Approve,
+    /// It may not.
+    Deny,
+    /// They take back that it may.
+    Retract,
+}
+
+/// Later operations that people agree to together with one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Window {
+    /// Which.
+    pub scope: WindowScope,
+    /// For how many seconds from the approval on.
+    pub seconds: u64,
+    /// How many.
+    pub at_most: u32,
 }
 
 /// How a response ended.

@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-pub use crate::policy::decision::{Decision, HoldTerms, PolicyHash, Verdict};
+pub use crate::policy::decision::{
+    Decision, Escalation, HoldTerms, Otherwise, PolicyHash, Verdict, WindowLimits, WindowScope,
+};
 use crate::{
     mask::MaskPlan,
     operation::{
@@ -95,6 +97,8 @@ pub enum Cause {
     Rejected,
     /// Nobody answered in time.
     TimedOut,
+    /// People are still being asked, and the client needn't wait: once they have agreed, the same operation passes.
+    Waiting,
     /// interceptor can't record or decide it now.
     Unavailable,
     /// Whoever asked for it took it back while people were asked.

@@ -1,18 +1,25 @@
 //! The votes on one request, and what follows from them. Pure.
 
-use interceptor_core::record::Timestamp;
+use interceptor_core::record::{Choice, Timestamp, Window};
 
 use super::{reviewers::Voter, summary::Vote};
 
 /// The votes on one request.
+///
+/// A vote counts when it is on record. What stands in the way of an approval, a no or a yes that is taken back, does
+/// so from the moment that it is said: whatever comes on record behind it is decided with it in mind.
 #[derive(Debug)]
 pub(super) struct Ballot {
     quorum: u32,
     until: Timestamp,
-    /// Counted votes; at most one yes a person.
-    counted: Vec<(u32, Vote)>,
+    /// People who agreed, each once.
+    agreed: Vec<(u32, Vote)>,
+    /// Who said no, once somebody did.
+    objection: Option<Vote>,
     /// People whose yes is on its way to the journal.
     casting: Vec<u32>,
+    /// Noes that are.
+    objecting: u32,
     decided: bool,
 }
 
@@ -21,8 +28,8 @@ pub(super) struct Ballot {
 pub(super) enum Tally {
     /// More people have to agree.
     Open,
-    /// Enough agreed.
-    Approved,
+    /// Enough agreed, and to this as well.
+    Approved(Option<Window>),
     /// Somebody said no.
     Rejected,
 }
@@ -36,6 +43,8 @@ pub(super) enum Inadmissible {
     TooLate,
     /// This person already agreed.
     Repeated,
+    /// There is no yes of this person.
+    NotAgreed,
 }
 
 impl Ballot {
@@ -44,8 +53,10 @@ impl Ballot {
         Self {
             quorum: quorum.max(1),
             until,
-            counted: Vec::new(),
+            agreed: Vec::new(),
+            objection: None,
             casting: Vec::new(),
+            objecting: 0,
             decided: false,
         }
     }
@@ -55,23 +66,30 @@ impl Ballot {
     pub(super) fn cast(
         &mut self,
         voter: &Voter,
-        approve: bool,
+        choice: Choice,
         now: Timestamp,
     ) -> Result<(), Inadmissible> {
         self.admit(now)?;
-        if approve {
-            let agreed = |(uid, vote): &(u32, Vote)| *uid == voter.uid && vote.approve;
-            if self.casting.contains(&voter.uid) || self.counted.iter().any(agreed) {
+        let has_agreed = self.agreed.iter().any(|(uid, _)| *uid == voter.uid);
+        match choice {
+            Choice::Approve if has_agreed || self.casting.contains(&voter.uid) => {
                 return Err(Inadmissible::Repeated);
             }
-            self.casting.push(voter.uid);
+            Choice::Approve => self.casting.push(voter.uid),
+            Choice::Deny => self.objecting += 1,
+            Choice::Retract if !has_agreed => return Err(Inadmissible::NotAgreed),
+            Choice::Retract => self.agreed.retain(|(uid, _)| *uid != voter.uid),
         }
         Ok(())
     }
 
-    /// Gives the place back: the vote could not be recorded.
-    pub(super) fn uncast(&mut self, voter: &Voter) {
-        self.casting.retain(|uid| *uid != voter.uid);
+    /// Gives the place back: the vote could not be recorded. A yes that was taken back stays so.
+    pub(super) fn uncast(&mut self, voter: &Voter, choice: Choice) {
+        match choice {
+            Choice::Approve => self.casting.retain(|uid| *uid != voter.uid),
+            Choice::Deny => self.objecting = self.objecting.saturating_sub(1),
+            Choice::Retract => {}
+        }
     }
 
     /// Counts a vote that is in the journal. The time is checked again: recording takes time too.
@@ -81,21 +99,57 @@ impl Ballot {
         vote: Vote,
         now: Timestamp,
     ) -> Result<Tally, Inadmissible> {
-        self.uncast(voter);
+        let choice = vote.choice;
+        self.uncast(voter, choice);
         self.admit(now)?;
-        let approve = vote.approve;
-        // Whoever says no after their yes has withdrawn the yes.
-        self.counted.retain(|(uid, _)| *uid != voter.uid);
-        self.counted.push((voter.uid, vote));
-        let tally = if !approve {
+        match choice {
+            Choice::Approve => self.agreed.push((voter.uid, vote)),
+            Choice::Deny => {
+                // Whoever says no after their yes has withdrawn the yes.
+                self.agreed.retain(|(uid, _)| *uid != voter.uid);
+                self.objection = Some(vote);
+            }
+            Choice::Retract => {}
+        }
+        Ok(self.tally())
+    }
+
+    /// A vote that an earlier daemon recorded.
+    pub(super) fn recorded(&mut self, uid: u32, vote: Vote) {
+        self.agreed.retain(|(other, _)| *other != uid);
+        match vote.choice {
+            Choice::Approve => self.agreed.push((uid, vote)),
+            Choice::Deny => self.objection = Some(vote),
+            Choice::Retract => {}
+        }
+    }
+
+    /// What the votes lead to; once it is an outcome nothing changes it.
+    pub(super) fn tally(&mut self) -> Tally {
+        if self.objection.is_some() {
+            self.decided = true;
             Tally::Rejected
-        } else if self.counted.len() >= self.quorum as usize {
-            Tally::Approved
+        } else if self.objecting == 0 && self.agreed.len() >= self.quorum as usize {
+            self.decided = true;
+            Tally::Approved(self.window())
         } else {
             Tally::Open
-        };
-        self.decided = tally != Tally::Open;
-        Ok(tally)
+        }
+    }
+
+    /// What all who agreed agreed to: the least of what each did.
+    fn window(&self) -> Option<Window> {
+        let windows = self.agreed.iter().map(|(_, vote)| vote.window);
+        windows
+            .reduce(|one, other| {
+                let (one, other) = (one?, other?);
+                Some(Window {
+                    scope: one.scope.min(other.scope),
+                    seconds: one.seconds.min(other.seconds),
+                    at_most: one.at_most.min(other.at_most),
+                })
+            })
+            .flatten()
     }
 
     fn admit(&self, now: Timestamp) -> Result<(), Inadmissible> {
@@ -108,13 +162,24 @@ impl Ballot {
         }
     }
 
+    /// Decides it whatever the votes; `false` where they have.
+    pub(super) fn decide(&mut self) -> bool {
+        !std::mem::replace(&mut self.decided, true)
+    }
+
     /// Whether the outcome is known, though perhaps not yet recorded.
     pub(super) const fn is_decided(&self) -> bool {
         self.decided
     }
 
+    /// How many people agree.
+    pub(super) const fn agreed(&self) -> usize {
+        self.agreed.len()
+    }
+
     /// The counted votes, in order.
     pub(super) fn votes(&self) -> impl Iterator<Item = &Vote> {
-        self.counted.iter().map(|(_, vote)| vote)
+        let agreed = self.agreed.iter().map(|(_, vote)| vote);
+        agreed.chain(&self.objection)
     }
 }

@@ -1,10 +1,10 @@
 //! The waiting side of a request.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc};
 
 use futures_util::future::BoxFuture;
 use interceptor_core::{
-    record::{ApprovalId, ApprovalStep, Timestamp},
+    record::{ApprovalId, Timestamp},
     ruling::Cause,
 };
 use tokio::{
@@ -13,8 +13,8 @@ use tokio::{
 };
 
 use super::{
-    queue::{Approvals, STOPPING, UNRECORDED, refused, unavailable, within},
-    request::{Outcome, Request, Unrecorded},
+    queue::{Approvals, STOPPING, UNRECORDED, unavailable},
+    request::{Outcome, Request, Unrecorded, Withdrawal},
 };
 
 /// A request that waits. Its [`outcome`](Self::outcome) comes once.
@@ -24,7 +24,8 @@ pub struct Pending {
     id: ApprovalId,
     request: Arc<Request>,
     until: Timestamp,
-    deadline: Instant,
+    /// When its client is told to come back, where it doesn't wait for as long as people have.
+    patience: Option<Instant>,
     recorded: Option<Recorded>,
     receiver: Option<oneshot::Receiver<Outcome>>,
 }
@@ -37,13 +38,14 @@ impl Pending {
         until: Timestamp,
         receiver: oneshot::Receiver<Outcome>,
     ) -> Self {
-        let deadline = Instant::now() + request.terms.within.min(WITHIN_MAX);
+        let terms = &request.terms;
+        let patience = (terms.wait < terms.within).then(|| Instant::now() + terms.wait);
         Self {
             approvals,
             id,
             request,
             until,
-            deadline,
+            patience,
             recorded: None,
             receiver: Some(receiver),
         }
@@ -60,52 +62,61 @@ impl Pending {
         if let Some(recorded) = &mut self.recorded {
             let recorded = recorded.0.as_mut().await;
             self.recorded = None;
-            let step = refused(Cause::Unavailable);
-            if recorded.is_err() && self.approvals.abandon(self.id, &step) {
+            if recorded.is_err() {
                 self.receiver = None;
+                self.approvals.unrecorded(self.id);
                 return unavailable(UNRECORDED);
             }
         }
         let Some(receiver) = &mut self.receiver else {
             return unavailable("the approval has been used");
         };
-        let answer = tokio::select! {
-            biased;
-            answer = &mut *receiver => answer,
-            () = sleep_until(self.deadline) => {
-                if self.approvals.abandon(self.id, &refused(Cause::TimedOut)) {
-                    self.receiver = None;
-                    return Outcome::Refused {
-                        cause: Cause::TimedOut,
-                        reason: format!(
-                            "nobody decided within {}",
-                            within(self.request.terms.within)
-                        )
-                        .into(),
-                    };
+        let answer = match self.patience {
+            None => receiver.await,
+            Some(patience) => tokio::select! {
+                biased;
+                answer = &mut *receiver => answer,
+                () = sleep_until(patience) => {
+                    if self.approvals.leave(self.id, Withdrawal::GaveUp) {
+                        // Whatever comes now is kept for the next time.
+                        self.receiver = None;
+                        return self.come_back();
+                    }
+                    receiver.await
                 }
-                // Decided in time; the outcome is on its way to the journal.
-                receiver.await
-            }
+            },
         };
         self.receiver = None;
         answer.unwrap_or_else(|_| unavailable(STOPPING))
     }
 
-    /// Takes the request back, unless it has been decided; whether it was taken back.
-    pub fn withdraw(&mut self, why: &str) -> bool {
-        let step = ApprovalStep::Withdrawn { why: why.into() };
-        let withdrawn = self.receiver.is_some() && self.approvals.abandon(self.id, &step);
-        if withdrawn {
-            self.receiver = None;
+    /// What a client is told that needn't wait.
+    fn come_back(&self) -> Outcome {
+        Outcome::Refused {
+            cause: Cause::Waiting,
+            reason: format!("people have until {}", crate::rfc3339::short(self.until)).into(),
         }
-        withdrawn
     }
 
-    /// Its id.
+    /// Doesn't wait any more, unless it has been answered; whether it hasn't.
+    pub fn withdraw(&mut self, why: Withdrawal) -> bool {
+        let left = self.receiver.is_some() && self.approvals.leave(self.id, why);
+        if left {
+            self.receiver = None;
+        }
+        left
+    }
+
+    /// Its id: of what was asked before, where this is the same operation again.
     #[must_use]
     pub const fn id(&self) -> ApprovalId {
         self.id
+    }
+
+    /// What is asked about.
+    #[must_use]
+    pub const fn request(&self) -> &Arc<Request> {
+        &self.request
     }
 
     /// When it ends by itself.
@@ -116,20 +127,19 @@ impl Pending {
 }
 
 impl Drop for Pending {
-    /// Whoever asked is gone: nothing may be released any more, and the record says so.
+    /// Whoever asked is gone: what was approved may wait for the operation to come again, or the record says that
+    /// nothing comes of it.
     fn drop(&mut self) {
         let Some(mut receiver) = self.receiver.take() else {
             return;
         };
-        let step = ApprovalStep::Withdrawn {
-            why: "the agent hung up".into(),
-        };
-        if self.approvals.abandon(self.id, &step) {
+        if self.approvals.leave(self.id, Withdrawal::HungUp) {
             return;
         }
         // Approved, but it came too late to be used.
         if matches!(receiver.try_recv(), Ok(Outcome::Approved)) {
-            drop(self.approvals.append(self.id, &self.request, step));
+            self.approvals
+                .unused(self.id, &self.request, Withdrawal::HungUp);
         }
     }
 }
@@ -142,6 +152,3 @@ impl fmt::Debug for Recorded {
         f.write_str("Recorded")
     }
 }
-
-/// Longest time that the runtime's timer is asked for; a longer one ends by the clock's `until`.
-const WITHIN_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);

@@ -6,8 +6,8 @@ use futures_util::future::BoxFuture;
 use interceptor_core::{
     operation::{Digest, Operation},
     origin::Origin,
-    record::{ApprovalId, Event, SessionId},
-    ruling::{Cause, Decision, HoldTerms},
+    record::{ApprovalId, Choice, Event, SessionId, Window},
+    ruling::{Cause, Decision, HoldTerms, WindowLimits},
 };
 use serde::{Deserialize, Serialize};
 
@@ -74,10 +74,65 @@ pub struct Request {
     pub operation: Operation,
     /// Its digest; an approval is for exactly this.
     pub digest: Digest,
+    /// What it depends on besides: it is the same operation again only where this is the same.
+    pub context: Digest,
+    /// What it is but for its values, where that can be told.
+    pub shape: Option<Digest>,
     /// The decision that holds it.
     pub decision: Arc<Decision>,
     /// Who has to agree, and by when.
     pub terms: HoldTerms,
+}
+
+impl Request {
+    /// Whether `other` is this operation once more, in the same circumstances.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        self.digest == other.digest && self.context == other.context
+    }
+
+    /// Whether the same rule holds `other` on the same terms.
+    pub(super) fn is_held_as(&self, other: &Self) -> bool {
+        self.decision.rule == other.decision.rule && self.terms == other.terms
+    }
+}
+
+/// Why an operation isn't waited for any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Withdrawal {
+    /// Its client is gone.
+    HungUp,
+    /// Its client doesn't wait so long.
+    GaveUp,
+    /// Its client took it back.
+    Cancelled,
+}
+
+impl Withdrawal {
+    /// In words.
+    #[must_use]
+    pub const fn why(self) -> &'static str {
+        match self {
+            Self::HungUp => "the agent hung up",
+            Self::GaveUp => "the agent gave up waiting",
+            Self::Cancelled => "the agent cancelled it",
+        }
+    }
+
+    /// Whether the operation may come again.
+    pub(super) const fn may_return(self) -> bool {
+        !matches!(self, Self::Cancelled)
+    }
+}
+
+/// What somebody says of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Say {
+    /// Yes, no, or not yes any more.
+    pub choice: Choice,
+    /// Why, in their words.
+    pub reason: Box<str>,
+    /// What a yes is for beyond the one operation.
+    pub window: Option<Window>,
 }
 
 /// What became of a request.
@@ -108,15 +163,15 @@ pub enum VoteError {
         /// How it ended.
         how: String,
     },
-    /// The voter is in none of the rule's groups.
-    #[error("`{name}` may not vote on approval {id}: only members of {groups} may")]
+    /// The rule asks other people.
+    #[error("`{name}` may not vote on approval {id}: only {who} may")]
     NotReviewer {
         /// Which.
         id: ApprovalId,
         /// The voter.
         name: Box<str>,
-        /// Those whose members may.
-        groups: String,
+        /// Those who may.
+        who: String,
     },
     /// The same person agreed before.
     #[error("`{name}` has already approved {id}; {more} more distinct people have to")]
@@ -128,12 +183,87 @@ pub enum VoteError {
         /// How many are missing.
         more: usize,
     },
+    /// There is no yes to take back.
+    #[error("`{name}` hasn't approved {id}, so there is nothing to retract")]
+    NotAgreed {
+        /// Which.
+        id: ApprovalId,
+        /// The voter.
+        name: Box<str>,
+    },
+    /// The agent is the voter's own.
+    #[error(
+        "`{name}` owns agent `{agent}` (label `owner`): nobody approves what their own agent asks for"
+    )]
+    OwnAgent {
+        /// The voter.
+        name: Box<str>,
+        /// The agent.
+        agent: Box<str>,
+    },
+    /// The rule wants a reason.
+    #[error("a reason is required for {id}: add `--reason`")]
+    ReasonMissing {
+        /// Which.
+        id: ApprovalId,
+    },
+    /// More is agreed to than the rule lets people agree to.
+    #[error("{id} can't be approved for that much: {}", most(limits.as_ref()))]
+    TooMuch {
+        /// Which.
+        id: ApprovalId,
+        /// What the rule lets people agree to.
+        limits: Option<WindowLimits>,
+    },
+    /// Nobody can tell what is of the same shape.
+    #[error(
+        "what is of the same shape as {id} can't be told; approve it alone, or for the same operation"
+    )]
+    Shapeless {
+        /// Which.
+        id: ApprovalId,
+    },
+    /// The configuration gives this person no right to override.
+    #[error(
+        "`{name}` may not override: only members of `approvals: {{break_glass: […]}}` in the configuration may{}",
+        members(groups)
+    )]
+    NoBreakGlass {
+        /// Who.
+        name: Box<str>,
+        /// The groups whose members may.
+        groups: Vec<Box<str>>,
+    },
+    /// There is nothing to revoke.
+    #[error(
+        "nothing goes by approval {0} any more; `interceptor approvals grants` lists what does"
+    )]
+    NoGrant(ApprovalId),
     /// The reason is too long or holds control characters.
     #[error("a reason is at most {REASON_BYTES_MAX} bytes of text without control characters")]
     UnfitReason,
     /// The journal didn't take it, so it doesn't count.
     #[error("the vote doesn't count: {0}; see `interceptor status`")]
     Unrecorded(#[from] Unrecorded),
+}
+
+fn most(limits: Option<&WindowLimits>) -> String {
+    match limits {
+        None => "its rule has no `windows`, so it can be approved alone only".to_owned(),
+        Some(limits) => format!(
+            "its rule allows at most scope `{}`, for {}, {} times",
+            limits.scope.name(),
+            super::queue::span(limits.span),
+            limits.at_most
+        ),
+    }
+}
+
+fn members(groups: &[Box<str>]) -> String {
+    match groups {
+        [] => ", and it names none".to_owned(),
+        groups => format!(": {}", groups.join(", ")),
+    }
 }
 
 /// Longest reason of a vote, in bytes: it becomes part of an error message to the agent, and

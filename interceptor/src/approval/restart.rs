@@ -1,51 +1,349 @@
-//! What a crash leaves in the journal: requests that never ended.
+//! What an earlier daemon left in the journal: questions that never ended, and approvals that weren't used.
 
-use std::{collections::BTreeMap, sync::Arc};
-
-use interceptor_core::record::{
-    ApprovalId, ApprovalRecord, ApprovalStep, Event, Record, SessionId,
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
 };
 
-/// Finds the requests without an end among the records of earlier runs.
+use interceptor_core::{
+    operation::{Digest, Operation},
+    origin::Origin,
+    record::{
+        ApprovalId, ApprovalRecord, ApprovalStep, Choice, Event, Record, SessionId, Timestamp,
+        Window,
+    },
+    ruling::{Cause, Decision, Verdict, WindowScope},
+};
+
+use super::{request::Request, summary::Vote};
+
+/// Reads what is left of approvals from the records of earlier runs.
 #[derive(Debug, Default)]
 pub struct Unfinished {
-    open: BTreeMap<ApprovalId, (Option<SessionId>, Arc<str>, ApprovalRecord)>,
+    /// Sessions that go on, and the last operation in each.
+    sessions: HashMap<SessionId, Seen>,
+    asked: BTreeMap<ApprovalId, Asked>,
+    /// What was approved and may be used still.
+    approved: BTreeMap<ApprovalId, Approved>,
+}
+
+#[derive(Debug)]
+struct Seen {
+    origin: Arc<Origin>,
+    last: Option<(u64, Operation)>,
+    held: Option<Arc<Decision>>,
+}
+
+/// A question without an outcome.
+#[derive(Debug)]
+struct Asked {
+    session: Option<SessionId>,
+    agent: Arc<str>,
+    record: ApprovalRecord,
+    /// What it is about, where all of that is on record.
+    left: Option<Left>,
+    /// A client waits for the answer.
+    waits: bool,
+}
+
+/// A question that may be answered still.
+#[derive(Debug)]
+pub(super) struct Left {
+    pub(super) request: Arc<Request>,
+    pub(super) requested: Timestamp,
+    pub(super) until: Timestamp,
+    pub(super) votes: Vec<(u32, Vote)>,
+    /// How many times further groups were asked.
+    pub(super) escalations: usize,
+}
+
+/// Something that was approved.
+#[derive(Debug)]
+struct Approved {
+    request: Arc<Request>,
+    at: Timestamp,
+    by: Vec<Box<str>>,
+    window: Option<(Window, u32)>,
+    /// Its client didn't use it.
+    unused: bool,
+}
+
+/// An approval that more may go by.
+#[derive(Debug)]
+pub(super) struct Granted {
+    pub(super) request: Arc<Request>,
+    pub(super) scope: WindowScope,
+    pub(super) left: u32,
+    pub(super) until: Timestamp,
+    /// How long it was given for, at the most.
+    pub(super) span: Duration,
+    pub(super) by: Vec<Box<str>>,
+}
+
+/// What is taken up.
+#[derive(Debug, Default)]
+pub(crate) struct Recovered {
+    pub(super) left: Vec<(ApprovalId, Left)>,
+    pub(super) granted: Vec<(ApprovalId, Granted)>,
+    /// What has to be recorded of those that end with the daemon that held them, before the first new connection.
+    pub(crate) withdrawals: Vec<(Option<SessionId>, Arc<str>, Event)>,
 }
 
 impl Unfinished {
     /// Takes the next record of the journal, in order.
     pub fn observe(&mut self, record: &Record) {
-        let Event::Approval(approval) = &record.event else {
-            return;
-        };
-        match approval.step {
-            ApprovalStep::Requested { .. } => {
-                self.open.insert(
-                    approval.approval,
-                    (record.session, record.agent.clone(), approval.clone()),
-                );
+        let seen = record.session;
+        match (&record.event, seen) {
+            (Event::SessionStart(start) | Event::DatagramsStart(start), Some(session)) => {
+                let seen = Seen {
+                    origin: start.origin.clone(),
+                    last: None,
+                    held: None,
+                };
+                self.sessions.insert(session, seen);
             }
-            ApprovalStep::Voted { .. } => {}
-            ApprovalStep::Approved
+            (Event::SessionEnd(_), Some(session)) => {
+                self.sessions.remove(&session);
+            }
+            (Event::Operation(attempt), Some(session)) => {
+                if let Some(seen) = self.sessions.get_mut(&session) {
+                    seen.last = Some((attempt.number, attempt.operation.clone()));
+                    seen.held = None;
+                }
+            }
+            (Event::Decision(decided), Some(session)) => {
+                if let Some(seen) = self.sessions.get_mut(&session) {
+                    let is_held = matches!(decided.decision.verdict, Verdict::Hold(_));
+                    seen.held = is_held.then(|| decided.decision.clone());
+                    if !is_held {
+                        seen.last = None;
+                    }
+                }
+            }
+            (Event::Approval(approval), _) => self.step(record, approval),
+            _ => {}
+        }
+    }
+
+    fn step(&mut self, record: &Record, approval: &ApprovalRecord) {
+        let id = approval.approval;
+        let mut asked = self.asked.get_mut(&id);
+        match &approval.step {
+            ApprovalStep::Requested {
+                until,
+                context,
+                shape,
+            } => {
+                let request = self.request(record, approval, (*context, *shape));
+                let left = request.map(|request| Left {
+                    request: Arc::new(request),
+                    requested: record.time,
+                    until: *until,
+                    votes: Vec::new(),
+                    escalations: 0,
+                });
+                let asked = Asked {
+                    session: record.session,
+                    agent: record.agent.clone(),
+                    record: approval.clone(),
+                    left,
+                    waits: true,
+                };
+                self.asked.insert(id, asked);
+            }
+            ApprovalStep::Escalated { .. } => {
+                if let Some(left) = asked.and_then(|asked| asked.left.as_mut()) {
+                    left.escalations += 1;
+                }
+            }
+            ApprovalStep::Voted {
+                by,
+                uid,
+                choice,
+                reason,
+                window,
+            } => {
+                if let Some(left) = asked.and_then(|asked| asked.left.as_mut()) {
+                    let vote = Vote {
+                        by: by.clone(),
+                        choice: *choice,
+                        reason: reason.clone(),
+                        window: *window,
+                        time: record.time,
+                    };
+                    left.votes.push((*uid, vote));
+                }
+            }
+            ApprovalStep::Left { .. } => {
+                if let Some(asked) = &mut asked {
+                    asked.waits = false;
+                }
+                if let Some(approved) = self.approved.get_mut(&id) {
+                    approved.unused = true;
+                }
+            }
+            ApprovalStep::Resumed => {
+                if let Some(asked) = &mut asked {
+                    asked.waits = true;
+                    asked.session = record.session;
+                    asked.record = approval.clone();
+                }
+            }
+            ApprovalStep::Approved { window } => {
+                let window = window.map(|window| (window, window.at_most));
+                self.approved(record, id, (None, window));
+            }
+            ApprovalStep::Overridden { by, .. } => {
+                self.approved(record, id, (Some(by.clone()), None));
+            }
+            ApprovalStep::Admitted => {
+                if let Some(approved) = self.approved.get_mut(&id) {
+                    match &mut approved.window {
+                        Some((_, left)) if *left > 0 => *left -= 1,
+                        _ => approved.unused = false,
+                    }
+                }
+            }
+            ApprovalStep::Revoked { .. } => {
+                self.approved.remove(&id);
+            }
+            ApprovalStep::Unopposed
             | ApprovalStep::Refused { .. }
             | ApprovalStep::Withdrawn { .. } => {
-                self.open.remove(&approval.approval);
+                self.asked.remove(&id);
             }
         }
     }
 
-    /// What has to be recorded about them before the first new connection: withdrawn, because
-    /// their connections ended with the daemon that held them.
-    pub fn withdrawals(self) -> impl Iterator<Item = (Option<SessionId>, Arc<str>, Event)> {
-        self.open.into_values().map(|(session, agent, approval)| {
-            let step = ApprovalStep::Withdrawn {
-                why: "the daemon stopped before an outcome".into(),
-            };
-            (
-                session,
-                agent,
-                Event::Approval(ApprovalRecord { step, ..approval }),
-            )
+    fn approved(
+        &mut self,
+        record: &Record,
+        id: ApprovalId,
+        (by, window): (Option<Box<str>>, Option<(Window, u32)>),
+    ) {
+        let Some(asked) = self.asked.remove(&id) else {
+            return;
+        };
+        let Some(left) = asked.left else {
+            return;
+        };
+        let by = by.map_or_else(
+            || agreed(&left.votes).map(|vote| vote.by.clone()).collect(),
+            |by| vec![by],
+        );
+        let window = window.map(|(window, left)| {
+            // Who didn't wait goes by the window as well.
+            (window, left.saturating_add(u32::from(!asked.waits)))
+        });
+        let approved = Approved {
+            request: left.request,
+            at: record.time,
+            by,
+            unused: !asked.waits && window.is_none(),
+            window,
+        };
+        self.approved.insert(id, approved);
+    }
+
+    /// What people were asked about, where its session's start, it and its decision are on record.
+    fn request(
+        &self,
+        record: &Record,
+        approval: &ApprovalRecord,
+        (context, shape): (Digest, Option<Digest>),
+    ) -> Option<Request> {
+        let session = record.session?;
+        let Seen { origin, last, held } = self.sessions.get(&session)?;
+        let (number, operation) = last.as_ref()?;
+        let decision = held.clone()?;
+        let Verdict::Hold(terms) = &decision.verdict else {
+            return None;
+        };
+        if *number != approval.number || operation.digest(origin) != approval.digest {
+            return None;
+        }
+        Some(Request {
+            session,
+            number: *number,
+            origin: origin.clone(),
+            operation: operation.clone(),
+            digest: approval.digest,
+            context,
+            shape,
+            terms: terms.clone(),
+            decision,
         })
     }
+
+    /// What is taken up at `now`.
+    pub(crate) fn recovered(self, now: Timestamp) -> Recovered {
+        let mut recovered = Recovered::default();
+        for (id, asked) in self.asked {
+            let Asked {
+                session,
+                agent,
+                record,
+                left,
+                ..
+            } = asked;
+            match left.filter(|left| !left.request.terms.retry.is_zero()) {
+                Some(left) if left.until > now || is_decided(&left) => {
+                    recovered.left.push((id, left));
+                }
+                lapsed => {
+                    // Whose connection ended with the daemon that held it.
+                    let step = match lapsed {
+                        Some(_) => ApprovalStep::Refused {
+                            cause: Cause::TimedOut,
+                        },
+                        None => ApprovalStep::Withdrawn {
+                            why: "the daemon stopped before an outcome".into(),
+                        },
+                    };
+                    let event = Event::Approval(ApprovalRecord { step, ..record });
+                    recovered.withdrawals.push((session, agent, event));
+                }
+            }
+        }
+        for (id, approved) in self.approved {
+            let retry = approved.request.terms.retry;
+            let (scope, left, span) = match approved.window {
+                Some((window, left)) => (window.scope, left, Duration::from_secs(window.seconds)),
+                None => (WindowScope::Operation, u32::from(approved.unused), retry),
+            };
+            let nanoseconds = u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
+            let until = Timestamp(approved.at.0.saturating_add(nanoseconds));
+            // A clock that was set back doesn't give it more time than it was given.
+            if left > 0 && until > now {
+                let granted = Granted {
+                    request: approved.request,
+                    scope,
+                    left,
+                    until,
+                    span,
+                    by: approved.by,
+                };
+                recovered.granted.push((id, granted));
+            }
+        }
+        recovered
+    }
+}
+
+/// The yeses that stand.
+fn agreed(votes: &[(u32, Vote)]) -> impl Iterator<Item = &Vote> {
+    votes.iter().enumerate().filter_map(|(at, (uid, vote))| {
+        let later = votes.iter().skip(at + 1).any(|(other, _)| other == uid);
+        (vote.choice == Choice::Approve && !later).then_some(vote)
+    })
+}
+
+/// Whether the votes were an outcome that the daemon didn't live to record.
+fn is_decided(left: &Left) -> bool {
+    let objected = left
+        .votes
+        .iter()
+        .any(|(_, vote)| vote.choice == Choice::Deny);
+    objected || agreed(&left.votes).count() >= left.request.terms.quorum.max(1) as usize
 }

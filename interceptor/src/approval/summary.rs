@@ -6,12 +6,12 @@ use interceptor_core::{
     operation::{Digest, Effects, Operation, Parameter, ParameterFormat, Protocol, Resource},
     origin::{Destination, Process},
     protocol::postgres::transcript,
-    record::{ApprovalId, SessionId, Timestamp},
-    ruling::Cause,
+    record::{ApprovalId, Choice, SessionId, Timestamp, Window},
+    ruling::{Cause, Otherwise},
 };
 use serde::{Deserialize, Serialize};
 
-use super::request::Request;
+use super::{grants::Standing, request::Request};
 
 /// A request for approval, without the operation's content.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,10 +48,24 @@ pub struct Summary {
     pub reason: Box<str>,
     /// Hash of the policy in force.
     pub policy: String,
-    /// Groups whose members may vote; empty means anyone who may use the control socket.
+    /// Groups whose members may vote, those that were asked later included. Where neither groups nor people are
+    /// named, anyone who may use the control socket.
     pub groups: Vec<Box<str>>,
+    /// People who may vote, whichever groups they are in.
+    pub people: Vec<Box<str>>,
     /// How many distinct people have to agree.
     pub quorum: u32,
+    /// Whether a yes needs a reason.
+    pub reason_required: bool,
+    /// What becomes of it where nobody decides.
+    pub otherwise: Otherwise,
+    /// The most that people may agree to beyond the one operation.
+    pub windows: Option<Window>,
+    /// Whether its client waits. Where it doesn't, an approval lets the same operation through when it comes again,
+    /// for this many seconds.
+    pub waits: bool,
+    /// See `waits`.
+    pub retry: u64,
     /// The votes so far.
     pub votes: Vec<Vote>,
     /// When it was asked for.
@@ -67,10 +81,13 @@ pub struct Summary {
 pub struct Vote {
     /// Who, as the kernel names the peer of the control socket.
     pub by: Box<str>,
-    /// Whether they agreed.
-    pub approve: bool,
+    /// Yes or no.
+    pub choice: Choice,
     /// Why, in their words.
     pub reason: Box<str>,
+    /// What a yes is for beyond the one operation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<Window>,
     /// When.
     #[serde(with = "crate::rfc3339")]
     pub time: Timestamp,
@@ -82,8 +99,15 @@ pub struct Vote {
 pub enum State {
     /// It waits for people.
     Pending,
-    /// Enough agreed.
+    /// Enough agreed, or nobody objected where the rule takes that for a yes.
     Approved,
+    /// Somebody let it through alone, in an emergency.
+    Overridden {
+        /// Who.
+        by: Box<str>,
+        /// Why.
+        reason: Box<str>,
+    },
     /// Refused.
     Refused {
         /// How.
@@ -142,6 +166,16 @@ pub enum Change {
     Requested(Box<Summary>),
     /// A vote was counted.
     Voted(Box<Summary>),
+    /// Its client doesn't wait any more; the question stays.
+    Left(Box<Summary>),
+    /// The same operation came again and waits.
+    Resumed(Box<Summary>),
+    /// Further groups are asked.
+    Escalated(Box<Summary>),
+    /// Something went by what was approved before.
+    Admitted(Box<Standing>),
+    /// Nothing goes by it any more.
+    Revoked(Box<Standing>),
     /// It is over.
     Ended(Box<Summary>),
     /// The watcher was too slow and missed this many changes; `approvals list` shows all.
@@ -154,13 +188,13 @@ pub enum Change {
 impl Summary {
     /// The summary of `request`, in `state`.
     pub(super) fn new(
-        id: ApprovalId,
+        (id, state): (ApprovalId, State),
         request: &Request,
-        requested: Timestamp,
-        until: Timestamp,
+        (requested, until): (Timestamp, Timestamp),
         votes: Vec<Vote>,
-        state: State,
+        (escalated, waits): (&[Box<str>], bool),
     ) -> Self {
+        let terms = &request.terms;
         let description = &request.operation.description;
         Self {
             id,
@@ -179,8 +213,18 @@ impl Summary {
             rule: (&*request.decision.rule).into(),
             reason: (&*request.decision.reason).into(),
             policy: request.decision.policy.to_string(),
-            groups: request.terms.groups.to_vec(),
-            quorum: request.terms.quorum.max(1),
+            groups: [&*terms.groups, escalated].concat(),
+            people: terms.people.to_vec(),
+            quorum: terms.quorum.max(1),
+            reason_required: terms.reason,
+            otherwise: terms.otherwise,
+            windows: terms.windows.map(|limits| Window {
+                scope: limits.scope,
+                seconds: limits.span.as_secs(),
+                at_most: limits.at_most,
+            }),
+            waits,
+            retry: terms.retry.as_secs(),
             votes,
             requested,
             until,

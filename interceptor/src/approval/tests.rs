@@ -8,16 +8,15 @@ use std::{
 
 use bytes::Bytes;
 use interceptor_core::{
-    operation::{Description, Effects, Operation, Parameter, ParameterFormat, Protocol},
+    operation::{Description, Digest, Effects, Operation, Parameter, ParameterFormat, Protocol},
     origin::{Agent, Destination, Origin, Process},
-    record::{ApprovalId, ApprovalStep, Event, Record, SessionId, Timestamp},
-    ruling::{Cause, Decision, HoldTerms, PolicyHash, Verdict},
+    record::{ApprovalId, ApprovalStep, Choice, Event, SessionId, Timestamp, Window},
+    ruling::{
+        Cause, Decision, Escalation, HoldTerms, Otherwise, PolicyHash, Verdict, WindowLimits,
+        WindowScope,
+    },
 };
-use proptest::prelude::*;
-use tokio::{
-    runtime::Builder,
-    time::{Instant, sleep},
-};
+use tokio::time::{Instant, sleep};
 
 use super::*;
 
@@ -85,7 +84,9 @@ impl Bench {
     }
 
     async fn vote(&self, id: ApprovalId, name: &str, approve: bool) -> Result<Summary, VoteError> {
-        self.approvals.vote(id, voter(name), approve, "").await
+        self.approvals
+            .vote(id, voter(name), yes_or_no(approve, ""))
+            .await
     }
 
     fn steps(&self) -> Vec<ApprovalStep> {
@@ -106,12 +107,28 @@ fn voter(name: &str) -> Voter {
     }
 }
 
+fn yes_or_no(approve: bool, reason: &str) -> Say {
+    Say {
+        choice: if approve {
+            Choice::Approve
+        } else {
+            Choice::Deny
+        },
+        reason: reason.into(),
+        window: None,
+    }
+}
+
 /// A request of `agent`'s to drop a table.
 pub(crate) fn request(agent: &str, quorum: u32, within_s: u64, groups: &[&str]) -> Request {
     let terms = HoldTerms {
         groups: groups.iter().map(|group| (*group).into()).collect(),
         quorum,
         within: Duration::from_secs(within_s),
+        wait: Duration::from_secs(within_s),
+        // Nothing comes again, but where a test is about that.
+        retry: Duration::ZERO,
+        ..HoldTerms::default()
     };
     let origin = Arc::new(Origin {
         agent: Arc::new(Agent {
@@ -150,6 +167,8 @@ pub(crate) fn request(agent: &str, quorum: u32, within_s: u64, groups: &[&str]) 
         session: SessionId(1),
         number: 1,
         digest: operation.digest(&origin),
+        context: Digest([1; 32]),
+        shape: Some(Digest([2; 32])),
         origin,
         operation,
         decision: Arc::new(Decision {
@@ -202,8 +221,11 @@ async fn one_yes_releases_once() {
             &steps[..],
             [
                 ApprovalStep::Requested { .. },
-                ApprovalStep::Voted { approve: true, .. },
-                ApprovalStep::Approved
+                ApprovalStep::Voted {
+                    choice: Choice::Approve,
+                    ..
+                },
+                ApprovalStep::Approved { window: None }
             ]
         ),
         "{steps:?}"
@@ -217,7 +239,11 @@ async fn a_no_ends_it_with_the_reviewers_words() {
     bench.vote(pending.id(), "alice", true).await.unwrap();
     bench
         .approvals
-        .vote(pending.id(), voter("bob"), false, "not on a Friday")
+        .vote(
+            pending.id(),
+            voter("bob"),
+            yes_or_no(false, "not on a Friday"),
+        )
         .await
         .unwrap();
     assert_eq!(
@@ -258,10 +284,10 @@ async fn quorum_counts_distinct_people() {
 
 #[tokio::test(start_paused = true)]
 async fn only_members_of_the_rules_groups_vote() {
-    let reviewers = Reviewers::new(BTreeMap::from([(
-        "dba".into(),
-        BTreeSet::from(["alice".into()]),
-    )]));
+    let reviewers = Reviewers::new(
+        BTreeMap::from([("dba".into(), BTreeSet::from(["alice".into()]))]),
+        Vec::new(),
+    );
     let bench = Bench::new(reviewers, Duration::ZERO);
     let pending =
         bench
@@ -334,7 +360,10 @@ async fn an_approval_nobody_waits_for_any_more_is_withdrawn() {
     drop(pending);
     assert!(matches!(
         &bench.steps()[2..],
-        [ApprovalStep::Approved, ApprovalStep::Withdrawn { .. }]
+        [
+            ApprovalStep::Approved { .. },
+            ApprovalStep::Withdrawn { .. }
+        ]
     ));
 }
 
@@ -415,186 +444,458 @@ async fn reviewers_see_exactly_what_will_be_sent() {
     );
 }
 
-#[test]
-fn a_restart_withdraws_what_never_ended() {
-    let approval = |id, step| {
-        Event::Approval(interceptor_core::record::ApprovalRecord {
-            approval: ApprovalId(id),
-            number: 1,
-            digest: interceptor_core::operation::Digest([0; 32]),
-            step,
-        })
-    };
-    let until = Timestamp(9);
-    let mut unfinished = Unfinished::default();
-    for event in [
-        approval(1, ApprovalStep::Requested { until }),
-        approval(2, ApprovalStep::Requested { until }),
-        approval(1, ApprovalStep::Approved),
+/// As [`request`], held by a rule that says `terms`.
+fn held(terms: HoldTerms) -> Request {
+    let mut request = request("agent", 1, 60, &[]);
+    request.decision = Arc::new(Decision {
+        verdict: Verdict::Hold(terms.clone()),
+        ..Decision::clone(&request.decision)
+    });
+    request.terms = terms;
+    request
+}
+
+/// Terms under which what is approved may come again for a minute.
+fn returning() -> HoldTerms {
+    HoldTerms {
+        within: Duration::from_secs(900),
+        wait: Duration::from_secs(900),
+        retry: Duration::from_secs(60),
+        ..HoldTerms::default()
+    }
+}
+
+impl Bench {
+    fn ask_for(&self, request: Request) -> Pending {
+        self.approvals.request(self.id(), request, now(self.start))
+    }
+
+    async fn approve_with(&self, id: ApprovalId, scope: WindowScope) -> Result<Summary, VoteError> {
+        let say = Say {
+            window: Some(Window {
+                scope,
+                seconds: 60,
+                at_most: 2,
+            }),
+            ..yes_or_no(true, "")
+        };
+        self.approvals.vote(id, voter("alice"), say).await
+    }
+
+    /// Whether `request` passes without anybody being asked.
+    async fn passes(&self, request: Request) -> bool {
+        let mut pending = self.ask_for(request);
+        tokio::select! {
+            biased;
+            outcome = pending.outcome() => outcome == Outcome::Approved,
+            () = sleep(Duration::from_millis(100)) => {
+                pending.withdraw(Withdrawal::Cancelled);
+                false
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_its_client_gave_up_on_may_come_again_and_passes_once() {
+    let bench = Bench::plain();
+    let first = bench.ask_for(held(returning()));
+    let id = first.id();
+    drop(first);
+    assert!(!bench.approvals.list(false)[0].waits);
+    bench.vote(id, "alice", true).await.unwrap();
+    assert_eq!(bench.approvals.grants().len(), 1);
+
+    let mut again = bench.ask_for(held(returning()));
+    assert_eq!(again.id(), id, "it is the same question");
+    assert_eq!(again.outcome().await, Outcome::Approved);
+    drop(again);
+    assert!(!bench.passes(held(returning())).await, "once");
+    // In its time only.
+    let late = bench.ask_for(held(returning()));
+    let id = late.id();
+    drop(late);
+    bench.vote(id, "alice", true).await.unwrap();
+    sleep(Duration::from_secs(61)).await;
+    assert!(!bench.passes(held(returning())).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_comes_again_before_the_answer_waits_for_the_same() {
+    let bench = Bench::plain();
+    let first = bench.ask_for(held(returning()));
+    let id = first.id();
+    drop(first);
+    let mut again = bench.ask_for(held(returning()));
+    assert_eq!(again.id(), id);
+    // Another one at the same time is another question.
+    let other = bench.ask_for(held(returning()));
+    assert_ne!(other.id(), id);
+    bench.vote(id, "alice", true).await.unwrap();
+    assert_eq!(again.outcome().await, Outcome::Approved);
+    assert_eq!(bench.approvals.pending(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_differs_in_anything_does_not_come_again() {
+    let bench = Bench::plain();
+    let first = bench.ask_for(held(returning()));
+    let id = first.id();
+    drop(first);
+    bench.vote(id, "alice", true).await.unwrap();
+    let mut others = vec![held(HoldTerms {
+        quorum: 2,
+        ..returning()
+    })];
+    for change in [
+        |request: &mut Request| request.context = Digest([7; 32]),
+        |request: &mut Request| request.digest = Digest([7; 32]),
+        |request: &mut Request| {
+            let decision = Decision::clone(&request.decision);
+            request.decision = Arc::new(Decision {
+                rule: "another".into(),
+                ..decision
+            });
+        },
+        |request: &mut Request| {
+            let mut origin = Origin::clone(&request.origin);
+            origin.agent = Arc::new(Agent {
+                name: "another".into(),
+                labels: BTreeMap::new(),
+            });
+            request.origin = Arc::new(origin);
+        },
     ] {
-        unfinished.observe(&Record {
-            seq: 1,
-            time: Timestamp(1),
-            session: Some(SessionId(7)),
-            agent: "a".into(),
-            event,
-        });
+        let mut other = held(returning());
+        change(&mut other);
+        others.push(other);
     }
-    let left: Vec<_> = unfinished.withdrawals().collect();
-    assert_eq!(left.len(), 1);
-    assert_eq!(left[0].0, Some(SessionId(7)));
-    assert!(matches!(&left[0].2, Event::Approval(record)
-        if record.approval == ApprovalId(2) && matches!(record.step, ApprovalStep::Withdrawn { .. })));
+    for other in others {
+        assert!(!bench.passes(other.clone()).await, "{other:?}");
+    }
+    assert!(bench.passes(held(returning())).await);
 }
 
-/// A thing that can happen; `usize` picks one of the requests made so far.
-#[derive(Debug, Clone)]
-enum Happening {
-    Ask {
-        quorum: u32,
-        within_s: u64,
-    },
-    Vote {
-        request: usize,
-        voter: usize,
-        approve: bool,
-    },
-    HangUp {
-        request: usize,
-    },
-    Wait {
-        ms: u64,
-    },
-    Disk {
-        broken: bool,
-    },
-}
-
-fn happening() -> impl Strategy<Value = Happening> {
-    prop_oneof![
-        2 => (0..4_u32, 0..6_u64).prop_map(|(quorum, within_s)| Happening::Ask { quorum, within_s }),
-        8 => (any::<usize>(), 0..4_usize, prop::bool::weighted(0.9))
-            .prop_map(|(request, voter, approve)| Happening::Vote { request, voter, approve }),
-        1 => any::<usize>().prop_map(|request| Happening::HangUp { request }),
-        4 => (0..1_500_u64).prop_map(|ms| Happening::Wait { ms }),
-        1 => prop::bool::weighted(0.3).prop_map(|broken| Happening::Disk { broken }),
-    ]
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
-
-    /// Nothing approved without its quorum of distinct people, nothing twice, nothing after its
-    /// time, nothing that isn't on record, and nothing left waiting.
-    #[test]
-    fn the_promises_hold_in_any_order(
-        happenings in prop::collection::vec(happening(), 1..60),
-        disk_ms in 0..700_u64,
-    ) {
-        let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-        runtime.block_on(hold_in(happenings, Duration::from_millis(disk_ms)))?;
+#[tokio::test(start_paused = true)]
+async fn an_approval_that_came_too_late_stands() {
+    let bench = Bench::plain();
+    let mut pending = bench.ask_for(held(returning()));
+    let id = pending.id();
+    bench.vote(id, "alice", true).await.unwrap();
+    assert_eq!(pending.outcome().await, Outcome::Approved);
+    // The session was gone when it was handed over.
+    bench
+        .approvals
+        .unused(id, pending.request(), Withdrawal::HungUp);
+    assert!(bench.passes(held(returning())).await);
+    assert!(!bench.passes(held(returning())).await);
+    // Not where it was taken back, nor where it was used.
+    for used in [true, false] {
+        let mut pending = bench.ask_for(held(returning()));
+        let id = pending.id();
+        bench.vote(id, "alice", true).await.unwrap();
+        assert_eq!(pending.outcome().await, Outcome::Approved);
+        if used {
+            bench.approvals.used(id);
+        }
+        let why = [Withdrawal::Cancelled, Withdrawal::HungUp][usize::from(used)];
+        bench.approvals.unused(id, pending.request(), why);
+        assert!(!bench.passes(held(returning())).await);
     }
 }
 
-type Outcomes = Arc<Mutex<Vec<(ApprovalId, Outcome, Duration)>>>;
+#[tokio::test(start_paused = true)]
+async fn who_need_not_wait_is_told_to_come_back() {
+    let bench = Bench::plain();
+    let terms = HoldTerms {
+        wait: Duration::from_secs(30),
+        ..returning()
+    };
+    let mut pending = bench.ask_for(held(terms.clone()));
+    let id = pending.id();
+    assert_eq!(
+        refusal(pending.outcome().await),
+        (
+            Cause::Waiting,
+            "people have until 1970-01-01T00:15:00Z".to_owned()
+        )
+    );
+    assert_eq!(bench.start.elapsed().as_secs(), 30);
+    drop(pending);
+    bench.vote(id, "alice", true).await.unwrap();
+    assert!(bench.passes(held(terms)).await);
+}
 
-async fn hold_in(happenings: Vec<Happening>, disk: Duration) -> Result<(), TestCaseError> {
-    let bench = Arc::new(Bench::new(Reviewers::default(), disk));
-    let outcomes = Outcomes::default();
-    let mut requests = Vec::new();
-    for happening in happenings {
-        match happening {
-            Happening::Ask { quorum, within_s } => {
-                let mut pending = bench.ask(quorum, within_s);
-                let (id, until) = (pending.id(), pending.until());
-                let (outcomes, start) = (outcomes.clone(), bench.start);
-                let task = tokio::spawn(async move {
-                    let outcome = pending.outcome().await;
-                    outcomes
-                        .lock()
-                        .unwrap()
-                        .push((id, outcome, start.elapsed()));
-                });
-                requests.push((id, quorum.max(1) as usize, until, task));
-            }
-            Happening::Vote {
-                request,
-                voter: who,
-                approve,
-            } if !requests.is_empty() => {
-                let id = requests[request % requests.len()].0;
-                let bench = bench.clone();
-                tokio::spawn(async move {
-                    _ = bench
-                        .vote(id, ["alice", "bob", "carol", "dave"][who], approve)
-                        .await;
-                });
-            }
-            Happening::HangUp { request } if !requests.is_empty() => {
-                requests[request % requests.len()].3.abort();
-            }
-            Happening::Wait { ms } => sleep(Duration::from_millis(ms)).await,
-            Happening::Disk { broken } => *bench.broken.lock().unwrap() = broken,
-            Happening::Vote { .. } | Happening::HangUp { .. } => {}
+#[tokio::test(start_paused = true)]
+async fn windows_let_through_what_they_are_for_and_no_more() {
+    let another_value = |terms: HoldTerms| Request {
+        digest: Digest([9; 32]),
+        ..held(terms)
+    };
+    let another_shape = |terms: HoldTerms| Request {
+        digest: Digest([9; 32]),
+        shape: Some(Digest([9; 32])),
+        ..held(terms)
+    };
+    for (scope, covers) in [
+        (WindowScope::Operation, [true, false, false]),
+        (WindowScope::Shape, [true, true, false]),
+        (WindowScope::Rule, [true, true, true]),
+    ] {
+        let bench = Bench::plain();
+        let terms = HoldTerms {
+            windows: Some(WindowLimits {
+                scope,
+                span: Duration::from_secs(60),
+                at_most: 2,
+            }),
+            retry: Duration::ZERO,
+            ..returning()
+        };
+        let others = [
+            held(terms.clone()),
+            another_value(terms.clone()),
+            another_shape(terms.clone()),
+        ];
+        for (other, covered) in others.into_iter().zip(covers) {
+            let mut pending = bench.ask_for(held(terms.clone()));
+            let id = pending.id();
+            bench.approve_with(id, scope).await.unwrap();
+            assert_eq!(pending.outcome().await, Outcome::Approved);
+            assert_eq!(bench.passes(other.clone()).await, covered, "{scope:?}");
+            // A window that is revoked lets nothing through.
+            bench
+                .approvals
+                .revoke(id, &voter("alice"), "")
+                .await
+                .unwrap();
+            assert!(!bench.passes(other).await);
         }
-        tokio::task::yield_now().await;
+        let mut pending = bench.ask_for(held(terms.clone()));
+        bench.approve_with(pending.id(), scope).await.unwrap();
+        assert_eq!(pending.outcome().await, Outcome::Approved);
+        for more in [true, true, false] {
+            assert_eq!(bench.passes(held(terms.clone())).await, more, "twice");
+        }
+        let mut pending = bench.ask_for(held(terms.clone()));
+        bench.approve_with(pending.id(), scope).await.unwrap();
+        assert_eq!(pending.outcome().await, Outcome::Approved);
+        sleep(Duration::from_secs(61)).await;
+        assert!(!bench.passes(held(terms)).await, "in its time");
     }
-    sleep(Duration::from_secs(60)).await;
-    prop_assert_eq!(bench.approvals.pending(), 0, "something still waits");
+}
 
-    let log = bench.log.lock().unwrap();
-    for (id, quorum, until, _) in &requests {
-        let until = Duration::from_nanos(until.0);
-        let steps: Vec<_> = log.iter().filter(|(_, of, _)| of == id).collect();
-        let approved: Vec<_> = steps
-            .iter()
-            .filter(|(_, _, step)| *step == ApprovalStep::Approved)
-            .collect();
-        let refused = steps
-            .iter()
-            .filter(|(_, _, step)| matches!(step, ApprovalStep::Refused { .. }))
-            .count();
-        prop_assert!(approved.len() + refused <= 1, "two outcomes: {:?}", steps);
-        if let Some((at, _, _)) = approved.first() {
-            prop_assert!(*at < until, "approved after its time: {:?}", steps);
-            let people: BTreeSet<_> = steps
-                .iter()
-                .filter_map(|(_, _, step)| match step {
-                    ApprovalStep::Voted {
-                        by, approve: true, ..
-                    } => Some(by),
-                    _ => None,
-                })
-                .collect();
-            prop_assert!(
-                people.len() >= *quorum,
-                "approved without quorum: {:?}",
-                steps
-            );
-        }
-        let answers: Vec<_> = outcomes
-            .lock()
-            .unwrap()
-            .iter()
-            .filter(|(of, _, _)| of == id)
-            .cloned()
-            .collect();
-        prop_assert!(answers.len() <= 1);
-        if let Some((_, Outcome::Approved, at)) = answers.first() {
-            let recorded = approved.first().map(|(at, _, _)| *at + disk);
-            prop_assert!(
-                recorded.is_some_and(|recorded| recorded <= *at),
-                "released before it was on record: {:?}",
-                steps
-            );
-        }
-        if answers.is_empty() {
-            let withdrawn = steps
-                .iter()
-                .any(|(_, _, step)| matches!(step, ApprovalStep::Withdrawn { .. }));
-            let unused = refused == 1;
-            prop_assert!(withdrawn || unused, "ended without a record: {:?}", steps);
-        }
-    }
-    Ok(())
+#[tokio::test(start_paused = true)]
+async fn nobody_agrees_to_more_than_the_rule_allows_and_all_agree_to_the_least() {
+    let bench = Bench::plain();
+    let pending = bench.ask_for(held(returning()));
+    let error = bench
+        .approve_with(pending.id(), WindowScope::Operation)
+        .await;
+    assert!(
+        error
+            .unwrap_err()
+            .to_string()
+            .contains("its rule has no `windows`")
+    );
+    drop(pending);
+    let terms = HoldTerms {
+        quorum: 2,
+        windows: Some(WindowLimits {
+            scope: WindowScope::Shape,
+            span: Duration::from_secs(90),
+            at_most: 2,
+        }),
+        ..returning()
+    };
+    let mut pending = bench.ask_for(held(terms.clone()));
+    let id = pending.id();
+    let error = bench.approve_with(id, WindowScope::Rule).await.unwrap_err();
+    let expected = format!(
+        "{id} can't be approved for that much: its rule allows at most scope `shape`, for 90s, 2 times"
+    );
+    assert_eq!(error.to_string(), expected);
+    bench.approve_with(id, WindowScope::Shape).await.unwrap();
+    bench.vote(id, "bob", true).await.unwrap();
+    assert_eq!(pending.outcome().await, Outcome::Approved);
+    assert_eq!(bench.approvals.grants(), [], "bob agreed to one");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_yes_can_be_taken_back_until_it_counts() {
+    let bench = Bench::plain();
+    let mut pending = bench.ask(2, 60);
+    let id = pending.id();
+    let retract = || Say {
+        choice: Choice::Retract,
+        ..yes_or_no(true, "")
+    };
+    let error = bench.approvals.vote(id, voter("alice"), retract()).await;
+    assert!(matches!(error, Err(VoteError::NotAgreed { .. })));
+    bench.vote(id, "alice", true).await.unwrap();
+    let summary = bench.approvals.vote(id, voter("alice"), retract()).await;
+    assert_eq!(summary.unwrap().votes, []);
+    bench.vote(id, "bob", true).await.unwrap();
+    assert_eq!(bench.approvals.pending(), 1);
+    // The one may be on its way to the disk while the other is said.
+    let (retracted, carol) = tokio::join!(
+        bench.approvals.vote(id, voter("bob"), retract()),
+        bench.vote(id, "carol", true)
+    );
+    assert_eq!(
+        (retracted.is_ok(), carol.unwrap().state),
+        (true, State::Pending)
+    );
+    bench.vote(id, "bob", true).await.unwrap();
+    assert_eq!(pending.outcome().await, Outcome::Approved);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_no_that_is_said_first_wins() {
+    let bench = Bench::plain();
+    let mut pending = bench.ask(1, 60);
+    let id = pending.id();
+    let (no, yes) = tokio::join!(bench.vote(id, "bob", false), bench.vote(id, "alice", true));
+    assert!(no.is_ok() && yes.is_err());
+    assert_eq!(refusal(pending.outcome().await).0, Cause::Rejected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_approves_for_their_own_agent_or_without_a_reason_that_is_required() {
+    let bench = Bench::new(
+        Reviewers::new(BTreeMap::new(), vec!["ops".into()]),
+        Duration::ZERO,
+    );
+    let mut request = held(HoldTerms {
+        reason: true,
+        ..returning()
+    });
+    let mut origin = Origin::clone(&request.origin);
+    origin.agent = Arc::new(Agent {
+        name: "agent".into(),
+        labels: BTreeMap::from([("owner".into(), "alice".into())]),
+    });
+    request.origin = Arc::new(origin);
+    let mut pending = bench.ask_for(request);
+    let id = pending.id();
+    let vote = |name: &str, reason: &str| {
+        let say = yes_or_no(true, reason);
+        bench.approvals.vote(id, voter(name), say)
+    };
+    assert_eq!(
+        vote("alice", "fine").await.unwrap_err().to_string(),
+        "`alice` owns agent `agent` (label `owner`): nobody approves what their own agent asks for"
+    );
+    let own = Voter {
+        groups: ["ops".into()].into(),
+        ..voter("alice")
+    };
+    let error = bench.approvals.override_alone(id, own, "it burns").await;
+    assert!(matches!(error, Err(VoteError::OwnAgent { .. })));
+    assert!(matches!(
+        vote("bob", " ").await,
+        Err(VoteError::ReasonMissing { .. })
+    ));
+    vote("bob", "looked at it").await.unwrap();
+    assert_eq!(pending.outcome().await, Outcome::Approved);
+}
+
+#[tokio::test(start_paused = true)]
+async fn break_glass_is_for_those_who_are_named_with_a_reason() {
+    let bench = Bench::new(
+        Reviewers::new(BTreeMap::new(), vec!["oncall".into()]),
+        Duration::ZERO,
+    );
+    let mut watch = bench.approvals.watch();
+    let mut pending = bench.ask(3, 60);
+    let id = pending.id();
+    let oncall = Voter {
+        groups: ["oncall".into()].into(),
+        ..voter("erin")
+    };
+    let try_it = |who: Voter, why| bench.approvals.override_alone(id, who, why);
+    assert_eq!(
+        try_it(voter("root"), "x").await.unwrap_err().to_string(),
+        "`root` may not override: only members of `approvals: {break_glass: […]}` in the configuration may: oncall"
+    );
+    let error = try_it(oncall.clone(), "").await;
+    assert!(matches!(error, Err(VoteError::ReasonMissing { .. })));
+    let summary = try_it(oncall, "the site is down").await.unwrap();
+    let state = State::Overridden {
+        by: "erin".into(),
+        reason: "the site is down".into(),
+    };
+    assert_eq!(summary.state, state);
+    assert_eq!(pending.outcome().await, Outcome::Approved);
+    assert!(
+        matches!(bench.steps().last(), Some(ApprovalStep::Overridden { by, .. }) if &**by == "erin")
+    );
+    watch.recv().await.unwrap();
+    assert!(matches!(&*watch.recv().await.unwrap(), Change::Ended(told) if told.state == state));
+}
+
+#[tokio::test(start_paused = true)]
+async fn others_are_asked_when_it_has_waited() {
+    let bench = Bench::plain();
+    let mut pending = bench.ask_for(held(HoldTerms {
+        groups: ["dba".into()].into(),
+        escalate: [Escalation {
+            after: Duration::from_secs(300),
+            groups: ["leads".into()].into(),
+        }]
+        .into(),
+        ..returning()
+    }));
+    let id = pending.id();
+    let lead = || Voter {
+        groups: ["leads".into()].into(),
+        ..voter("lea")
+    };
+    let vote = || bench.approvals.vote(id, lead(), yes_or_no(true, ""));
+    assert_eq!(
+        vote().await.unwrap_err().to_string(),
+        format!("`lea` may not vote on approval {id}: only members of dba may")
+    );
+    sleep(Duration::from_secs(301)).await;
+    assert_eq!(
+        *bench.approvals.list(false)[0].groups,
+        ["dba".into(), "leads".into()]
+    );
+    vote().await.unwrap();
+    assert_eq!(pending.outcome().await, Outcome::Approved);
+}
+
+#[tokio::test(start_paused = true)]
+async fn silence_lets_through_where_the_rule_says_so_and_its_client_waits() {
+    let terms = HoldTerms {
+        otherwise: Otherwise::Allow,
+        ..returning()
+    };
+    let bench = Bench::plain();
+    let mut pending = bench.ask_for(held(terms.clone()));
+    assert_eq!(pending.outcome().await, Outcome::Approved);
+    assert_eq!(bench.start.elapsed().as_secs(), 900);
+    assert_eq!(bench.steps().last(), Some(&ApprovalStep::Unopposed));
+    // A no is a no, and nobody who isn't there gets a yes by silence.
+    let mut refused = bench.ask_for(held(terms.clone()));
+    bench.vote(refused.id(), "alice", false).await.unwrap();
+    assert_eq!(refusal(refused.outcome().await).0, Cause::Rejected);
+    drop(bench.ask_for(held(terms.clone())));
+    sleep(Duration::from_secs(901)).await;
+    assert!(!bench.passes(held(terms)).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_is_set_back_gives_nothing_more_time() {
+    let bench = Bench::plain();
+    let pending = bench.ask_for(held(returning()));
+    let id = pending.id();
+    drop(pending);
+    bench.vote(id, "alice", true).await.unwrap();
+    sleep(Duration::from_secs(61)).await;
+    let request = held(returning());
+    // An hour ago, says the clock.
+    let mut pending = bench.approvals.request(bench.id(), request, Timestamp(0));
+    assert_ne!(pending.id(), id);
+    assert_eq!(refusal(pending.outcome().await).0, Cause::TimedOut);
 }

@@ -1,11 +1,11 @@
 //! `interceptor approvals`: see what is held and decide it.
 
-use std::{fmt::Write as _, process::ExitCode};
+use std::{fmt::Write as _, process::ExitCode, time::Duration};
 
 use interceptor_core::{
     operation::{Effects, ParameterFormat, Touch},
-    record::{ApprovalId, Timestamp},
-    ruling::Cause,
+    record::{ApprovalId, Choice, Timestamp, Window},
+    ruling::{Cause, Otherwise, WindowScope},
 };
 
 use super::{
@@ -18,8 +18,8 @@ use super::{
     failed::Failed,
 };
 use crate::{
-    approval::{Change, Content, Detail, State, Summary, Value},
-    console::Ballot,
+    approval::{Change, Content, Detail, Standing, State, Summary, Value},
+    console::{Ballot, Reason},
 };
 
 /// See which operations are held, and decide them
@@ -29,7 +29,9 @@ use crate::{
   interceptor approvals
   interceptor approvals show 4f1c2a9be07d6358
   interceptor approvals approve 4f1c2a9be07d6358 --reason \"agreed in the change meeting\"
+  interceptor approvals approve 4f1c2a9be07d6358 --also shape --for 10m --at-most 20
   interceptor approvals deny 4f1c2a9be07d6358 --reason \"that table is in use\"
+  interceptor approvals grants
   interceptor approvals watch")]
 pub(super) struct Arguments {
     #[command(subcommand)]
@@ -50,10 +52,18 @@ enum Command {
         #[arg(value_name = "ID")]
         id: ApprovalId,
     },
-    /// Let it run, once
-    Approve(Vote),
-    /// Refuse it
+    /// Let it run, once; with --also, others like it as well
+    Approve(Approve),
+    /// Refuse it; one no is enough
     Deny(Vote),
+    /// Take your own yes back, while it is not decided
+    Retract(Vote),
+    /// Let it run on your word alone, in an emergency: needs a reason, and stands out in the log
+    Override(Vote),
+    /// List what may still go by what was approved
+    Grants,
+    /// Have nothing more go by an approval, at once
+    Revoke(Vote),
     /// Print what is asked and decided as it happens
     Watch,
 }
@@ -68,12 +78,60 @@ struct Vote {
     reason: String,
 }
 
+#[derive(Debug, clap::Args)]
+struct Approve {
+    #[command(flatten)]
+    vote: Vote,
+    /// What else of this agent may run without being asked about: the same operation, operations of the same shape
+    /// (a statement with other values, a path with other ids), or whatever the same rule holds. The rule says how
+    /// much of that can be agreed to
+    #[arg(long, value_name = "SCOPE")]
+    also: Option<AlsoScope>,
+    /// For how long; as long as the rule allows, where you don't say
+    #[arg(long, value_name = "TIME", requires = "also", value_parser = seconds)]
+    r#for: Option<u64>,
+    /// How many; as many as the rule allows, where you don't say
+    #[arg(long, value_name = "N", requires = "also")]
+    at_most: Option<u32>,
+}
+
+/// What else may run.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum AlsoScope {
+    Operation,
+    Shape,
+    Rule,
+}
+
+/// `90s`, `15m`, `2h`, as in policies.
+fn seconds(text: &str) -> Result<u64, String> {
+    let parsed = text.char_indices().next_back().and_then(|(at, unit)| {
+        let number: u64 = text.get(..at)?.parse().ok()?;
+        number.checked_mul(match unit {
+            's' => 1,
+            'm' => 60,
+            'h' => 3_600,
+            _ => return None,
+        })
+    });
+    parsed
+        .filter(|seconds| *seconds > 0)
+        .ok_or_else(|| "no time; `30s`, `15m`, `2h` are".to_owned())
+}
+
 pub(super) fn run(context: &Context, arguments: Arguments) -> Outcome {
     match arguments.command.unwrap_or(Command::List { all: false }) {
         Command::List { all } => list(context, all),
         Command::Show { id } => show(context, id),
-        Command::Approve(vote) => cast(context, vote, true),
-        Command::Deny(vote) => cast(context, vote, false),
+        Command::Approve(approve) => {
+            let window = window(context, &approve)?;
+            cast(context, approve.vote, Choice::Approve, window)
+        }
+        Command::Deny(vote) => cast(context, vote, Choice::Deny, None),
+        Command::Retract(vote) => cast(context, vote, Choice::Retract, None),
+        Command::Override(vote) => override_alone(context, vote),
+        Command::Grants => grants(context),
+        Command::Revoke(vote) => revoke(context, vote),
         Command::Watch => watch(context),
     }
 }
@@ -126,29 +184,135 @@ fn show(context: &Context, id: ApprovalId) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-fn cast(context: &Context, vote: Vote, approve: bool) -> Outcome {
+/// What a yes is for beyond the one operation: what isn't said is as much as the rule allows.
+fn window(context: &Context, approve: &Approve) -> Result<Option<Window>, Failed> {
+    let Some(also) = approve.also else {
+        return Ok(None);
+    };
+    let scope = match also {
+        AlsoScope::Operation => WindowScope::Operation,
+        AlsoScope::Shape => WindowScope::Shape,
+        AlsoScope::Rule => WindowScope::Rule,
+    };
+    let path = format!("/v1/approvals/{}", approve.vote.id);
+    let detail: Detail = context.client.get(&path)?;
+    // Where the rule allows none, whoever counts the vote says so.
+    let none = Window {
+        scope,
+        seconds: 1,
+        at_most: 1,
+    };
+    let most = detail.summary.windows.unwrap_or(none);
+    Ok(Some(Window {
+        scope,
+        seconds: approve.r#for.unwrap_or(most.seconds),
+        at_most: approve.at_most.unwrap_or(most.at_most),
+    }))
+}
+
+fn cast(context: &Context, vote: Vote, choice: Choice, window: Option<Window>) -> Outcome {
     let ballot = Ballot {
-        approve,
+        choice,
+        reason: vote.reason,
+        window,
+    };
+    let path = format!("/v1/approvals/{}/votes", vote.id);
+    let summary: Summary = context.client.post(&path, &ballot)?;
+    say(context, &summary)
+}
+
+fn override_alone(context: &Context, vote: Vote) -> Outcome {
+    let reason = Reason {
         reason: vote.reason,
     };
-    let summary: Summary = context
-        .client
-        .post(&format!("/v1/approvals/{}/votes", vote.id), &ballot)?;
+    let path = format!("/v1/approvals/{}/override", vote.id);
+    let summary: Summary = context.client.post(&path, &reason)?;
+    say(context, &summary)
+}
+
+/// What came of a vote.
+fn say(context: &Context, summary: &Summary) -> Outcome {
     if context.is_json() {
-        return context.print_json(&summary);
+        return context.print_json(summary);
     }
+    let what = format!("{} of agent `{}`", summary.action, summary.agent);
     message(&match &summary.state {
         State::Pending => format!(
             "your vote on {} counts; {}",
             summary.id,
-            standing(&summary, crate::clock::now())
+            standing(summary, crate::clock::now())
         ),
-        State::Approved => format!(
-            "{} is approved: {} of agent `{}` runs now, once",
-            summary.id, summary.action, summary.agent
-        ),
+        State::Approved | State::Overridden { .. } => {
+            let when = if summary.waits {
+                "runs now, once".to_owned()
+            } else {
+                let retry = Duration::from_secs(summary.retry);
+                format!("runs once when it comes again within {}", span(retry))
+            };
+            format!("{} is {}: {what} {when}", summary.id, state(&summary.state))
+        }
         ended => format!("{} is over: {}", summary.id, state(ended)),
     });
+    Ok(ExitCode::SUCCESS)
+}
+
+fn grants(context: &Context) -> Outcome {
+    let standing: Vec<Standing> = context.client.get("/v1/approvals/grants")?;
+    if context.is_json() {
+        return context.print_json(&standing);
+    }
+    if standing.is_empty() {
+        message("nothing goes by what was approved before");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let now = crate::clock::now();
+    let rows: Vec<Vec<String>> = standing
+        .iter()
+        .map(|standing| {
+            vec![
+                standing.id.to_string(),
+                standing.agent.to_string(),
+                standing.destination.clone(),
+                standing.action.clone(),
+                standing.rule.to_string(),
+                standing.scope.name().to_owned(),
+                standing.left.to_string(),
+                span(between(now, standing.until)),
+                standing.by.join(", "),
+            ]
+        })
+        .collect();
+    print(&table(
+        &[
+            "ID",
+            "AGENT",
+            "DESTINATION",
+            "ACTION",
+            "RULE",
+            "SCOPE",
+            "MORE",
+            "LEFT",
+            "BY",
+        ],
+        &rows,
+        context.color,
+    ))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn revoke(context: &Context, vote: Vote) -> Outcome {
+    let reason = Reason {
+        reason: vote.reason,
+    };
+    let path = format!("/v1/approvals/{}/revocation", vote.id);
+    let standing: Standing = context.client.post(&path, &reason)?;
+    if context.is_json() {
+        return context.print_json(&standing);
+    }
+    message(&format!(
+        "nothing of agent `{}` goes by {} any more",
+        standing.agent, standing.id
+    ));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -169,12 +333,21 @@ fn change_text(change: &Change, now: Timestamp, color: bool) -> String {
     let (what, summary) = match change {
         Change::Requested(summary) => (paint(Style::Wait, "held", color), summary),
         Change::Voted(summary) => (paint(Style::Dim, "vote", color), summary),
-        Change::Ended(summary) => {
-            let style = match summary.state {
-                State::Approved => Style::Good,
-                _ => Style::Bad,
-            };
-            (paint(style, "over", color), summary)
+        Change::Left(summary) => (paint(Style::Dim, "left", color), summary),
+        Change::Resumed(summary) => (paint(Style::Wait, "back", color), summary),
+        Change::Escalated(summary) => (paint(Style::Wait, "more", color), summary),
+        Change::Ended(summary) => match summary.state {
+            State::Approved => (paint(Style::Good, "over", color), summary),
+            State::Overridden { .. } => (paint(Style::Bad, "BREAK-GLASS", color), summary),
+            _ => (paint(Style::Bad, "over", color), summary),
+        },
+        Change::Admitted(standing) => {
+            let what = paint(Style::Good, "went", color);
+            return standing_text(&what, standing, now, "goes by what was approved before");
+        }
+        Change::Revoked(standing) => {
+            let what = paint(Style::Bad, "revoked", color);
+            return standing_text(&what, standing, now, "nothing more goes by it");
         }
         Change::Missed { changes } => {
             return format!("{changes} changes came too fast; see `interceptor approvals list`\n");
@@ -196,6 +369,18 @@ fn change_text(change: &Change, now: Timestamp, color: bool) -> String {
         summary.destination,
         inert(&summary.action),
         inert(&summary.rule),
+    )
+}
+
+fn standing_text(what: &str, standing: &Standing, now: Timestamp, tail: &str) -> String {
+    format!(
+        "{} {what} {} {} -> {}: {} [{}] {tail}\n",
+        time(now),
+        standing.id,
+        inert(&standing.agent),
+        inert(&standing.destination),
+        inert(&standing.action),
+        inert(&standing.rule),
     )
 }
 
@@ -259,8 +444,32 @@ fn text(detail: &Detail, now: Timestamp, color: bool) -> String {
     if !summary.reason.is_empty() {
         field("because", &summary.reason);
     }
-    if !summary.groups.is_empty() {
-        field("reviewers", &summary.groups.join(", "));
+    let asked: Vec<&str> = summary
+        .groups
+        .iter()
+        .chain(&summary.people)
+        .map(AsRef::as_ref)
+        .collect();
+    if !asked.is_empty() {
+        field("reviewers", &asked.join(", "));
+    }
+    if summary.reason_required {
+        field("reason", "required to approve");
+    }
+    if summary.otherwise == Otherwise::Allow {
+        field(
+            "otherwise",
+            "it runs when its time is over, unless somebody says no",
+        );
+    }
+    if let Some(limits) = &summary.windows {
+        let what = format!(
+            "--also {} or less, for up to {}, up to {} times",
+            limits.scope.name(),
+            span(Duration::from_secs(limits.seconds)),
+            limits.at_most
+        );
+        field("windows", &what);
     }
     for vote in &summary.votes {
         field(
@@ -347,15 +556,21 @@ fn value_text(value: &Value) -> String {
 
 /// How far a pending request is.
 fn standing(summary: &Summary, now: Timestamp) -> String {
-    let agreed = summary.votes.iter().filter(|vote| vote.approve).count();
+    let votes = summary.votes.iter();
+    let agreed = votes.filter(|vote| vote.choice == Choice::Approve).count();
     let left = span(between(now, summary.until));
+    let gone = if summary.waits {
+        ""
+    } else {
+        "; its client doesn't wait, and may come again"
+    };
     if summary.quorum > 1 {
         format!(
-            "waits for {agreed} of {} votes, {left} left",
+            "waits for {agreed} of {} votes, {left} left{gone}",
             summary.quorum
         )
     } else {
-        format!("waits, {left} left")
+        format!("waits, {left} left{gone}")
     }
 }
 
@@ -363,10 +578,13 @@ fn state(state: &State) -> String {
     match state {
         State::Pending => "waits".to_owned(),
         State::Approved => "approved".to_owned(),
+        State::Overridden { by, reason } => {
+            format!("let through by {} alone: {}", inert(by), inert(reason))
+        }
         State::Refused { cause } => match cause {
             Cause::TimedOut => "refused: nobody decided in time",
             Cause::Unavailable => "refused: it could not be recorded",
-            Cause::Denied | Cause::Rejected => "rejected",
+            Cause::Denied | Cause::Rejected | Cause::Waiting => "rejected",
             Cause::Cancelled => "cancelled by the agent",
         }
         .to_owned(),
@@ -375,12 +593,24 @@ fn state(state: &State) -> String {
 }
 
 fn vote_text(vote: &crate::approval::Vote) -> String {
-    let verb = if vote.approve { "approved" } else { "rejected" };
-    if vote.reason.is_empty() {
-        format!("{verb} by {}", inert(&vote.by))
-    } else {
-        format!("{verb} by {}: {}", inert(&vote.by), inert(&vote.reason))
-    }
+    let verb = match vote.choice {
+        Choice::Approve => "approved",
+        Choice::Deny => "rejected",
+        Choice::Retract => "taken back",
+    };
+    let window = vote.window.map_or_else(String::new, |window| {
+        format!(
+            ", with {} more of the same {} within {}",
+            window.at_most,
+            window.scope.name(),
+            span(Duration::from_secs(window.seconds))
+        )
+    });
+    let reason = match &*vote.reason {
+        "" => String::new(),
+        reason => format!(": {}", inert(reason)),
+    };
+    format!("{verb} by {}{window}{reason}", inert(&vote.by))
 }
 
 fn effects(effects: Effects) -> String {

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-use super::display::{Style, block, command_line, count, inert, paint, size};
+use super::display::{Style, block, command_line, count, inert, paint, size, span};
 
 /// Turns exported lines into text, one after the other.
 #[derive(Debug)]
@@ -137,20 +137,48 @@ impl Timeline {
                 paint(Style::Wait, "approval", self.color),
                 inert(text(line, "until"))
             ),
+            "escalated" => format!(
+                "{} are asked as well",
+                inert(&strings(line, "groups").join(", "))
+            ),
             "voted" => {
-                let verb = match line.get("approve").and_then(Value::as_bool) {
-                    Some(true) => "agrees",
+                let verb = match text(line, "choice") {
+                    "approve" => "agrees",
+                    "retract" => "takes the yes back",
                     _ => "refuses",
                 };
-                let reason = text(line, "reason");
-                let reason = if reason.is_empty() {
-                    String::new()
-                } else {
-                    format!(": {}", inert(reason))
-                };
-                format!("{} {verb}{reason}", inert(text(line, "by")))
+                format!(
+                    "{} {verb}{}{}",
+                    inert(text(line, "by")),
+                    because(line),
+                    window(line)
+                )
             }
-            "approved" => paint(Style::Good, "approved, once", self.color),
+            "left" => format!(
+                "{}: {}",
+                paint(Style::Dim, "not waited for", self.color),
+                inert(text(line, "why"))
+            ),
+            "resumed" => "the same operation came again, and waits".to_owned(),
+            "approved" => paint(
+                Style::Good,
+                &format!("approved, once{}", window(line)),
+                self.color,
+            ),
+            "overridden" => format!(
+                "{} by {}{}",
+                paint(Style::Bad, "BREAK-GLASS: let through", self.color),
+                inert(text(line, "by")),
+                because(line)
+            ),
+            "unopposed" => paint(Style::Good, "approved: nobody objected in time", self.color),
+            "admitted" => paint(Style::Good, "goes by what was approved before", self.color),
+            "revoked" => format!(
+                "{} by {}{}",
+                paint(Style::Bad, "revoked", self.color),
+                inert(text(line, "by")),
+                because(line)
+            ),
             "refused" => format!(
                 "{} ({})",
                 paint(Style::Bad, "refused", self.color),
@@ -422,6 +450,28 @@ fn strings<'a>(value: &'a Value, name: &str) -> Vec<&'a str> {
     array(value, name).filter_map(Value::as_str).collect()
 }
 
+/// `: the reason`, where there is one.
+fn because(line: &Value) -> String {
+    match text(line, "reason") {
+        "" => String::new(),
+        reason => format!(": {}", inert(reason)),
+    }
+}
+
+/// What was agreed to beyond one operation.
+fn window(line: &Value) -> String {
+    let Some(window) = line.get("window").filter(|window| window.is_object()) else {
+        return String::new();
+    };
+    let number = |name| window.get(name).and_then(Value::as_u64).unwrap_or(0);
+    format!(
+        ", and {} more of the same {} within {}",
+        number("at_most"),
+        inert(text(window, "scope")),
+        span(std::time::Duration::from_secs(number("seconds")))
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -441,7 +491,7 @@ mod tests {
             json!({"time": time, "kind": "operation", "operation": 1, "actions": ["SELECT"], "effects": ["read"],
                 "resources": [{"name": "shop.customers"}], "content": "SELECT *\nFROM shop.customers", "parameters": ["x", null]}),
             json!({"time": time, "kind": "decision", "verdict": "hold", "rule": "r", "reason": "ask", "enforced": true}),
-            json!({"time": time, "kind": "approval", "step": "voted", "by": "alice", "approve": true, "reason": "fine", "approval": "00"}),
+            json!({"time": time, "kind": "approval", "step": "voted", "by": "alice", "choice": "approve", "reason": "fine", "approval": "00"}),
             json!({"time": time, "kind": "response", "operation": 1, "status": "complete", "tag": "SELECT 3", "rows": 3,
                 "bytes": 2048, "elapsed_ns": 1_500_000, "masked": ["email"], "columns": ["id", "email"],
                 "data": [["1", "a***"], ["2", null], ["3", "c"]]}),

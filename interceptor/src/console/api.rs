@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf, str::FromStr};
 
-use interceptor_core::record::{SessionId, Timestamp};
+use interceptor_core::record::{Choice, SessionId, Timestamp, Window};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -299,9 +299,21 @@ impl From<SessionSummary> for Session {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Ballot {
-    /// Whether to approve.
-    pub approve: bool,
+    /// Yes, no, or not yes any more.
+    pub choice: Choice,
     /// Why.
+    #[serde(default)]
+    pub reason: String,
+    /// What a yes is for beyond the one operation.
+    #[serde(default)]
+    pub window: Option<Window>,
+}
+
+/// Why somebody does something: `POST /v1/approvals/{id}/override` and `POST /v1/approvals/{id}/revocation`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reason {
+    /// In their words.
     #[serde(default)]
     pub reason: String,
 }

@@ -180,9 +180,17 @@ impl From<VoteError> for Failure {
     fn from(error: VoteError) -> Self {
         let kind = match error {
             VoteError::Unknown(_) => FailureKind::Missing,
-            VoteError::Ended { .. } | VoteError::Repeated { .. } => FailureKind::Conflict,
-            VoteError::NotReviewer { .. } => FailureKind::Forbidden,
-            VoteError::UnfitReason => FailureKind::Invalid,
+            VoteError::Ended { .. }
+            | VoteError::Repeated { .. }
+            | VoteError::NotAgreed { .. }
+            | VoteError::NoGrant(_) => FailureKind::Conflict,
+            VoteError::NotReviewer { .. }
+            | VoteError::OwnAgent { .. }
+            | VoteError::NoBreakGlass { .. }
+            | VoteError::TooMuch { .. } => FailureKind::Forbidden,
+            VoteError::UnfitReason
+            | VoteError::ReasonMissing { .. }
+            | VoteError::Shapeless { .. } => FailureKind::Invalid,
             VoteError::Unrecorded(_) => FailureKind::Unavailable,
         };
         Self::new(kind, error)

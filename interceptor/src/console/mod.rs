@@ -15,8 +15,8 @@ mod tests;
 pub use self::{
     api::{
         AgentConnects, AuthorityCertificate, Ballot, Deed, Done, ErrorBody, ExportQuery,
-        JournalStatus, Label, NewDeed, NewTag, OldSocketCounts, PolicyStatus, ProxyStatus, Session,
-        Status, TagTarget, Tagged, Trouble, agent_name,
+        JournalStatus, Label, NewDeed, NewTag, OldSocketCounts, PolicyStatus, ProxyStatus, Reason,
+        Session, Status, TagTarget, Tagged, Trouble, agent_name,
     },
     host::{Failure, FailureKind, Host},
     peer::Person,

@@ -19,14 +19,14 @@ use tokio::sync::watch;
 use super::{
     api::{
         AuthorityCertificate, Ballot, Done, ExportQuery, Label, NewDeed, NewTag, PolicyStatus,
-        Session, Status, Tagged,
+        Reason, Session, Status, Tagged,
     },
     host::{Failure, FailureKind, Host},
     peer::{self, Person},
     streams,
 };
 use crate::{
-    approval::{Detail, Summary},
+    approval::{Detail, Say, Standing, Summary},
     confine::Places,
     journal::Filter,
 };
@@ -57,7 +57,10 @@ pub(super) fn router(host: Arc<dyn Host>, stopping: Stopping) -> Router {
         .route("/v1/approvals", get(approvals))
         .route("/v1/approvals/watch", get(watch_approvals))
         .route("/v1/approvals/{id}", get(approval))
+        .route("/v1/approvals/grants", get(grants))
         .route("/v1/approvals/{id}/votes", post(vote))
+        .route("/v1/approvals/{id}/override", post(override_alone))
+        .route("/v1/approvals/{id}/revocation", post(revoke))
         .route("/v1/policy/reload", post(reload))
         .fallback(async || missing("this version of interceptor has no such request"))
         .layer(Extension(stopping))
@@ -247,11 +250,43 @@ async fn vote(
 ) -> Answer<Summary> {
     let id: ApprovalId = id.parse().map_err(invalid)?;
     let Json(ballot) = body.map_err(invalid)?;
-    let voted = host
-        .approvals()
-        .vote(id, by.into_voter(), ballot.approve, &ballot.reason)
-        .await?;
+    let say = Say {
+        choice: ballot.choice,
+        reason: ballot.reason.into(),
+        window: ballot.window,
+    };
+    let voted = host.approvals().vote(id, by.into_voter(), say).await?;
     Ok(Json(voted))
+}
+
+async fn grants(State(host): HostState) -> Json<Vec<Standing>> {
+    Json(host.approvals().grants())
+}
+
+async fn override_alone(
+    State(host): HostState,
+    by: Person,
+    Path(id): Path<String>,
+    body: Result<Json<Reason>, JsonRejection>,
+) -> Answer<Summary> {
+    let id: ApprovalId = id.parse().map_err(invalid)?;
+    let Json(Reason { reason }) = body.map_err(invalid)?;
+    let approvals = host.approvals();
+    let summary = approvals.override_alone(id, by.into_voter(), &reason);
+    Ok(Json(summary.await?))
+}
+
+async fn revoke(
+    State(host): HostState,
+    by: Person,
+    Path(id): Path<String>,
+    body: Result<Json<Reason>, JsonRejection>,
+) -> Answer<Standing> {
+    let id: ApprovalId = id.parse().map_err(invalid)?;
+    let Json(Reason { reason }) = body.map_err(invalid)?;
+    let voter = by.into_voter();
+    let standing = host.approvals().revoke(id, &voter, &reason).await?;
+    Ok(Json(standing))
 }
 
 async fn reload(State(host): HostState, by: Person) -> Answer<PolicyStatus> {

@@ -340,7 +340,7 @@ async fn agents_are_refused_everywhere() {
         );
     }
     let vote = format!("/v1/approvals/{}/votes", pending.id());
-    let (status, _) = bench.ask("POST", &vote, json!({"approve": true})).await;
+    let (status, _) = bench.ask("POST", &vote, json!({"choice": "approve"})).await;
     assert_eq!(status, 403);
     assert_eq!(bench.fake.approvals.pending(), 1);
 }
@@ -356,7 +356,7 @@ async fn a_person_votes_under_their_own_name() {
         .ask("GET", "/v1/approvals/00000000000000ff", Value::Null)
         .await;
     assert_eq!(detail["content"]["text"], "DROP TABLE t");
-    let vote = json!({"approve": true, "reason": "fine"});
+    let vote = json!({"choice": "approve", "reason": "fine"});
     let path = "/v1/approvals/00000000000000ff/votes";
     let (status, voted) = bench.ask("POST", path, vote.clone()).await;
     assert_eq!((status, &voted["state"]), (200, &json!("approved")));

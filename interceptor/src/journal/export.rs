@@ -11,8 +11,8 @@ use interceptor_core::{
         postgres::transcript::{self, Transcript},
     },
     record::{
-        ApprovalStep, Event, Record, ResponseRecord, ResponseStatus, SCHEMA_VERSION, SessionId,
-        Timestamp,
+        ApprovalStep, Choice, Event, Record, ResponseRecord, ResponseStatus, SCHEMA_VERSION,
+        SessionId, Timestamp,
     },
     ruling::Verdict,
 };
@@ -299,17 +299,31 @@ fn verdict(verdict: &Verdict) -> &'static str {
 
 fn step(step: &ApprovalStep) -> Map<String, Value> {
     let facts = match step {
-        ApprovalStep::Requested { until } => {
-            json!({"step": "requested", "until": until.to_string()})
+        ApprovalStep::Requested { until, shape, .. } => {
+            json!({"step": "requested", "until": until.to_string(), "shape": shape})
         }
+        ApprovalStep::Escalated { groups } => json!({"step": "escalated", "groups": groups}),
         ApprovalStep::Voted {
             by,
-            approve,
+            uid,
+            choice,
             reason,
+            window,
         } => {
-            json!({"step": "voted", "by": by, "approve": approve, "reason": reason})
+            let approve = *choice == Choice::Approve;
+            json!({"step": "voted", "by": by, "uid": uid, "choice": choice, "approve": approve, "reason": reason, "window": window})
         }
-        ApprovalStep::Approved => json!({"step": "approved"}),
+        ApprovalStep::Left { why } => json!({"step": "left", "why": why}),
+        ApprovalStep::Resumed => json!({"step": "resumed"}),
+        ApprovalStep::Approved { window } => json!({"step": "approved", "window": window}),
+        ApprovalStep::Overridden { by, reason } => {
+            json!({"step": "overridden", "by": by, "reason": reason})
+        }
+        ApprovalStep::Unopposed => json!({"step": "unopposed"}),
+        ApprovalStep::Admitted => json!({"step": "admitted"}),
+        ApprovalStep::Revoked { by, reason } => {
+            json!({"step": "revoked", "by": by, "reason": reason})
+        }
         ApprovalStep::Refused { cause } => json!({"step": "refused", "cause": cause}),
         ApprovalStep::Withdrawn { why } => json!({"step": "withdrawn", "why": why}),
     };

@@ -189,7 +189,7 @@ mod tests {
             approval: ApprovalId(1),
             number: 1,
             digest: Digest([7; 32]),
-            step: ApprovalStep::Approved,
+            step: ApprovalStep::Approved { window: None },
         };
         let content = ContentRecord {
             number: 300,

@@ -14,9 +14,8 @@ use std::{
 use interceptor_core::{
     decoder::Resolved,
     login,
-    operation::Operation,
     record::{ApprovalId, SessionId},
-    ruling::{Cause, Decision, PolicyHash},
+    ruling::{Cause, PolicyHash},
 };
 use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
@@ -27,8 +26,7 @@ use super::{
     message::{Answer, Ask, Call, Handed, Question, ToDaemon, ToProxy, Towards},
 };
 use crate::{
-    accept::random_id,
-    approval::Outcome,
+    approval::{Outcome, Withdrawal},
     credentials::{Secrets, Unread},
     sync::lock,
     tls::{AuthorityError, Leaf, Signs, Wanted},
@@ -40,10 +38,18 @@ pub(crate) struct Desk {
     line: Line<ToDaemon, ToProxy>,
     next: AtomicU64,
     calls: Mutex<HashMap<Call, oneshot::Sender<Answered>>>,
-    held: Mutex<HashMap<ApprovalId, oneshot::Sender<Outcome>>>,
+    held: Mutex<HashMap<ApprovalId, Asked>>,
 }
 
 type Answered = (Answer, Vec<OwnedFd>);
+
+/// A question that people have been asked.
+#[derive(Debug)]
+struct Asked {
+    answer: oneshot::Sender<Outcome>,
+    /// What it is called: another than it was asked as, where the operation had been asked about before.
+    called: Arc<AtomicU64>,
+}
 
 /// What is said where the daemon isn't there any more. Then this process isn't for long.
 const GONE: &str = "the daemon is gone";
@@ -77,7 +83,12 @@ impl Desk {
                 Some((ToProxy::Outcome(approval, outcome), _)) => {
                     let asked = lock(&self.held).remove(&approval);
                     if let Some(asked) = asked {
-                        let _ = asked.send(outcome);
+                        let _ = asked.answer.send(outcome);
+                    }
+                }
+                Some((ToProxy::Called(asked, id), _)) => {
+                    if let Some(asked) = lock(&self.held).get(&asked) {
+                        asked.called.store(id.0, Ordering::Relaxed);
                     }
                 }
                 other => return Ok(other),
@@ -161,27 +172,20 @@ impl Desk {
     }
 
     /// Has people asked about a held operation.
-    pub(crate) fn ask(
-        self: &Arc<Self>,
-        session: SessionId,
-        names: Vec<Box<str>>,
-        (number, operation): (u64, Operation),
-        decision: Decision,
-    ) -> Held {
-        let approval = ApprovalId(random_id());
+    pub(crate) fn ask(self: &Arc<Self>, ask: Ask) -> Held {
+        let asked = ask.approval;
+        let called = Arc::new(AtomicU64::new(asked.0));
         let (answer, outcome) = oneshot::channel();
-        lock(&self.held).insert(approval, answer);
-        self.tell(&ToDaemon::Ask(Box::new(Ask {
-            approval,
-            session,
-            names,
-            number,
-            operation,
-            decision,
-        })));
+        let question = Asked {
+            answer,
+            called: called.clone(),
+        };
+        lock(&self.held).insert(asked, question);
+        self.tell(&ToDaemon::Ask(Box::new(ask)));
         Held {
             desk: self.clone(),
-            approval,
+            asked,
+            called,
             outcome: Some(outcome),
             early: None,
         }
@@ -192,7 +196,8 @@ impl Desk {
 #[derive(Debug)]
 pub(crate) struct Held {
     desk: Arc<Desk>,
-    approval: ApprovalId,
+    asked: ApprovalId,
+    called: Arc<AtomicU64>,
     outcome: Option<oneshot::Receiver<Outcome>>,
     /// What came while it was being withdrawn.
     early: Option<Outcome>,
@@ -217,8 +222,8 @@ impl Held {
         answer.unwrap_or_else(|_| refused(GONE))
     }
 
-    /// Takes the question back, unless it has been answered; whether it was taken back.
-    pub(crate) fn withdraw(&mut self, why: &str) -> bool {
+    /// Doesn't wait any more, unless it has been answered; whether it hasn't.
+    pub(crate) fn withdraw(&mut self, why: Withdrawal) -> bool {
         let Some(outcome) = &mut self.outcome else {
             return false;
         };
@@ -237,22 +242,21 @@ impl Held {
     }
 
     /// What it is called.
-    pub(crate) const fn id(&self) -> ApprovalId {
-        self.approval
+    pub(crate) fn id(&self) -> ApprovalId {
+        ApprovalId(self.called.load(Ordering::Relaxed))
     }
 
-    fn take_back(&self, why: &str) {
-        lock(&self.desk.held).remove(&self.approval);
-        let message = ToDaemon::Withdraw(self.approval, why.to_owned());
-        self.desk.tell(&message);
+    fn take_back(&self, why: Withdrawal) {
+        lock(&self.desk.held).remove(&self.asked);
+        self.desk.tell(&ToDaemon::Withdraw(self.asked, why));
     }
 }
 
 impl Drop for Held {
-    /// Whoever asked is gone: nothing may be released any more, and the record says so.
+    /// Whoever asked is gone.
     fn drop(&mut self) {
         if self.outcome.is_some() || self.early.is_some() {
-            self.take_back("the agent hung up");
+            self.take_back(Withdrawal::HungUp);
         }
     }
 }

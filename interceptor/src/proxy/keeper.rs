@@ -29,7 +29,7 @@ use super::{
     sessions::{Session, Sessions},
 };
 use crate::{
-    approval::{Approvals, Request},
+    approval::{Approvals, Request, Withdrawal},
     clock,
     config::Config,
     console::ProxyStatus,
@@ -138,10 +138,10 @@ type Lines = Option<Arc<[Arc<ToIt>]>>;
 
 /// A question that people have been asked for a session.
 enum Asked {
-    /// They haven't answered. Takes why it doesn't matter any more.
-    Waits(oneshot::Sender<String>),
-    /// They have agreed, and the session knows it.
-    Approved(Box<Request>),
+    /// They haven't answered. Takes why nobody waits any more.
+    Waits(oneshot::Sender<Withdrawal>),
+    /// They have agreed, under this id, and the session knows it.
+    Approved(ApprovalId, Arc<Request>),
 }
 
 impl Proxy {
@@ -584,7 +584,12 @@ impl Keeper {
         } else {
             format!("the process that carried it ended: {how}")
         };
-        self.asked().clear();
+        // Of what was approved nobody can tell whether it was used.
+        for (_, asked) in self.asked().drain() {
+            if let Asked::Approved(id, _) = asked {
+                self.means.approvals.used(id);
+            }
+        }
         for (id, mut session) in self.sessions.end_all() {
             let Some((event, tally)) = session.last_words(&reason) else {
                 continue;
@@ -662,8 +667,11 @@ impl Keeper {
         }
         self.sessions.end(session);
         self.asked().retain(|_, asked| match asked {
-            Asked::Waits(_) => true,
-            Asked::Approved(request) => request.session != session,
+            Asked::Approved(id, request) if request.session == session => {
+                self.means.approvals.used(*id);
+                false
+            }
+            Asked::Waits(_) | Asked::Approved(..) => true,
         });
     }
 }

@@ -12,14 +12,17 @@ use std::{
 
 use interceptor_core::{
     decoder::Resolved,
-    operation::Operation,
+    operation::{Digest, Operation},
     origin::Origin,
     record::{ApprovalId, SessionId},
     ruling::{Decision, PolicyHash},
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{approval::Outcome, tls::Wanted};
+use crate::{
+    approval::{Outcome, Withdrawal},
+    tls::Wanted,
+};
 
 /// Tells questions of one line apart.
 pub(super) type Call = u64;
@@ -40,6 +43,8 @@ pub(super) enum ToProxy {
     Policy(Vec<(String, String)>),
     /// Ends a session.
     Sever(SessionId),
+    /// A held operation, asked about under the first id, has been asked about before under the second.
+    Called(ApprovalId, ApprovalId),
     /// What people say about a held operation.
     Outcome(ApprovalId, Outcome),
     /// The answer to a question.
@@ -96,8 +101,8 @@ pub(super) enum ToDaemon {
     Ended(SessionId),
     /// People are to be asked.
     Ask(Box<Ask>),
-    /// What was asked doesn't matter any more; why.
-    Withdraw(ApprovalId, String),
+    /// What was asked isn't waited for any more; why.
+    Withdraw(ApprovalId, Withdrawal),
     /// Whether the disk has no room for records that wait.
     NoRoom(bool),
     /// The policy of this hash is in force.
@@ -108,19 +113,23 @@ pub(super) enum ToDaemon {
 
 /// A held operation.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Ask {
-    /// What it is called.
-    pub(super) approval: ApprovalId,
+pub(crate) struct Ask {
+    /// What the question is called, unless the operation has been asked about before.
+    pub(crate) approval: ApprovalId,
     /// The session that waits.
-    pub(super) session: SessionId,
+    pub(crate) session: SessionId,
     /// The destination's names, as far as they have been proved.
-    pub(super) names: Vec<Box<str>>,
+    pub(crate) names: Vec<Box<str>>,
     /// Its number in the session.
-    pub(super) number: u64,
+    pub(crate) number: u64,
+    /// What it depends on besides its bytes.
+    pub(crate) context: Digest,
+    /// What it is but for its values, where that can be told.
+    pub(crate) shape: Option<Digest>,
     /// All of it.
-    pub(super) operation: Operation,
+    pub(crate) operation: Operation,
     /// What holds it.
-    pub(super) decision: Decision,
+    pub(crate) decision: Decision,
 }
 
 /// What the proxy asks the daemon for.

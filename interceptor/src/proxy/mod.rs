@@ -32,7 +32,7 @@ pub(crate) use self::{
     carrier::{Carrier, Place, run},
     desk::{Desk, Held},
     keeper::{Means, Proxy},
-    message::NetworkId,
+    message::{Ask, NetworkId},
     network::Network,
     process::COMMAND,
     records::Records,

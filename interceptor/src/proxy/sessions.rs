@@ -353,7 +353,7 @@ pub(super) mod tests {
             approval: ApprovalId(1),
             number: 1,
             digest: interceptor_core::operation::Digest([0; 32]),
-            step: ApprovalStep::Approved,
+            step: ApprovalStep::Approved { window: None },
         });
         for bad in [
             record_of("b", id, nothing()),

@@ -20,7 +20,7 @@ use super::{
     decide::{Decided, Held},
     describe,
 };
-use crate::{clock::now, proxy::Place};
+use crate::{approval::Withdrawal, clock::now, proxy::Place};
 
 /// How long a server may take to answer. Clients ask again after some seconds, most of them from another
 /// socket.
@@ -118,13 +118,15 @@ impl Session {
                     }
                     Step::Record(event) => self.record(event).await,
                     Step::Resolved(resolved) => self.learn_addresses(&resolved).await,
-                    Step::Propose(operation) => match self.decide(operation).await {
-                        Decided::Now(ruling) => decoder.rule(ruling, self.now),
-                        Decided::Later(question) => {
-                            until = Instant::now() + HELD_PATIENCE;
-                            held = Some(*question);
+                    Step::Propose(operation) => {
+                        match self.decide(operation, decoder.beginning()).await {
+                            Decided::Now(ruling) => decoder.rule(ruling, self.now),
+                            Decided::Later(question) => {
+                                until = Instant::now() + HELD_PATIENCE;
+                                held = Some(*question);
+                            }
                         }
-                    },
+                    }
                     Step::Close(closing) => return Ended(describe(&closing)),
                     // What other protocols ask for.
                     _ => {}
@@ -191,7 +193,7 @@ impl Session {
                     self.now = now();
                     match held.take() {
                         Some(mut question) => {
-                            if question.pending.withdraw(GAVE_UP) {
+                            if question.pending.withdraw(Withdrawal::GaveUp) {
                                 decoder.rule(question.cancelled(), self.now);
                             } else {
                                 // It was answered this moment.
@@ -222,9 +224,6 @@ impl Session {
         self.record(Event::notice("dns_untrusted", facts)).await;
     }
 }
-
-/// Why a question was withdrawn that people took too long over.
-const GAVE_UP: &str = "the agent's resolver has given up";
 
 /// A datagram behind its length.
 fn framed(datagram: &[u8]) -> BytesMut {

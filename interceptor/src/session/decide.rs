@@ -2,21 +2,25 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use interceptor_core::{
     decoder::Failure,
     login::{Authorization, Login},
     operation::{Operation, attribute},
-    record::{DecisionRecord, Event, OperationRecord},
+    protocol,
+    record::{ApprovalId, DecisionRecord, Event, OperationRecord},
     ruling::{Cause, Hold, Judge, Judgement, Refusal, Ruling},
 };
 
 use super::Session;
 use crate::{
-    approval::Outcome,
+    accept::random_id,
+    approval::{Outcome, Withdrawal},
     cancellations::Cancellable,
     clock::now,
     credentials::{LoginError, Wanted},
-    proxy, upstream,
+    proxy::{self, Ask},
+    upstream,
 };
 
 /// Names that are looked up for one connection in the clear: an agent can't have us ask for ever.
@@ -25,6 +29,7 @@ const CLAIMED_NAMES_MAX: usize = 64;
 /// A held operation and the question that people were asked about it.
 pub(super) struct Held {
     pub(super) hold: Hold,
+    pub(super) operation: Operation,
     pub(super) pending: proxy::Held,
 }
 
@@ -116,7 +121,9 @@ impl Session {
     }
 
     /// Has `operation` judged, and the ruling recorded before it takes effect.
-    pub(super) async fn decide(&mut self, operation: Operation) -> Decided {
+    ///
+    /// `beginning` is that of the session, as its decoder knows it.
+    pub(super) async fn decide(&mut self, operation: Operation, beginning: Bytes) -> Decided {
         if !self.services.policies.is_current(self.judge.policy()) {
             let policy = self.services.policies.current();
             self.judge = Judge::new(&policy, self.origin.clone());
@@ -133,6 +140,9 @@ impl Session {
         self.operations += 1;
         let number = self.operations;
         let asked = matches!(judgement, Judgement::Hold(_)).then(|| operation.clone());
+        if matches!(judgement, Judgement::Permit(_)) {
+            self.circumstances.passed(&operation);
+        }
         let strict = decision.strict;
         let decided = DecisionRecord {
             number,
@@ -163,11 +173,25 @@ impl Session {
                 let Some(operation) = operation else {
                     return Decided::Now(Ruling::Refuse(unavailable(&decision.rule)));
                 };
-                let names = self.origin.names.clone();
-                let asked = (number, operation);
-                let decision = Arc::unwrap_or_clone(decision);
-                let pending = self.services.desk.ask(self.id, names, asked, decision);
-                Decided::Later(Box::new(Held { hold, pending }))
+                self.circumstances.begun(beginning);
+                let context = self.circumstances.of(&operation);
+                let asked = operation.clone();
+                let pending = self.services.desk.ask(Ask {
+                    approval: ApprovalId(random_id()),
+                    session: self.id,
+                    names: self.origin.names.clone(),
+                    number,
+                    context,
+                    shape: protocol::shape(&operation)
+                        .map(|shape| operation.digest_of_shape(&self.origin, &shape)),
+                    operation,
+                    decision: Arc::unwrap_or_clone(decision),
+                });
+                Decided::Later(Box::new(Held {
+                    hold,
+                    operation: asked,
+                    pending,
+                }))
             }
         }
     }
@@ -230,13 +254,10 @@ pub(super) async fn cancelled(session: Option<&Cancellable>) {
     }
 }
 
-/// Why a question was withdrawn when a cancel request came.
-pub(super) const CANCELLED: &str = "the agent cancelled it";
-
 impl Held {
     /// The ruling after the question was withdrawn.
     pub(super) fn cancelled(self) -> Ruling {
-        let reason = CANCELLED.into();
+        let reason = Withdrawal::Cancelled.why().into();
         Ruling::Refuse(
             self.hold
                 .refuse(Cause::Cancelled, reason, self.pending.id()),

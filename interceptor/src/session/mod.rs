@@ -1,5 +1,6 @@
 //! The one byte loop: the only place that touches both sockets and executes a decoder's steps.
 
+mod circumstances;
 mod datagrams;
 mod decide;
 mod http2;
@@ -35,10 +36,12 @@ use tokio::time::Instant;
 
 pub(crate) use self::datagrams::Datagrams;
 use self::{
-    decide::{CANCELLED, Decided, Held, cancelled},
+    circumstances::Circumstances,
+    decide::{Decided, Held, cancelled},
     secure::Secured,
 };
 use crate::{
+    approval::{Outcome, Withdrawal},
     cancellations::{Cancellable, Cancellations},
     clock::now,
     credentials::Credentials,
@@ -123,6 +126,7 @@ pub(crate) struct Session {
     /// Proxies that the agent has asked to be connected through.
     tunnels: u8,
     operations: u64,
+    circumstances: Circumstances,
     received: [u64; 2],
     /// When the bytes or the answer that are being worked on arrived: the clock is read once a turn.
     now: Timestamp,
@@ -184,6 +188,7 @@ impl Session {
             cancellable: None,
             tunnels: 0,
             operations: 0,
+            circumstances: Circumstances::default(),
             received: [0; 2],
             now: now(),
             stopped: false,
@@ -682,10 +687,12 @@ impl Session {
                         return Box::pin(self.http2(client, upstream)).await;
                     }
                     Step::Close(closing) => break Some(closing),
-                    Step::Propose(operation) => match self.decide(operation).await {
-                        Decided::Now(ruling) => decoder.rule(ruling, self.now),
-                        Decided::Later(question) => held = Some(*question),
-                    },
+                    Step::Propose(operation) => {
+                        match self.decide(operation, decoder.beginning()).await {
+                            Decided::Now(ruling) => decoder.rule(ruling, self.now),
+                            Decided::Later(question) => held = Some(*question),
+                        }
+                    }
                 }
                 if self.stopped {
                     client_queue.truncate(recorded);
@@ -778,6 +785,9 @@ impl Session {
                     outcome = question.pending.outcome() => {
                         self.now = now();
                         if let Some(question) = held.take() {
+                            if outcome == Outcome::Approved {
+                                self.circumstances.passed(&question.operation);
+                            }
                             decoder.rule(question.ruled(outcome), self.now);
                         }
                         continue;
@@ -788,7 +798,7 @@ impl Session {
                     }
                     () = cancelled(self.cancellable.as_ref()) => {
                         self.now = now();
-                        if let Some(question) = held.take_if(|held| held.pending.withdraw(CANCELLED)) {
+                        if let Some(question) = held.take_if(|held| held.pending.withdraw(Withdrawal::Cancelled)) {
                             decoder.rule(question.cancelled(), self.now);
                         }
                         continue;

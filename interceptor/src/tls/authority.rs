@@ -8,6 +8,8 @@ use std::{
     sync::Arc,
 };
 
+use aws_lc_rs::hmac;
+use interceptor_core::operation::Digest;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData as _, SanType,
@@ -30,6 +32,8 @@ pub struct Authority {
     certificate: CertificateDer<'static>,
     pem: String,
     not_after: OffsetDateTime,
+    /// What keeps digests of secrets from being guessed.
+    seal: hmac::Key,
 }
 
 /// The key of leaves: who has it shows them, and doesn't sign them.
@@ -152,6 +156,7 @@ impl Authority {
                 format!("it expired on {}", not_after.date()),
             ));
         }
+        let seal = hmac::Key::new(hmac::HMAC_SHA256, &key_pair.serialize_der());
         let issuer = Issuer::from_ca_cert_der(&der, key_pair)
             .map_err(|error| broken(&certificate, error.to_string()))?;
         Ok(Self {
@@ -159,6 +164,7 @@ impl Authority {
             certificate: der,
             pem,
             not_after,
+            seal,
         })
     }
 
@@ -172,6 +178,18 @@ impl Authority {
     #[must_use]
     pub const fn der(&self) -> &CertificateDer<'static> {
         &self.certificate
+    }
+
+    /// `digest` as it may go on record: without the key of this authority nobody can tell what it is of, though it
+    /// be of a short secret.
+    #[must_use]
+    pub fn keyed(&self, digest: Digest) -> Digest {
+        let mut context = hmac::Context::with_key(&self.seal);
+        context.update(b"interceptor context v1");
+        context.update(&digest.0);
+        let mut bytes = [0; 32];
+        bytes.copy_from_slice(context.sign().as_ref());
+        Digest(bytes)
     }
 
     /// Signs the leaf that is `wanted`.

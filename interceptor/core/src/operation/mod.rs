@@ -366,33 +366,56 @@ impl Operation {
     /// Every part is preceded by its length, so no two operations share one encoding.
     #[must_use]
     pub fn digest(&self, origin: &Origin) -> Digest {
-        let mut context = digest::Context::new(&digest::SHA256);
-        let mut part = |bytes: &[u8]| {
-            context.update(&(bytes.len() as u64).to_be_bytes());
-            context.update(bytes);
-        };
-        part(b"interceptor operation v1");
-        part(origin.agent.name.as_bytes());
-        match origin.process.network_namespace {
-            None => part(origin.destination.to_string().as_bytes()),
-            // The same address is another host there.
-            Some(cookie) => part(format!("{} in {cookie}", origin.destination).as_bytes()),
-        }
-        part(self.protocol.name().as_bytes());
-        part(self.description.action().as_bytes());
-        part(&self.content);
-        part(&(self.parameters.len() as u64).to_be_bytes());
+        let mut parts = self.parts(b"interceptor operation v1", origin, &self.content);
+        parts.add(&(self.parameters.len() as u64).to_be_bytes());
         for parameter in &*self.parameters {
-            part(&[parameter.format as u8, u8::from(parameter.value.is_some())]);
-            part(&parameter.type_oid.to_be_bytes());
-            part(parameter.value.as_deref().unwrap_or_default());
+            parts.add(&[parameter.format as u8, u8::from(parameter.value.is_some())]);
+            parts.add(&parameter.type_oid.to_be_bytes());
+            parts.add(parameter.value.as_deref().unwrap_or_default());
         }
-        for (name, value) in &self.options {
-            part(name.as_bytes());
-            part(value.as_bytes());
+        parts.options(&self.options)
+    }
+
+    /// As [`Self::digest`], of all operations that are this one but for their values: with `shape`, which has none,
+    /// in place of content and parameters.
+    #[must_use]
+    pub fn digest_of_shape(&self, origin: &Origin, shape: &[u8]) -> Digest {
+        self.parts(b"interceptor shape v1", origin, shape)
+            .options(&self.options)
+    }
+
+    fn parts(&self, kind: &[u8], origin: &Origin, content: &[u8]) -> Parts {
+        let mut parts = Parts(digest::Context::new(&digest::SHA256));
+        parts.add(kind);
+        parts.add(origin.agent.name.as_bytes());
+        match origin.process.network_namespace {
+            None => parts.add(origin.destination.to_string().as_bytes()),
+            // The same address is another host there.
+            Some(cookie) => parts.add(format!("{} in {cookie}", origin.destination).as_bytes()),
+        }
+        parts.add(self.protocol.name().as_bytes());
+        parts.add(self.description.action().as_bytes());
+        parts.add(content);
+        parts
+    }
+}
+
+/// A digest in the making.
+struct Parts(digest::Context);
+
+impl Parts {
+    fn add(&mut self, bytes: &[u8]) {
+        self.0.update(&(bytes.len() as u64).to_be_bytes());
+        self.0.update(bytes);
+    }
+
+    fn options(mut self, options: &[(Box<str>, Box<str>)]) -> Digest {
+        for (name, value) in options {
+            self.add(name.as_bytes());
+            self.add(value.as_bytes());
         }
         let mut bytes = [0; 32];
-        bytes.copy_from_slice(context.finish().as_ref());
+        bytes.copy_from_slice(self.0.finish().as_ref());
         Digest(bytes)
     }
 }

@@ -2,6 +2,7 @@
 
 mod direct;
 mod dns;
+mod reviewers;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -15,12 +16,11 @@ use regex::bytes::Regex;
 use serde_saphyr::{Location, Spanned};
 
 use super::{
-    decision::HoldTerms,
     direct::DirectRule,
     error::{Problem, unknown},
     file::{
         ActionSpec, ChangeSpec, DestinationSpec, DurabilitySpec, File, HttpSpec, MaskSpec,
-        MatchSpec, OneOrMany, Ports, RateSpec, ReviewersSpec, RewriteSpec, RuleSpec, TlsSpec,
+        MatchSpec, OneOrMany, Ports, RateSpec, RewriteSpec, RuleSpec, TlsSpec,
     },
     http::{HttpMatch, JsonPath, PathPattern},
     rule::{
@@ -38,9 +38,6 @@ use crate::{
         http::{Change, Rewrite},
     },
 };
-
-/// How long a held operation waits where its rule doesn't say.
-const WITHIN: Duration = Duration::from_secs(15 * 60);
 
 /// Compiles one file after another, collecting what is wrong.
 #[derive(Debug, Default)]
@@ -407,41 +404,6 @@ impl Compiler {
             }
         }
         Some(texts.iter().map(|text| Glob::new(text)).collect())
-    }
-
-    fn terms(&mut self, file: &str, reviewers: Option<&Spanned<ReviewersSpec>>) -> HoldTerms {
-        let mut terms = HoldTerms {
-            groups: [].into(),
-            quorum: 1,
-            within: WITHIN,
-        };
-        let Some(spec) = reviewers else { return terms };
-        terms.groups = spec
-            .value
-            .groups
-            .iter()
-            .map(|group| group.as_str().into())
-            .collect();
-        match spec.value.quorum {
-            Some(0) => self.problem(
-                file,
-                spec.referenced,
-                "a quorum of 0 would approve by itself; 1 is the least",
-            ),
-            Some(quorum) => terms.quorum = quorum,
-            None => {}
-        }
-        if let Some(within) = &spec.value.within {
-            match duration(within).filter(|within| !within.is_zero()) {
-                Some(within) => terms.within = within,
-                None => self.problem(
-                    file,
-                    spec.referenced,
-                    format!("`{within}` is no time; `30s`, `15m`, `2h` are"),
-                ),
-            }
-        }
-        terms
     }
 
     fn mask(

@@ -66,23 +66,109 @@ pub enum Verdict {
     Hold(HoldTerms),
 }
 
-/// Who has to agree to a held operation, and by when.
+/// Who has to agree to a held operation, by when, and what their yes may be for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HoldTerms {
-    /// Groups whose members may vote; empty means anyone who may use the control socket.
+    /// Groups whose members may vote. Where neither groups nor people are named, anyone who may use the control
+    /// socket.
     pub groups: Arc<[Box<str>]>,
+    /// People who may vote, whichever groups they are in.
+    pub people: Arc<[Box<str>]>,
     /// How many distinct people have to agree, at least one.
     pub quorum: u32,
-    /// How long the operation waits before it is refused.
+    /// How long they have.
     pub within: Duration,
+    /// How long the client is kept waiting; after that it is told to come back. As long as they have, where not
+    /// shorter.
+    pub wait: Duration,
+    /// How long after its client gave up waiting, or after it was approved, the operation may be sent again and pass
+    /// without another question; zero where it may not.
+    pub retry: Duration,
+    /// What becomes of it where nobody says no and too few say yes.
+    pub otherwise: Otherwise,
+    /// Who is asked as well when it has waited for a while, soonest first.
+    pub escalate: Arc<[Escalation]>,
+    /// Whether a yes needs a reason.
+    pub reason: bool,
+    /// What people may agree to beyond the one operation; nothing where it isn't said.
+    pub windows: Option<WindowLimits>,
 }
+
+/// What becomes of a held operation about which nobody decided in time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Otherwise {
+    /// It is refused.
+    #[default]
+    Deny,
+    /// It goes: people had the time to object. Only where its client still waits.
+    Allow,
+}
+
+/// Further groups that are asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Escalation {
+    /// How long after the operation was held.
+    pub after: Duration,
+    /// The groups.
+    pub groups: Arc<[Box<str>]>,
+}
+
+/// What later operations an approval is for as well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WindowScope {
+    /// The same operation, byte for byte.
+    Operation,
+    /// The same but for values: a statement without its literals, a path without its ids.
+    Shape,
+    /// Whatever the same rule holds of this agent.
+    Rule,
+}
+
+impl WindowScope {
+    /// Its name in policies and on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Operation => "operation",
+            Self::Shape => "shape",
+            Self::Rule => "rule",
+        }
+    }
+}
+
+/// The most that people may agree to in advance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WindowLimits {
+    /// What for: this or less.
+    pub scope: WindowScope,
+    /// For how long.
+    #[serde(rename = "for")]
+    pub span: Duration,
+    /// How many operations more than the one that was asked about.
+    pub at_most: u32,
+}
+
+/// How long people have where a rule doesn't say.
+pub const WITHIN: Duration = Duration::from_secs(15 * 60);
+
+/// How long an operation may be sent again where a rule doesn't say.
+pub const RETRY: Duration = Duration::from_secs(15 * 60);
 
 impl Default for HoldTerms {
     fn default() -> Self {
         Self {
             groups: [].into(),
+            people: [].into(),
             quorum: 1,
-            within: Duration::from_secs(15 * 60),
+            within: WITHIN,
+            wait: WITHIN,
+            retry: RETRY,
+            otherwise: Otherwise::Deny,
+            escalate: [].into(),
+            reason: false,
+            windows: None,
         }
     }
 }

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Deserializer};
 use serde_saphyr::Spanned;
 
-use super::error::Problem;
+use super::{
+    decision::{Otherwise, WindowScope},
+    error::Problem,
+};
 
 /// A policy file.
 #[derive(Debug, Deserialize)]
@@ -233,10 +236,48 @@ pub(super) enum Ports {
 pub(super) struct ReviewersSpec {
     #[serde(default, deserialize_with = "listed")]
     pub(super) groups: Vec<String>,
+    #[serde(default, deserialize_with = "listed")]
+    pub(super) people: Vec<String>,
     #[serde(default, deserialize_with = "given")]
     pub(super) quorum: Option<u32>,
     #[serde(default, deserialize_with = "given")]
     pub(super) within: Option<String>,
+    #[serde(default, deserialize_with = "given")]
+    pub(super) wait: Option<String>,
+    #[serde(default, deserialize_with = "given")]
+    pub(super) retry: Option<String>,
+    #[serde(default, deserialize_with = "given")]
+    pub(super) otherwise: Option<Otherwise>,
+    #[serde(default, deserialize_with = "listed")]
+    pub(super) escalate: Vec<EscalationSpec>,
+    #[serde(default, deserialize_with = "given")]
+    pub(super) reason: Option<ReasonSpec>,
+    #[serde(default, deserialize_with = "given")]
+    pub(super) windows: Option<WindowsSpec>,
+}
+
+/// Whether a yes needs a reason.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum ReasonSpec {
+    Optional,
+    Required,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct EscalationSpec {
+    pub(super) after: String,
+    #[serde(deserialize_with = "listed")]
+    pub(super) groups: Vec<String>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WindowsSpec {
+    pub(super) scope: WindowScope,
+    pub(super) r#for: String,
+    pub(super) at_most: u32,
 }
 
 #[derive(Debug, Clone, Deserialize)]

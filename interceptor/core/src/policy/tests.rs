@@ -74,6 +74,11 @@ fn mistakes_are_told_with_their_place_and_a_remedy() {
     let rule = |line: &str| {
         format!("default: {{action: deny}}\nrules:\n  - id: a\n    {line}\n    action: allow\n")
     };
+    let hold = |reviewers: &str| {
+        format!(
+            "default: {{action: deny}}\nrules:\n  - id: a\n    action: hold\n    reviewers: {{{reviewers}}}\n"
+        )
+    };
     for (text, expected) in [
         ("rules: []".to_owned(), "no default is given; add `default: {action: deny"),
         ("defualt: {action: deny}".to_owned(), "p.yaml:1:1: unknown name `defualt`; did you mean `default`?"),
@@ -144,7 +149,17 @@ fn mistakes_are_told_with_their_place_and_a_remedy() {
         ("default: {action: deny}\nrules: [{id: a, match: {source: {address: 192.0.2.1}}, action: deny}]".to_owned(), "only a rule with `inbound` has a `source`"),
         ("default: {action: deny}\nrules: [{id: a, match: {destination: {port: [1, 3, 5, 7, 9, 11, 13, 15, 17]}}, inbound: allow}]".to_owned(), "more than 8 ranges of ports"),
         (rule("reviewers: {quorum: 2}"), "only a rule that holds has reviewers"),
-        ("default: {action: deny}\nrules: [{id: a, action: hold, reviewers: {quorum: 0}}]".to_owned(), "a quorum of 0"),
+        (hold("quorum: 0"), "a quorum of 0"),
+        (hold("people: [alice], quorum: 2"), "a quorum of 2 of 1 people can't be reached"),
+        (hold("within: 5m, wait: 6m"), "it can't be longer"),
+        (hold("wait: 30s, retry: 0s"), "has to be let by when it does"),
+        (hold("retry: soon"), "`soon` is no time"),
+        (hold("otherwise: maybe"), "maybe"),
+        (hold("within: 5m, escalate: [{after: 5m, groups: [leads]}]"), "nobody is asked after `5m`"),
+        (hold("escalate: [{after: 5m, groups: []}]"), "an escalation names `groups`"),
+        (hold("windows: {scope: shape, for: 25h, at_most: 5}"), "longer than a day"),
+        (hold("windows: {scope: shape, for: 1h, at_most: 0}"), "from 1 to 10000"),
+        (hold("windows: {scope: all, for: 1h, at_most: 1}"), "all"),
         ("default: {action: deny}\nrules: [{id: a, action: deny, mask: [{pattern: card}]}]".to_owned(), "nothing to mask"),
         ("default: {action: deny}\nrules: [{id: a, action: deny}, {id: b, action: allow}]".to_owned(), "can never decide"),
         ("default: {action: deny}\nrules: [{id: a, action: deny, match: {touch: read}}, {id: a, action: allow}]".to_owned(), "ids are unique"),

@@ -27,7 +27,13 @@ fn detail(statement: &str) -> Detail {
         "policy": "sha256:00",
         "groups": ["dba"],
         "quorum": 2,
-        "votes": [{"by": "alice", "approve": true, "reason": "fine", "time": "2026-11-20T22:00:30Z"}],
+        "people": ["erin"],
+        "reason_required": false,
+        "otherwise": "deny",
+        "windows": {"scope": "shape", "seconds": 900, "at_most": 20},
+        "waits": true,
+        "retry": 900,
+        "votes": [{"by": "alice", "choice": "approve", "reason": "fine", "time": "2026-11-20T22:00:30Z"}],
         "requested": "2026-11-20T22:00:00Z",
         "until": "2026-11-20T22:15:00Z",
         "content": {"text": statement},
@@ -66,7 +72,8 @@ effects      write
 touches      shop.orders (write)
 held by      writes-wait
 because      a person looks first
-reviewers    dba
+reviewers    dba, erin
+windows      --also shape or less, for up to 15m, up to 20 times
 vote         approved by alice: fine at 2026-11-20 22:00:30Z
 requested    2026-11-20 22:00:00Z
 until        2026-11-20 22:15:00Z

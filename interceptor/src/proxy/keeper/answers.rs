@@ -25,7 +25,7 @@ use super::{
     Asked, CONGESTED_BYTES, Keeper, ToIt,
 };
 use crate::{
-    approval::{Outcome, Request},
+    approval::{Outcome, Request, Withdrawal},
     clock,
     credentials::Secrets as _,
     tls::{Leaf, Wanted},
@@ -39,17 +39,17 @@ impl Keeper {
     pub(super) async fn ask(
         &self,
         ask: Ask,
-        mut withdrawal: oneshot::Receiver<String>,
+        mut withdrawal: oneshot::Receiver<Withdrawal>,
         line: &ToIt,
     ) {
-        let approval = ask.approval;
+        let asked = ask.approval;
         let refuse = |reason: &str| {
             let outcome = Outcome::Refused {
                 cause: interceptor_core::ruling::Cause::Unavailable,
                 reason: reason.into(),
             };
-            self.asked().remove(&approval);
-            let _ = line.send(&ToProxy::Outcome(approval, outcome), Vec::new());
+            self.asked().remove(&asked);
+            let _ = line.send(&ToProxy::Outcome(asked, outcome), Vec::new());
         };
         // What people are asked about is on record before the question is.
         let settled = self.settled().await;
@@ -67,22 +67,28 @@ impl Keeper {
             session: ask.session,
             number: ask.number,
             digest: ask.operation.digest(&origin),
+            context: self.means.authority.keyed(ask.context),
+            shape: ask.shape,
             origin,
             terms: terms.clone(),
             operation: ask.operation,
             decision: Arc::new(ask.decision),
         };
         let approvals = &self.means.approvals;
-        let mut pending = approvals.request(approval, request.clone(), clock::now());
+        let mut pending = approvals.request(asked, request, clock::now());
+        let id = pending.id();
+        if id != asked {
+            let _ = line.send(&ToProxy::Called(asked, id), Vec::new());
+        }
         let outcome = tokio::select! {
             biased;
             outcome = pending.outcome() => outcome,
             why = &mut withdrawal => match why {
-                Ok(why) if pending.withdraw(&why) => return,
+                Ok(why) if pending.withdraw(why) => return,
                 // It was answered this moment.
                 Ok(why) => {
                     if pending.outcome().await == Outcome::Approved {
-                        approvals.came_too_late(approval, &request, &why);
+                        approvals.unused(id, pending.request(), why);
                     }
                     return;
                 }
@@ -90,29 +96,28 @@ impl Keeper {
                 Err(_) => return,
             },
         };
-        let mut asked = self.asked();
+        let mut open = self.asked();
         // Whatever was said meanwhile is in the channel, or comes behind this.
         if let Ok(why) = withdrawal.try_recv() {
             if outcome == Outcome::Approved {
-                approvals.came_too_late(approval, &request, &why);
+                approvals.unused(id, pending.request(), why);
             }
             return;
         }
         if outcome == Outcome::Approved {
-            asked.insert(approval, Asked::Approved(Box::new(request)));
+            let request = pending.request().clone();
+            open.insert(asked, Asked::Approved(id, request));
         } else {
-            asked.remove(&approval);
+            open.remove(&asked);
         }
-        let _ = line.send(&ToProxy::Outcome(approval, outcome), Vec::new());
+        let _ = line.send(&ToProxy::Outcome(asked, outcome), Vec::new());
     }
 
-    pub(super) fn withdraw(&self, approval: ApprovalId, why: String) {
-        match self.asked().remove(&approval) {
+    pub(super) fn withdraw(&self, asked: ApprovalId, why: Withdrawal) {
+        match self.asked().remove(&asked) {
             // Who isn't there any more has answered.
             Some(Asked::Waits(waits)) => drop(waits.send(why)),
-            Some(Asked::Approved(request)) => {
-                self.means.approvals.came_too_late(approval, &request, &why);
-            }
+            Some(Asked::Approved(id, request)) => self.means.approvals.unused(id, &request, why),
             None => {}
         }
     }

@@ -75,6 +75,9 @@ pub(super) fn say(
         header::CACHE_CONTROL,
         header::HeaderValue::from_static("no-store"),
     );
+    if let Some(seconds) = problem.retry_after() {
+        headers.insert(header::RETRY_AFTER, seconds.into());
+    }
     if form == Form::Grpc {
         headers.insert(
             header::CONTENT_TYPE,

@@ -157,7 +157,7 @@ impl Connection<'_> {
             let operation = describe::operation(&described, fields.clone(), body, content);
             let mut session = self.session.lock().await;
             session.now = crate::clock::now();
-            let decided = session.decide(operation).await;
+            let decided = session.decide(operation, Bytes::new()).await;
             let number = session.operations;
             if session.stopped {
                 return Err(Broken::Unrecorded);

@@ -109,6 +109,7 @@ impl Asked {
             Cause::Denied => format!("denied by rule \"{rule}\""),
             Cause::Rejected => format!("held by rule \"{rule}\" and rejected"),
             Cause::TimedOut => format!("held by rule \"{rule}\" and not approved in time"),
+            Cause::Waiting => format!("held by rule \"{rule}\" until a person approves it"),
             Cause::Cancelled => "cancelled".to_owned(),
             Cause::Unavailable => "can't be decided or recorded now".to_owned(),
         };
@@ -123,7 +124,7 @@ impl Asked {
             Cause::Denied | Cause::Rejected | Cause::TimedOut => {
                 self.answer(self.denial(), (extended::BLOCKED, &text))
             }
-            Cause::Cancelled | Cause::Unavailable => {
+            Cause::Cancelled | Cause::Waiting | Cause::Unavailable => {
                 self.answer(rcode::SERVFAIL, (extended::OTHER, &text))
             }
         }

@@ -13,6 +13,7 @@ mod h1;
 mod head;
 pub mod recorder;
 pub mod refuse;
+pub mod shape;
 #[cfg(test)]
 mod tests;
 mod websocket;

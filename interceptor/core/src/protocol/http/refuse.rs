@@ -25,7 +25,13 @@ pub struct Problem {
     approval: Option<String>,
     /// What to do instead.
     remedy: &'static str,
+    /// Seconds after which asking again makes sense.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_after: Option<u32>,
 }
+
+/// When who was told to come back for an answer should, in seconds.
+const RETRY_AFTER: u32 = 30;
 
 impl Problem {
     /// What became of a request that may not go.
@@ -49,6 +55,12 @@ impl Problem {
                 "No reviewer answered in time",
                 403,
                 "It was not carried out. Try again when somebody is there to approve it.",
+            ),
+            Cause::Waiting => (
+                "urn:interceptor:problem:held",
+                "Held until a person approves it",
+                403,
+                "It was not carried out. Go on with something else and send exactly the same request again later: once it is approved it passes, and until then it waits for the same answer.",
             ),
             Cause::Cancelled => (
                 "urn:interceptor:problem:cancelled",
@@ -83,6 +95,7 @@ impl Problem {
             reason: (!refusal.reason.is_empty()).then(|| refusal.reason.to_string()),
             approval: refusal.approval.map(|id| id.to_string()),
             remedy,
+            retry_after: (refusal.cause == Cause::Waiting).then_some(RETRY_AFTER),
         }
     }
 
@@ -98,6 +111,7 @@ impl Problem {
             reason: None,
             approval: None,
             remedy: "Send it in the plainest form that RFC 9112 allows; it was not carried out.",
+            retry_after: None,
         }
     }
 
@@ -115,6 +129,7 @@ impl Problem {
             reason: None,
             approval: None,
             remedy: "Send less at once, or ask the operator of this host for a rule that doesn't look at the body.",
+            retry_after: None,
         }
     }
 
@@ -132,6 +147,7 @@ impl Problem {
             reason: None,
             approval: None,
             remedy: "Present the placeholder that the operator of this host gave you. The request was not carried out.",
+            retry_after: None,
         }
     }
 
@@ -147,6 +163,7 @@ impl Problem {
             reason: None,
             approval: None,
             remedy: "Check that it is running and listens on this address.",
+            retry_after: None,
         }
     }
 
@@ -164,6 +181,7 @@ impl Problem {
             reason: None,
             approval: None,
             remedy: "The request was carried out. Ask for the response in another form (no Range, `Accept-Encoding: identity`, JSON).",
+            retry_after: None,
         }
     }
 
@@ -179,6 +197,7 @@ impl Problem {
             reason: None,
             approval: None,
             remedy: "Try again later; the operator of this host sees the cause with `interceptor status`.",
+            retry_after: None,
         }
     }
 
@@ -194,7 +213,14 @@ impl Problem {
             reason: None,
             approval: None,
             remedy: "Try again when other requests are done; send less at once. It was not carried out, unless an answer to it had begun.",
+            retry_after: None,
         }
+    }
+
+    /// Seconds after which asking again makes sense (`Retry-After`), where it does.
+    #[must_use]
+    pub const fn retry_after(&self) -> Option<u32> {
+        self.retry_after
     }
 
     /// Its status.
@@ -271,8 +297,11 @@ impl Problem {
         } else {
             "Connection: close\r\n"
         };
+        let retry_after = self
+            .retry_after
+            .map_or_else(String::new, |seconds| format!("Retry-After: {seconds}\r\n"));
         let mut out = format!(
-            "HTTP/1.1 {} {reason}\r\nContent-Type: application/problem+json\r\nContent-Length: {}\r\nCache-Control: no-store\r\n{connection}\r\n",
+            "HTTP/1.1 {} {reason}\r\nContent-Type: application/problem+json\r\nContent-Length: {}\r\nCache-Control: no-store\r\n{retry_after}{connection}\r\n",
             self.status,
             body.len(),
         )

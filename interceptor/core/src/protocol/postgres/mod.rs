@@ -25,6 +25,7 @@ mod questions;
 mod refuse;
 mod release;
 mod rows;
+pub mod shape;
 mod startup;
 #[cfg(test)]
 mod tests;
@@ -112,6 +113,8 @@ pub struct Postgres {
     /// The server's host and port, as the configuration would name them.
     destination: Option<String>,
     identity: Identity,
+    /// The parameters of the StartupMessage.
+    beginning: Bytes,
     attempt: Option<Box<Attempt>>,
     relay: Relay,
     /// Bytes from the client. Those before `accepted` may be sent; those after haven't been looked at.
@@ -174,6 +177,7 @@ impl Postgres {
             replication: false,
             destination: None,
             identity: Identity::default(),
+            beginning: Bytes::new(),
             attempt: None,
             relay: Relay::default(),
             client: BytesMut::new(),

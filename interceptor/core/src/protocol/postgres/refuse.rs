@@ -80,6 +80,9 @@ pub(super) fn refusal(refusal: &Refusal, severity: &str) -> Bytes {
         Cause::TimedOut => {
             format!("interceptor: held by rule \"{rule}\" and not approved in time{because}")
         }
+        Cause::Waiting => {
+            format!("interceptor: held by rule \"{rule}\" until a person approves it{because}")
+        }
         Cause::Unavailable => format!("interceptor: can't be decided or recorded now{because}"),
         Cause::Cancelled => {
             format!("interceptor: cancelled while it waited for approval by rule \"{rule}\"")
@@ -92,6 +95,9 @@ pub(super) fn refusal(refusal: &Refusal, severity: &str) -> Bytes {
         }
         Cause::TimedOut => {
             "Nobody approved the operation in time; it did not reach the server.".to_owned()
+        }
+        Cause::Waiting => {
+            "The operation has not reached the server; people are being asked.".to_owned()
         }
         Cause::Unavailable => {
             "The operation did not reach the server; others may pass once this is mended."
@@ -107,6 +113,9 @@ pub(super) fn refusal(refusal: &Refusal, severity: &str) -> Bytes {
         }
         Cause::Rejected => "Do not retry unchanged: a person has seen this operation and said no.",
         Cause::TimedOut => "Retry when a reviewer is available; the operation will be held again.",
+        Cause::Waiting => {
+            "Go on with something else and send exactly the same again later, on this connection or in the same way on another: once it is approved it passes, and until then it waits for the same answer."
+        }
         Cause::Unavailable => {
             "Retry later, and tell the operator: `interceptor status` shows the cause."
         }

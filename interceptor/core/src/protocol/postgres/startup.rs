@@ -127,6 +127,7 @@ impl Postgres {
             Malformed("the StartupMessage names no user; PostgreSQL asks for one".to_owned())
         })?;
         self.replication = parameters.replication;
+        self.beginning = packet.slice(StartupFrame::HEADER.min(packet.len())..);
         let database = parameters.database.clone().unwrap_or_else(|| user.clone());
         self.identity = Identity {
             user: user.clone(),
