@@ -10,7 +10,7 @@ use interceptor_tests::{
 };
 use serde_json::Value;
 
-use crate::support::cluster;
+use crate::{support::cluster, tls};
 
 const HOLD_WRITES: &str = "
 default: {action: allow}
@@ -21,6 +21,11 @@ rules:
     reason: \"a person looks first\"
     reviewers: {quorum: 1, within: 1m}
 ";
+
+/// The same, and what its client gave up on isn't kept for it.
+fn hold_writes_once() -> String {
+    HOLD_WRITES.replace("within: 1m", "within: 1m, retry: 0s")
+}
 
 fn id(approval: &Value) -> String {
     approval["id"].as_str().expect("an id").to_owned()
@@ -179,7 +184,7 @@ fn nobody_answering_is_a_no() {
 
 #[test]
 fn hanging_up_withdraws_the_request() {
-    let daemon = Daemon::start(HOLD_WRITES).unwrap();
+    let daemon = Daemon::start(&hold_writes_once()).unwrap();
     let database = cluster().database().unwrap();
     let mut client = Way::Guarded(&daemon, "gone").command("timeout");
     client.args([
@@ -211,7 +216,7 @@ fn hanging_up_withdraws_the_request() {
 
 #[test]
 fn a_killed_daemon_loses_no_request() {
-    let mut daemon = Daemon::start(HOLD_WRITES).unwrap();
+    let mut daemon = Daemon::start(&hold_writes_once()).unwrap();
     let database = cluster().database().unwrap();
     let agent = psql(&daemon, &database, "DELETE FROM shop.orders");
     let approval = id(&daemon.held().unwrap());
@@ -235,4 +240,283 @@ fn a_killed_daemon_loses_no_request() {
         "{steps:?}"
     );
     daemon.ask(&["verify"]).unwrap();
+}
+
+const DELETE: &str = "DELETE FROM shop.orders WHERE id = (SELECT min(id) FROM shop.orders)";
+
+/// Waits until the agent that ended isn't one any more: its name is free.
+fn ended(daemon: &Daemon) {
+    run::wait_for("the agent to end", Duration::from_secs(10), || {
+        let tags = daemon.ask_json(&["tag", "list"])?;
+        Ok(tags.as_array().is_none_or(Vec::is_empty).then_some(()))
+    })
+    .unwrap();
+}
+
+/// The one question, once its client waits or doesn't.
+#[track_caller]
+fn question(daemon: &Daemon, waits: bool) -> String {
+    run::wait_for("a question", Duration::from_secs(10), || {
+        let list = daemon.ask_json(&["approvals", "list"])?;
+        let all = list.as_array().cloned().unwrap_or_default();
+        Ok(match &all[..] {
+            [one] if one["waits"] == waits => Some(id(one)),
+            _ => None,
+        })
+    })
+    .unwrap()
+}
+
+/// `psql` as an agent that gives up after a second.
+fn impatient(daemon: &Daemon, database: &Database<'_>, more: &[&str]) -> Running {
+    let mut client = Way::Guarded(daemon, "held").command("timeout");
+    client.args(["--signal=KILL", "1", "psql", "--no-psqlrc"]);
+    run::start(database.enter(client.args(more))).unwrap()
+}
+
+/// The question that a client asked who has given up since.
+#[track_caller]
+fn given_up(daemon: &Daemon, agent: Running) -> String {
+    let asked = question(daemon, true);
+    agent.outcome().unwrap();
+    assert_eq!(question(daemon, false), asked);
+    asked
+}
+
+#[test]
+fn what_its_client_gave_up_on_passes_when_it_comes_again_and_once() {
+    let daemon = Daemon::start(HOLD_WRITES).unwrap();
+    let database = cluster().database().unwrap();
+    let other = cluster().database().unwrap();
+    let command = format!("--command={DELETE}");
+    let asked = given_up(&daemon, impatient(&daemon, &database, &[&command]));
+    daemon.ask(&["approvals", "approve", &asked]).unwrap();
+    assert_eq!(pending(&daemon), 0);
+    assert_eq!(
+        count(&database, "shop.orders"),
+        "3",
+        "nobody is there to run it"
+    );
+    let grants = daemon.ask(&["approvals", "grants"]).unwrap();
+    assert!(grants.contains(&asked), "{grants}");
+
+    // In another database it is something else, and where names mean something else.
+    let path = "--command=SET search_path = other";
+    for (database, commands) in [(&other, &[&*command][..]), (&database, &[path, &command])] {
+        let another = given_up(&daemon, impatient(&daemon, database, commands));
+        assert_ne!(another, asked);
+        daemon.ask(&["approvals", "deny", &another]).unwrap();
+    }
+    psql(&daemon, &database, DELETE)
+        .outcome()
+        .unwrap()
+        .success()
+        .unwrap();
+    assert_eq!(count(&database, "shop.orders"), "2");
+    assert_eq!(count(&other, "shop.orders"), "3");
+
+    let more = psql(&daemon, &database, DELETE);
+    let another = question(&daemon, true);
+    assert_ne!(another, asked, "an approval is used once");
+    daemon.ask(&["approvals", "deny", &another]).unwrap();
+    assert!(!more.outcome().unwrap().status.success());
+    let journal = daemon.journal().unwrap();
+    let steps: Vec<_> = journal.mentioning("approval", &asked).collect();
+    for step in ["requested", "left", "voted", "approved", "admitted"] {
+        assert!(
+            steps.iter().any(|line| line.mentions(step)),
+            "no {step}: {steps:#?}"
+        );
+    }
+}
+
+#[test]
+fn questions_and_approvals_outlive_a_killed_daemon() {
+    let mut daemon = Daemon::start(HOLD_WRITES).unwrap();
+    let database = cluster().database().unwrap();
+    let agent = psql(&daemon, &database, DELETE);
+    let asked = question(&daemon, true);
+    daemon.kill().unwrap();
+    assert!(!agent.outcome().unwrap().status.success());
+    daemon.restart().unwrap();
+    assert_eq!(question(&daemon, false), asked);
+    daemon.ask(&["approvals", "approve", &asked]).unwrap();
+    daemon.kill().unwrap();
+    daemon.restart().unwrap();
+    ended(&daemon);
+    psql(&daemon, &database, DELETE)
+        .outcome()
+        .unwrap()
+        .success()
+        .unwrap();
+    assert_eq!(count(&database, "shop.orders"), "2");
+    daemon.kill().unwrap();
+    daemon.restart().unwrap();
+    ended(&daemon);
+    // Used is used.
+    let agent = psql(&daemon, &database, DELETE);
+    let another = question(&daemon, true);
+    assert_ne!(another, asked);
+    daemon.ask(&["approvals", "deny", &another]).unwrap();
+    assert!(!agent.outcome().unwrap().status.success());
+    assert_eq!(count(&database, "shop.orders"), "2");
+    daemon.ask(&["verify"]).unwrap();
+}
+
+#[test]
+fn who_need_not_wait_is_told_to_come_back() {
+    let policy = "
+default: {action: allow}
+rules:
+  - {id: posts, match: {protocol: http, action: POST}, action: hold, reviewers: {within: 1m, wait: 1s}}
+  - {id: writes, match: {protocol: postgres, class: [write]}, action: hold, reviewers: {within: 1m, wait: 1s}}
+";
+    let daemon = tls::daemon(policy);
+    let web = tls::web();
+    for (version, url) in [
+        ("--http1.1", format!("http://localhost:{}/echo", web.plain)),
+        ("--http2", format!("https://localhost:{}/echo", web.good)),
+    ] {
+        let post = |token: &str| {
+            let mut curl = daemon.run_as("web", "curl");
+            let authorization = format!("Authorization: Bearer {token}");
+            curl.args(["--silent", "--include", version, "--data", "x=1"]);
+            run::outcome(curl.args(["--header", &authorization, &url]))
+                .unwrap()
+                .stdout
+        };
+        let told = post("one");
+        let asked = question(&daemon, false);
+        for part in [" 403", "problem:held", &asked, "people have until"] {
+            assert!(told.contains(part), "no {part} in {told}");
+        }
+        assert!(told.to_lowercase().contains("retry-after: 30"), "{told}");
+        daemon.ask(&["approvals", "approve", &asked]).unwrap();
+        // Somebody else's request, though nobody is shown what makes it one.
+        assert!(post("other").contains(" 403"));
+        let other = question(&daemon, false);
+        daemon.ask(&["approvals", "deny", &other]).unwrap();
+        assert!(post("one").contains(" 200"));
+        assert!(post("one").contains(" 403"), "once");
+        let again = question(&daemon, false);
+        daemon.ask(&["approvals", "deny", &again]).unwrap();
+    }
+    let database = cluster().database().unwrap();
+    let told = psql(&daemon, &database, DELETE).outcome().unwrap();
+    let asked = question(&daemon, false);
+    for part in [
+        "until a person approves it",
+        &asked,
+        "send exactly the same again",
+    ] {
+        assert!(told.stderr.contains(part), "no {part} in {told}");
+    }
+    daemon.ask(&["approvals", "approve", &asked]).unwrap();
+    psql(&daemon, &database, DELETE)
+        .outcome()
+        .unwrap()
+        .success()
+        .unwrap();
+    assert_eq!(count(&database, "shop.orders"), "2");
+}
+
+#[test]
+fn people_agree_to_more_of_the_same_and_take_it_back() {
+    let policy = HOLD_WRITES.replace(
+        "within: 1m",
+        "within: 1m, windows: {scope: shape, for: 10m, at_most: 2}",
+    );
+    let daemon = Daemon::start(&policy).unwrap();
+    let database = cluster().database().unwrap();
+    let delete = |id: u32| {
+        psql(
+            &daemon,
+            &database,
+            &format!("DELETE FROM shop.orders WHERE id = {id}"),
+        )
+    };
+    let approve =
+        |asked: &str, more: &[&str]| daemon.ask(&[&["approvals", "approve", asked], more].concat());
+    let agent = delete(1);
+    let asked = question(&daemon, true);
+    let error = approve(&asked, &["--also", "rule"])
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("at most scope `shape`, for 10m, 2 times"),
+        "{error}"
+    );
+    approve(&asked, &["--also", "shape", "--for", "5m"]).unwrap();
+    agent.outcome().unwrap().success().unwrap();
+    // Other values are of the same shape; more than values aren't.
+    delete(2).outcome().unwrap().success().unwrap();
+    let all = psql(&daemon, &database, "DELETE FROM shop.orders");
+    let another = question(&daemon, true);
+    daemon.ask(&["approvals", "deny", &another]).unwrap();
+    assert!(!all.outcome().unwrap().status.success());
+    let grants = daemon.ask_json(&["approvals", "grants"]).unwrap();
+    assert_eq!(
+        (&grants[0]["id"], &grants[0]["left"]),
+        (&asked.clone().into(), &1.into())
+    );
+
+    daemon.ask(&["approvals", "revoke", &asked]).unwrap();
+    let agent = delete(3);
+    let another = question(&daemon, true);
+    daemon.ask(&["approvals", "deny", &another]).unwrap();
+    assert!(!agent.outcome().unwrap().status.success());
+    assert_eq!(count(&database, "shop.orders"), "1");
+}
+
+#[test]
+fn own_agents_and_emergencies() {
+    let policy = HOLD_WRITES.replace("within: 1m", "groups: [dba, everyone], within: 1m");
+    let configuration = "reviewers: {dba: [nobody], everyone: [root], oncall: [root]}\napprovals: {break_glass: [oncall]}\n";
+    let daemon = Daemon::configured(&policy, |_| configuration.to_owned()).unwrap();
+    let database = cluster().database().unwrap();
+    let delete = |labels: &[&str]| {
+        let mut client =
+            daemon.command([&["run", "--agent", "held"], labels, &["--", "psql"]].concat());
+        let command = format!("--command={DELETE}");
+        run::start(database.enter(client.args(["--no-psqlrc", &command]))).unwrap()
+    };
+    let agent = delete(&["--label", "owner=root"]);
+    let asked = question(&daemon, true);
+    for verb in [&["approve"][..], &["override", "--reason", "mine"]] {
+        let refused = daemon.ask(&[&["approvals"], verb, &[&*asked]].concat());
+        let refused = refused.unwrap_err().to_string();
+        assert!(
+            refused.contains("nobody approves what their own agent asks for"),
+            "{refused}"
+        );
+    }
+    daemon.ask(&["approvals", "deny", &asked]).unwrap();
+    assert!(!agent.outcome().unwrap().status.success());
+
+    let agent = delete(&[]);
+    let asked = question(&daemon, true);
+    let error = daemon.ask(&["approvals", "override", &asked]).unwrap_err();
+    assert!(
+        error.to_string().contains("a reason is required"),
+        "{error}"
+    );
+    daemon
+        .ask(&[
+            "approvals",
+            "override",
+            &asked,
+            "--reason",
+            "the shop is down",
+        ])
+        .unwrap();
+    agent.outcome().unwrap().success().unwrap();
+    let journal = daemon.journal().unwrap();
+    let step = journal.mentioning("approval", "overridden").next().unwrap();
+    let shown = daemon
+        .ask(&["sessions", "show", step.session.as_deref().unwrap()])
+        .unwrap();
+    assert!(
+        shown.contains("BREAK-GLASS: let through by root: the shop is down"),
+        "{shown}"
+    );
 }

@@ -189,6 +189,10 @@ impl Approvals {
             queue.grants.add(id, grant, now);
         }
         for (id, left) in recovered.left {
+            if left.waited {
+                let why = "the daemon stopped".into();
+                drop(self.append(id, &left.request, ApprovalStep::Left { why }));
+            }
             let mut ballot = Ballot::new(left.request.terms.quorum, left.until);
             let escalated = left.escalations;
             for (uid, vote) in left.votes {

@@ -56,6 +56,8 @@ pub(super) struct Left {
     pub(super) votes: Vec<(u32, Vote)>,
     /// How many times further groups were asked.
     pub(super) escalations: usize,
+    /// Its client waited until the daemon ended.
+    pub(super) waited: bool,
 }
 
 /// Something that was approved.
@@ -142,6 +144,7 @@ impl Unfinished {
                     until: *until,
                     votes: Vec::new(),
                     escalations: 0,
+                    waited: true,
                 });
                 let asked = Asked {
                     session: record.session,
@@ -285,8 +288,12 @@ impl Unfinished {
                 agent,
                 record,
                 left,
-                ..
+                waits,
             } = asked;
+            let left = left.map(|left| Left {
+                waited: waits,
+                ..left
+            });
             match left.filter(|left| !left.request.terms.retry.is_zero()) {
                 Some(left) if left.until > now || is_decided(&left) => {
                     recovered.left.push((id, left));

@@ -79,3 +79,23 @@ fn is_id(segment: &str) -> bool {
     digits > 0
         && (digits == segment.len() || segment.len() >= HEX_MIN && segment.bytes().all(is_hex))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_numbers_and_long_hexadecimals() {
+        for id in [
+            "7",
+            "1234567890",
+            "0b9fd1a6-7c1e-4c5e-9a56-6d0f3f3b6a11",
+            "5f43a1b2c3d4e5f60718293a",
+        ] {
+            assert!(is_id(id), "{id}");
+        }
+        for word in ["", "v1", "users", "face", "added", "deadbeefdeadbeef", "2fa-codes"] {
+            assert!(!is_id(word), "{word}");
+        }
+    }
+}

@@ -338,6 +338,10 @@ impl Decoder for Postgres {
         bytes.clear();
     }
 
+    fn beginning(&self) -> Bytes {
+        self.beginning.clone()
+    }
+
     fn finish(&mut self, from: Peer) {
         match from {
             Peer::Client => self.client_finished = true,

@@ -75,3 +75,57 @@ pub fn trace(operation: &Operation) -> Trace {
         Trace::State
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::operation::{Description, Protocol};
+
+    fn of(sql: &str) -> Option<String> {
+        let operation = Operation {
+            protocol: Protocol::Postgres,
+            description: Arc::new(Description::default()),
+            content: Bytes::copy_from_slice(sql.as_bytes()),
+            parameters: [].into(),
+            options: Vec::new(),
+            http: None,
+        };
+        let shape = shape(&operation)?;
+        Some(String::from_utf8(shape.to_vec()).unwrap())
+    }
+
+    #[test]
+    fn values_and_comments_make_no_difference() {
+        for (one, other) in [
+            ("DELETE FROM t WHERE id = 1", "DELETE FROM t\nWHERE id=234 -- all"),
+            ("UPDATE t SET a = 'x'", "UPDATE t SET a = E'y\\'z' /* really */"),
+            ("UPDATE t SET a = $$x$$", "UPDATE t SET a = 'x; DROP TABLE t'"),
+            ("SELECT 1.5", "SELECT 2e10"),
+            ("SELECT B'1'", "SELECT X'ff'"),
+        ] {
+            assert_eq!(of(one).unwrap(), of(other).unwrap());
+        }
+    }
+
+    #[test]
+    fn everything_else_does() {
+        for (one, other) in [
+            ("DELETE FROM t WHERE id = 1", "DELETE FROM t"),
+            ("DELETE FROM t WHERE id = 1", "DELETE FROM u WHERE id = 1"),
+            ("DELETE FROM t WHERE id = 1", "DELETE FROM t WHERE id = 1 OR true"),
+            ("DELETE FROM t WHERE a = false", "DELETE FROM t WHERE a = true"),
+            ("DELETE FROM t WHERE a = 1", "DELETE FROM t WHERE a = null"),
+            ("DELETE FROM t WHERE a = 1", "DELETE FROM t WHERE a = -1"),
+            ("DELETE FROM t WHERE a = $1", "DELETE FROM t WHERE a = $2"),
+            ("DELETE FROM t WHERE a = 1", "DELETE FROM t WHERE a = 1; DROP TABLE t"),
+            ("SELECT a b", "SELECT ab"),
+            ("SELECT \"a b\"", "SELECT \"a\" b"),
+        ] {
+            assert_ne!(of(one).unwrap(), of(other).unwrap());
+        }
+        assert_eq!(of("SELECT 'open"), None);
+        assert_eq!(of("SELECT 1\0; DROP TABLE t"), None);
+    }
+}
