@@ -92,7 +92,8 @@ impl Ballot {
         }
     }
 
-    /// Counts a vote that is in the journal. The time is checked again: recording takes time too.
+    /// Counts a vote that is in the journal. The time of a yes is checked again: recording takes time too. A no
+    /// that was said in time stands.
     pub(super) fn count(
         &mut self,
         voter: &Voter,
@@ -101,7 +102,10 @@ impl Ballot {
     ) -> Result<Tally, Inadmissible> {
         let choice = vote.choice;
         self.uncast(voter, choice);
-        self.admit(now)?;
+        match self.admit(now) {
+            Err(Inadmissible::TooLate) if choice == Choice::Deny => {}
+            admitted => admitted?,
+        }
         match choice {
             Choice::Approve => self.agreed.push((voter.uid, vote)),
             Choice::Deny => {
@@ -165,6 +169,11 @@ impl Ballot {
     /// Decides it whatever the votes; `false` where they have.
     pub(super) fn decide(&mut self) -> bool {
         !std::mem::replace(&mut self.decided, true)
+    }
+
+    /// Whether nobody has said no, or is about to have.
+    pub(super) const fn is_unopposed(&self) -> bool {
+        self.objection.is_none() && self.objecting == 0
     }
 
     /// Whether the outcome is known, though perhaps not yet recorded.

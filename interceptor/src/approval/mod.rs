@@ -8,6 +8,8 @@
 
 mod ballot;
 mod grants;
+#[cfg(test)]
+mod model;
 mod pending;
 mod queue;
 mod request;

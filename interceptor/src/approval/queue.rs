@@ -63,6 +63,8 @@ struct Open {
     ballot: Ballot,
     /// Groups that were asked later.
     escalated: Vec<Box<str>>,
+    /// When the outcome was known, though perhaps not yet recorded: what is approved stands from then on.
+    decided: Option<(Timestamp, Instant)>,
     /// The client that waits, if it does.
     answer: Option<oneshot::Sender<Outcome>>,
     /// What lets its time pass.
@@ -160,6 +162,7 @@ impl Approvals {
             requested: now,
             until,
             escalated: Vec::new(),
+            decided: None,
             answer: Some(answer),
             attended: Some(self.attend(id, &request, 0, Duration::ZERO)),
             request,
@@ -204,6 +207,7 @@ impl Approvals {
                 requested: left.requested,
                 until: left.until,
                 escalated: groups.flat_map(|step| step.groups.to_vec()).collect(),
+                decided: None,
                 answer: None,
                 attended: None,
                 request: left.request,
@@ -216,6 +220,7 @@ impl Approvals {
                 continue;
             }
             // It was decided, and the daemon ended before that was on record.
+            open.decided = Some((now, Instant::now()));
             let (step, outcome, state) = verdict(tally, &open.ballot);
             let recorded = self.append(id, &open.request, step);
             queue.open.insert(id, open);
@@ -461,7 +466,8 @@ impl Approvals {
             // In time; the outcome is on its way to the journal.
             return;
         }
-        if open.request.terms.otherwise == Otherwise::Allow && waits {
+        let is_unopposed = open.ballot.is_unopposed();
+        if open.request.terms.otherwise == Otherwise::Allow && is_unopposed && waits {
             let recorded = self.append(id, &open.request, ApprovalStep::Unopposed);
             let approvals = self.clone();
             tokio::spawn(async move {
@@ -531,6 +537,7 @@ impl Approvals {
             if tally == Tally::Open {
                 return Ok(summary);
             }
+            open.decided = Some((now, Instant::now()));
             let (step, outcome, state) = verdict(tally, &open.ballot);
             (self.append(id, &open.request, step), outcome, state)
         };
@@ -566,6 +573,7 @@ impl Approvals {
             if !open.ballot.decide() {
                 return Err(open.inadmissible(id, &voter, Inadmissible::Decided));
             }
+            open.decided = Some((now, Instant::now()));
             let by = voter.name;
             tracing::warn!(approval = %id, %by, %reason, agent = &*open.request.origin.agent.name, "an operation is let through by one person's word: break-glass");
             let step = ApprovalStep::Overridden {
@@ -614,9 +622,10 @@ impl Approvals {
     /// agreed to.
     fn approved(&self, queue: &mut Queue, id: ApprovalId, open: &mut Open, summary: &Summary) {
         let now = (self.0.clock)();
+        let (decided, passed) = open.decided.unwrap_or_else(|| (now, Instant::now()));
         let end = |span: Duration| End {
-            clock: later(now, span),
-            passes: Instant::now() + span.min(WITHIN_MAX),
+            clock: later(decided, span),
+            passes: passed + span.min(WITHIN_MAX),
         };
         let by: Vec<Box<str>> = match &summary.state {
             State::Overridden { by, .. } => vec![by.clone()],

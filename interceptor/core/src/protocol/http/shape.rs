@@ -94,7 +94,15 @@ mod tests {
         ] {
             assert!(is_id(id), "{id}");
         }
-        for word in ["", "v1", "users", "face", "added", "deadbeefdeadbeef", "2fa-codes"] {
+        for word in [
+            "",
+            "v1",
+            "users",
+            "face",
+            "added",
+            "deadbeefdeadbeef",
+            "2fa-codes",
+        ] {
             assert!(!is_id(word), "{word}");
         }
     }

@@ -99,9 +99,18 @@ mod tests {
     #[test]
     fn values_and_comments_make_no_difference() {
         for (one, other) in [
-            ("DELETE FROM t WHERE id = 1", "DELETE FROM t\nWHERE id=234 -- all"),
-            ("UPDATE t SET a = 'x'", "UPDATE t SET a = E'y\\'z' /* really */"),
-            ("UPDATE t SET a = $$x$$", "UPDATE t SET a = 'x; DROP TABLE t'"),
+            (
+                "DELETE FROM t WHERE id = 1",
+                "DELETE FROM t\nWHERE id=234 -- all",
+            ),
+            (
+                "UPDATE t SET a = 'x'",
+                "UPDATE t SET a = E'y\\'z' /* really */",
+            ),
+            (
+                "UPDATE t SET a = $$x$$",
+                "UPDATE t SET a = 'x; DROP TABLE t'",
+            ),
             ("SELECT 1.5", "SELECT 2e10"),
             ("SELECT B'1'", "SELECT X'ff'"),
         ] {
@@ -114,12 +123,21 @@ mod tests {
         for (one, other) in [
             ("DELETE FROM t WHERE id = 1", "DELETE FROM t"),
             ("DELETE FROM t WHERE id = 1", "DELETE FROM u WHERE id = 1"),
-            ("DELETE FROM t WHERE id = 1", "DELETE FROM t WHERE id = 1 OR true"),
-            ("DELETE FROM t WHERE a = false", "DELETE FROM t WHERE a = true"),
+            (
+                "DELETE FROM t WHERE id = 1",
+                "DELETE FROM t WHERE id = 1 OR true",
+            ),
+            (
+                "DELETE FROM t WHERE a = false",
+                "DELETE FROM t WHERE a = true",
+            ),
             ("DELETE FROM t WHERE a = 1", "DELETE FROM t WHERE a = null"),
             ("DELETE FROM t WHERE a = 1", "DELETE FROM t WHERE a = -1"),
             ("DELETE FROM t WHERE a = $1", "DELETE FROM t WHERE a = $2"),
-            ("DELETE FROM t WHERE a = 1", "DELETE FROM t WHERE a = 1; DROP TABLE t"),
+            (
+                "DELETE FROM t WHERE a = 1",
+                "DELETE FROM t WHERE a = 1; DROP TABLE t",
+            ),
             ("SELECT a b", "SELECT ab"),
             ("SELECT \"a b\"", "SELECT \"a\" b"),
         ] {
