@@ -1326,3 +1326,57 @@ fn what_is_said_beside_a_body_is_decided_and_recorded_too() {
     world.says(Peer::Upstream, response, 5);
     assert!(!world.client().contains("four"), "{}", world.client());
 }
+
+/// What the request in `bytes` is but for its values.
+fn shape_of(bytes: &str) -> Option<Bytes> {
+    let mut world = World::new(gather);
+    world.says(Peer::Client, bytes.as_bytes(), bytes.len());
+    super::shape::shape(world.operations.last().expect("a request"))
+}
+
+#[test]
+fn ids_and_values_make_no_difference_to_a_shape_and_everything_else_does() {
+    let post = |target: &str, fields: &str, body: &str| {
+        let length = body.len();
+        format!(
+            "POST {target} HTTP/1.1\r\nHost: x.example\r\n{fields}Content-Length: {length}\r\n\r\n{body}"
+        )
+    };
+    let plain = shape_of(&post("/users/7/disable?why=spam&by=3", "", "{}"));
+    assert!(plain.is_some());
+    for same in [
+        post("/users/123/disable?why=fraud&by=", "", "{}"),
+        post(
+            "/users/0b9fd1a6-7c1e-4c5e-9a56-6d0f3f3b6a11/disable?why=&by=1",
+            "",
+            "{}",
+        ),
+        post(
+            "/users/7/disable?why=spam&by=3",
+            "X-Request-Id: 7f\r\nDate: now\r\n",
+            "{}",
+        ),
+    ] {
+        assert_eq!(shape_of(&same), plain, "{same}");
+    }
+    for other in [
+        post("/users/all/disable?why=spam&by=3", "", "{}"),
+        post("/users/7/enable?why=spam&by=3", "", "{}"),
+        post("/users/7/disable?why=spam", "", "{}"),
+        post("/users/7/disable?why=spam&by=3&force=1", "", "{}"),
+        post("/users/7/disable?why=spam&by=3", "", "{\"all\":1}"),
+        post(
+            "/users/7/disable?why=spam&by=3",
+            "Authorization: Bearer x\r\n",
+            "{}",
+        ),
+        post(
+            "/users/7/disable?why=spam&by=3",
+            "X-HTTP-Method-Override: DELETE\r\n",
+            "{}",
+        ),
+        post("/users/7/disable?why=spam&by=3", "", "{}").replace("x.example", "y.example"),
+    ] {
+        assert_ne!(shape_of(&other), plain, "{other}");
+    }
+}
