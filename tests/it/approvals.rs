@@ -6,6 +6,7 @@ use interceptor_tests::{
     clients::Way,
     cluster::Database,
     daemon::Daemon,
+    paths,
     run::{self, Outcome, Running},
 };
 use serde_json::Value;
@@ -81,6 +82,48 @@ fn what_is_approved_runs_once() {
     for approval in [&first, &second] {
         assert!(journal.mentioning("approval", approval).count() >= 3);
     }
+}
+
+#[test]
+fn who_waits_is_told_what_for() {
+    let daemon = Daemon::start(HOLD_WRITES).unwrap();
+    let database = cluster().database().unwrap();
+    let mut client = Way::Guarded(&daemon, "told").psql(
+        &database,
+        &[
+            "--command=SET client_min_messages = notice",
+            &format!("--command={DELETE}"),
+        ],
+    );
+    let agent = run::start(&mut client).unwrap();
+    let asked = question(&daemon, true);
+    std::thread::sleep(Duration::from_secs(11));
+    daemon.ask(&["approvals", "approve", &asked]).unwrap();
+    let outcome = agent.outcome().unwrap();
+    let told = format!("NOTICE:  interceptor: held until a person approves it (approval {asked})");
+    assert!(outcome.stderr.contains(&told), "{outcome}");
+    outcome.success().unwrap();
+    assert_eq!(count(&database, "shop.orders"), "2");
+}
+
+#[test]
+fn a_reviewer_at_a_terminal_opens_with_one_key_and_answers_with_one() {
+    let daemon = Daemon::start(HOLD_WRITES).unwrap();
+    let database = cluster().database().unwrap();
+    let agent = psql(&daemon, &database, DELETE);
+    let asked = question(&daemon, true);
+    let watch = daemon.command(["approvals", "watch"]);
+    let mut reviewer = std::process::Command::new("python3");
+    reviewer.arg(paths::client("reviewer.py"));
+    reviewer.arg(watch.get_program()).args(watch.get_args());
+    let screen = run::outcome(&mut reviewer).unwrap().success().unwrap();
+    for part in ["\u{7}", DELETE, "Exactly this would run", &asked] {
+        assert!(screen.contains(part), "no {part:?} in {screen}");
+    }
+    agent.outcome().unwrap().success().unwrap();
+    let journal = daemon.journal().unwrap();
+    let vote = journal.mentioning("approval", "voted").next().unwrap();
+    assert!(vote.mentions("looks fine"), "{vote:?}");
 }
 
 #[test]

@@ -102,6 +102,11 @@ enum Bench {
         #[arg(long)]
         only: Vec<String>,
     },
+    /// Approvals: from a held request to those who watch, and from their vote to the server
+    Approvals {
+        #[command(flatten)]
+        amount: bench::Amount,
+    },
     /// connect() alone: without hooks, untagged beside them, redirected, and within an agent
     Connect {
         #[command(flatten)]
@@ -126,6 +131,9 @@ fn main() -> ExitCode {
         Task::Bench {
             what: Bench::Http { amount, only },
         } => bench::http::bench(amount, &only),
+        Task::Bench {
+            what: Bench::Approvals { amount },
+        } => bench::approvals::bench(amount),
         Task::Bench {
             what: Bench::Connect { amount },
         } => bench::connect::bench(amount),

@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 use crate::{
     login::{Authorization, Login},
     operation::Operation,
-    record::{Event, Timestamp},
+    record::{ApprovalId, Event, Timestamp},
     ruling::Ruling,
 };
 
@@ -162,9 +162,12 @@ pub trait Decoder: Send {
     /// Answers the open proposal.
     fn rule(&mut self, ruling: Ruling, now: Timestamp);
 
-    /// The proposal is still open because people are asked; a protocol that has a way to keep its client
-    /// waiting uses it.
-    fn still_held(&mut self) {}
+    /// The proposal is still open because people are asked, about `approval`; a protocol that has a way to keep its
+    /// client waiting uses it.
+    fn still_held(&mut self, approval: ApprovalId) {
+        // Others have none.
+        let _ = approval;
+    }
 
     /// What its operations depend on from the beginning of the session: as whom, in which database, with which
     /// settings.

@@ -141,6 +141,7 @@ impl Approvals {
             self.tell(Change::Resumed(Box::new(summary)));
             return pending;
         }
+        self.make_room(&mut queue, &request);
         let full = if queue.open.contains_key(&id) {
             Some("another request is called so")
         } else {
@@ -348,7 +349,7 @@ impl Approvals {
         self.queue().grants.standing(now)
     }
 
-    /// All that wait, oldest first, then the latest that ended where `ended` asks for them.
+    /// All that are open, those whose client waits first, of these the oldest; then the latest that ended where `ended` asks for them.
     #[must_use]
     pub fn list(&self, ended: bool) -> Vec<Summary> {
         let queue = self.queue();
@@ -357,7 +358,7 @@ impl Approvals {
             .iter()
             .map(|(id, open)| open.summary(*id, State::Pending))
             .collect();
-        open.sort_by_key(|summary| summary.requested);
+        open.sort_by_key(|summary| (!summary.waits, summary.requested));
         if ended {
             open.extend(
                 queue
@@ -461,7 +462,7 @@ impl Approvals {
         let Some(open) = queue.open.get_mut(&id) else {
             return;
         };
-        let waits = open.answer.as_ref().is_some_and(|it| !it.is_closed());
+        let waits = open.waits();
         if !open.ballot.decide() {
             // In time; the outcome is on its way to the journal.
             return;
@@ -707,6 +708,26 @@ impl Approvals {
         self.end(&mut queue, open.summary(id, State::Refused { cause }));
     }
 
+    /// Where its agent has as many questions as it may, the oldest that nobody waits for gives way to `request`.
+    fn make_room(&self, queue: &mut Queue, request: &Request) {
+        if queue.of_agent(request).count() < APPROVALS_PENDING_AGENT_MAX {
+            return;
+        }
+        let left = queue.of_agent(request).filter(|(_, open)| !open.waits());
+        let undecided = left.filter(|(_, open)| !open.ballot.is_decided());
+        let oldest = undecided.min_by_key(|(_, open)| open.requested);
+        let Some((id, open)) = oldest
+            .map(|(id, _)| *id)
+            .and_then(|id| Some((id, queue.open.remove(&id)?)))
+        else {
+            return;
+        };
+        let why: Box<str> = "the agent has asked for too much since".into();
+        let step = ApprovalStep::Withdrawn { why: why.clone() };
+        drop(self.append(id, &open.request, step));
+        self.end(queue, open.summary(id, State::Withdrawn { why }));
+    }
+
     /// The answer to what can't be asked.
     fn turned_away(
         &self,
@@ -776,8 +797,7 @@ impl Queue {
         let mut open = self.open.iter_mut();
         open.find(|(_, open)| {
             let own = &open.request;
-            let waits = open.answer.as_ref().is_some_and(|it| !it.is_closed());
-            !waits
+            !open.waits()
                 && !open.ballot.is_decided()
                 && own.origin.agent == request.origin.agent
                 && own.is_same(request)
@@ -788,20 +808,20 @@ impl Queue {
 
     /// Why nothing more can be asked, if so.
     fn full(&self, request: &Request) -> Option<&'static str> {
-        let agent = &request.origin.agent.name;
         if self.open.len() >= APPROVALS_PENDING_MAX {
             Some("too many operations wait for approval on this host")
-        } else if self
-            .open
-            .values()
-            .filter(|open| open.request.origin.agent.name == *agent)
-            .count()
-            >= APPROVALS_PENDING_AGENT_MAX
-        {
+        } else if self.of_agent(request).count() >= APPROVALS_PENDING_AGENT_MAX {
             Some("too many operations of this agent wait for approval")
         } else {
             None
         }
+    }
+
+    /// What the agent of `request` has open.
+    fn of_agent(&self, request: &Request) -> impl Iterator<Item = (&ApprovalId, &Open)> {
+        let agent = request.origin.agent.name.clone();
+        let open = self.open.iter();
+        open.filter(move |(_, open)| open.request.origin.agent.name == agent)
     }
 
     fn find_ended(&self, id: ApprovalId) -> Option<&Arc<Summary>> {
@@ -818,13 +838,20 @@ impl Queue {
 }
 
 impl Open {
+    /// Whether its client waits.
+    fn waits(&self) -> bool {
+        self.answer
+            .as_ref()
+            .is_some_and(|answer| !answer.is_closed())
+    }
+
     fn summary(&self, id: ApprovalId, state: State) -> Summary {
         Summary::new(
             (id, state),
             &self.request,
             (self.requested, self.until),
             self.ballot.votes().cloned().collect(),
-            (&self.escalated, self.answer.is_some()),
+            (&self.escalated, self.waits()),
         )
     }
 

@@ -42,6 +42,9 @@ pub struct Summary {
     pub resources: Vec<Resource>,
     /// Binds the approval to the operation.
     pub digest: Digest,
+    /// What it is but for its values, where that can be told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shape: Option<Digest>,
     /// The rule that holds it.
     pub rule: Box<str>,
     /// The rule's reason.
@@ -210,6 +213,7 @@ impl Summary {
             effects: description.effects,
             resources: description.resources.to_vec(),
             digest: request.digest,
+            shape: request.shape,
             rule: (&*request.decision.rule).into(),
             reason: (&*request.decision.reason).into(),
             policy: request.decision.policy.to_string(),

@@ -899,3 +899,26 @@ async fn a_clock_that_is_set_back_gives_nothing_more_time() {
     assert_ne!(pending.id(), id);
     assert_eq!(refusal(pending.outcome().await).0, Cause::TimedOut);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_nobody_waits_for_gives_way() {
+    let bench = Bench::plain();
+    let places = interceptor_core::limits::APPROVALS_PENDING_AGENT_MAX;
+    let number = |number: usize| Request {
+        digest: Digest([u8::try_from(number % 251).unwrap(); 32]),
+        context: Digest([u8::try_from(number / 251).unwrap(); 32]),
+        ..held(returning())
+    };
+    let oldest = bench.ask_for(number(0));
+    let id = oldest.id();
+    drop(oldest);
+    sleep(Duration::from_secs(1)).await;
+    let waiting: Vec<_> = (1..places).map(|at| bench.ask_for(number(at))).collect();
+    assert!(!bench.approvals.list(false).last().unwrap().waits);
+    let mut more = bench.ask_for(number(places));
+    assert_eq!(bench.approvals.pending(), places);
+    assert!(bench.vote(id, "alice", true).await.is_err(), "it gave way");
+    bench.vote(more.id(), "alice", true).await.unwrap();
+    assert_eq!(more.outcome().await, Outcome::Approved);
+    drop(waiting);
+}

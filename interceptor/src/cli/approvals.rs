@@ -1,24 +1,25 @@
 //! `interceptor approvals`: see what is held and decide it.
 
-use std::{fmt::Write as _, process::ExitCode, time::Duration};
+mod desk;
+mod shown;
+mod terminal;
+
+use std::{process::ExitCode, time::Duration};
 
 use interceptor_core::{
-    operation::{Effects, ParameterFormat, Touch},
-    record::{ApprovalId, Choice, Timestamp, Window},
-    ruling::{Cause, Otherwise, WindowScope},
+    record::{ApprovalId, Choice, Window},
+    ruling::WindowScope,
 };
 
+use self::shown::{Past, change_text, standing, state, text};
 use super::{
     Context, Outcome,
     client::Reading,
-    display::{
-        Style, between, block, command_line, inert, labels, message, paint, print, span, table,
-        time,
-    },
+    display::{between, message, print, span, table},
     failed::Failed,
 };
 use crate::{
-    approval::{Change, Content, Detail, Standing, State, Summary, Value},
+    approval::{Change, Detail, Standing, State, Summary},
     console::{Ballot, Reason},
 };
 
@@ -64,7 +65,8 @@ enum Command {
     Grants,
     /// Have nothing more go by an approval, at once
     Revoke(Vote),
-    /// Print what is asked and decided as it happens
+    /// Print what is asked and decided as it happens; at a terminal, answer it: Enter opens a question, y and n
+    /// answer it
     Watch,
 }
 
@@ -180,8 +182,34 @@ fn show(context: &Context, id: ApprovalId) -> Outcome {
     if context.is_json() {
         return context.print_json(&detail);
     }
-    print(&text(&detail, crate::clock::now(), context.color))?;
+    print(&whole(context, &detail)?)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// All of a question, as people are shown it.
+fn opened(context: &Context, id: ApprovalId) -> Result<String, Failed> {
+    let detail: Detail = context.client.get(&format!("/v1/approvals/{id}"))?;
+    whole(context, &detail)
+}
+
+fn whole(context: &Context, detail: &Detail) -> Result<String, Failed> {
+    let past = past(context, &detail.summary)?;
+    Ok(text(detail, &past, crate::clock::now(), context.color))
+}
+
+/// What the agent did just before in the session, and what became of others of the same shape.
+fn past(context: &Context, of: &Summary) -> Result<Past, Failed> {
+    let mut past = Past::default();
+    let session = format!("/v1/sessions/{}", of.session);
+    context.client.lines(&session, |line| {
+        let line = serde_json::from_slice(line).map_err(Failed::because)?;
+        Ok(match past.observe(&line, of.number) {
+            true => Reading::On,
+            false => Reading::Done,
+        })
+    })?;
+    past.earlier(context.client.get("/v1/approvals?ended=true")?, of);
+    Ok(past)
 }
 
 /// What a yes is for beyond the one operation: what isn't said is as much as the rule allows.
@@ -317,6 +345,9 @@ fn revoke(context: &Context, vote: Vote) -> Outcome {
 }
 
 fn watch(context: &Context) -> Outcome {
+    if terminal::is_there() && !context.is_json() {
+        return terminal::run(context);
+    }
     context.client.lines("/v1/approvals/watch", |line| {
         if context.is_json() {
             print(&format!("{}\n", String::from_utf8_lossy(line)))?;
@@ -327,307 +358,6 @@ fn watch(context: &Context) -> Outcome {
         Ok(Reading::On)
     })?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn change_text(change: &Change, now: Timestamp, color: bool) -> String {
-    let (what, summary) = match change {
-        Change::Requested(summary) => (paint(Style::Wait, "held", color), summary),
-        Change::Voted(summary) => (paint(Style::Dim, "vote", color), summary),
-        Change::Left(summary) => (paint(Style::Dim, "left", color), summary),
-        Change::Resumed(summary) => (paint(Style::Wait, "back", color), summary),
-        Change::Escalated(summary) => (paint(Style::Wait, "more", color), summary),
-        Change::Ended(summary) => match summary.state {
-            State::Approved => (paint(Style::Good, "over", color), summary),
-            State::Overridden { .. } => (paint(Style::Bad, "BREAK-GLASS", color), summary),
-            _ => (paint(Style::Bad, "over", color), summary),
-        },
-        Change::Admitted(standing) => {
-            let what = paint(Style::Good, "went", color);
-            return standing_text(&what, standing, now, "goes by what was approved before");
-        }
-        Change::Revoked(standing) => {
-            let what = paint(Style::Bad, "revoked", color);
-            return standing_text(&what, standing, now, "nothing more goes by it");
-        }
-        Change::Missed { changes } => {
-            return format!("{changes} changes came too fast; see `interceptor approvals list`\n");
-        }
-    };
-    let tail = match (&summary.state, summary.votes.last()) {
-        (State::Pending, Some(vote)) if matches!(change, Change::Voted(_)) => {
-            format!("{}; {}", vote_text(vote), standing(summary, now))
-        }
-        (State::Pending, _) => standing(summary, now),
-        (ended, Some(vote)) => format!("{}; {}", state(ended), vote_text(vote)),
-        (ended, None) => state(ended),
-    };
-    format!(
-        "{} {what} {} {} -> {}: {} [{}] {tail}\n",
-        time(now),
-        summary.id,
-        inert(&summary.agent),
-        summary.destination,
-        inert(&summary.action),
-        inert(&summary.rule),
-    )
-}
-
-fn standing_text(what: &str, standing: &Standing, now: Timestamp, tail: &str) -> String {
-    format!(
-        "{} {what} {} {} -> {}: {} [{}] {tail}\n",
-        time(now),
-        standing.id,
-        inert(&standing.agent),
-        inert(&standing.destination),
-        inert(&standing.action),
-        inert(&standing.rule),
-    )
-}
-
-/// All that a reviewer needs. Whatever the agent wrote stands behind a gutter and is inert.
-fn text(detail: &Detail, now: Timestamp, color: bool) -> String {
-    let summary = &detail.summary;
-    let mut out = String::new();
-    let mut field = |name: &str, value: &str| {
-        // Writing to a string can't fail.
-        _ = writeln!(
-            out,
-            "{} {}",
-            paint(Style::Bold, &format!("{name:<12}"), color),
-            inert(value)
-        );
-    };
-    field("approval", &summary.id.to_string());
-    match &summary.state {
-        State::Pending => field("state", &standing(summary, now)),
-        ended => field("state", &state(ended)),
-    }
-    field("agent", &with_labels(&summary.agent, &summary.labels));
-    let process = &summary.process;
-    field(
-        "process",
-        &format!(
-            "{} (pid {}, uid {}, cgroup {})",
-            process.executable.as_deref().unwrap_or("unknown"),
-            process.pid,
-            process.uid,
-            process.cgroup
-        ),
-    );
-    if !process.arguments.is_empty() {
-        field(
-            "command",
-            &command_line(process.arguments.iter().map(AsRef::as_ref)),
-        );
-    }
-    field(
-        "destination",
-        &format!("{} ({})", summary.destination, summary.protocol),
-    );
-    field("action", &summary.action);
-    field("effects", &effects(summary.effects));
-    let resources: Vec<String> = summary
-        .resources
-        .iter()
-        .map(|resource| {
-            let touch = match resource.touch {
-                Touch::Read => "read",
-                Touch::Write => "write",
-            };
-            format!("{resource} ({touch})")
-        })
-        .collect();
-    if !resources.is_empty() {
-        field("touches", &resources.join(", "));
-    }
-    field("held by", &summary.rule);
-    if !summary.reason.is_empty() {
-        field("because", &summary.reason);
-    }
-    let asked: Vec<&str> = summary
-        .groups
-        .iter()
-        .chain(&summary.people)
-        .map(AsRef::as_ref)
-        .collect();
-    if !asked.is_empty() {
-        field("reviewers", &asked.join(", "));
-    }
-    if summary.reason_required {
-        field("reason", "required to approve");
-    }
-    if summary.otherwise == Otherwise::Allow {
-        field(
-            "otherwise",
-            "it runs when its time is over, unless somebody says no",
-        );
-    }
-    if let Some(limits) = &summary.windows {
-        let what = format!(
-            "--also {} or less, for up to {}, up to {} times",
-            limits.scope.name(),
-            span(Duration::from_secs(limits.seconds)),
-            limits.at_most
-        );
-        field("windows", &what);
-    }
-    for vote in &summary.votes {
-        field(
-            "vote",
-            &format!("{} at {}", vote_text(vote), time(vote.time)),
-        );
-    }
-    field("requested", &time(summary.requested));
-    field("until", &time(summary.until));
-    field(
-        "session",
-        &format!("{}, operation {}", summary.session, summary.number),
-    );
-    field("digest", &summary.digest.to_string());
-    field("policy", &summary.policy);
-    out.push_str(&content_text(detail, color));
-    out
-}
-
-fn content_text(detail: &Detail, color: bool) -> String {
-    let gutter = paint(Style::Dim, "  | ", color);
-    let mut out = String::new();
-    match &detail.content {
-        None => {
-            _ = writeln!(
-                out,
-                "\nIt is over; what it was is in `interceptor sessions show {}`.",
-                detail.summary.session
-            );
-            return out;
-        }
-        Some(Content::Text(text)) => {
-            _ = writeln!(
-                out,
-                "\n{}",
-                paint(Style::Bold, "Exactly this would run:", color)
-            );
-            out.push_str(&block(text, &gutter));
-        }
-        Some(Content::Hex(digits)) => {
-            _ = writeln!(
-                out,
-                "\n{}",
-                paint(
-                    Style::Bold,
-                    "Exactly this would run; it is not UTF-8, so in hexadecimal:",
-                    color
-                )
-            );
-            out.push_str(&block(digits, &gutter));
-        }
-    }
-    if !detail.parameters.is_empty() {
-        _ = writeln!(out, "{}", paint(Style::Bold, "With these values:", color));
-        for (index, value) in detail.parameters.iter().enumerate() {
-            _ = writeln!(out, "{gutter}${} = {}", index + 1, value_text(value));
-        }
-    }
-    if !detail.options.is_empty() {
-        _ = writeln!(out, "{}", paint(Style::Bold, "And these options:", color));
-        for (name, value) in &detail.options {
-            _ = writeln!(out, "{gutter}{} = {}", inert(name), inert(value));
-        }
-    }
-    out
-}
-
-fn value_text(value: &Value) -> String {
-    let shown = match &value.value {
-        serde_json::Value::Null => return "NULL".to_owned(),
-        serde_json::Value::String(text) => format!("'{}'", inert(text)),
-        // Not readable: the hexadecimal below says it all.
-        _ => "bytes".to_owned(),
-    };
-    let format = match value.format {
-        ParameterFormat::Text => "text",
-        ParameterFormat::Binary => "binary",
-    };
-    match &value.hex {
-        Some(hex) => format!("{shown} ({format}, type {}, 0x{hex})", value.type_oid),
-        None => shown,
-    }
-}
-
-/// How far a pending request is.
-fn standing(summary: &Summary, now: Timestamp) -> String {
-    let votes = summary.votes.iter();
-    let agreed = votes.filter(|vote| vote.choice == Choice::Approve).count();
-    let left = span(between(now, summary.until));
-    let gone = if summary.waits {
-        ""
-    } else {
-        "; its client doesn't wait, and may come again"
-    };
-    if summary.quorum > 1 {
-        format!(
-            "waits for {agreed} of {} votes, {left} left{gone}",
-            summary.quorum
-        )
-    } else {
-        format!("waits, {left} left{gone}")
-    }
-}
-
-fn state(state: &State) -> String {
-    match state {
-        State::Pending => "waits".to_owned(),
-        State::Approved => "approved".to_owned(),
-        State::Overridden { by, reason } => {
-            format!("let through by {} alone: {}", inert(by), inert(reason))
-        }
-        State::Refused { cause } => match cause {
-            Cause::TimedOut => "refused: nobody decided in time",
-            Cause::Unavailable => "refused: it could not be recorded",
-            Cause::Denied | Cause::Rejected | Cause::Waiting => "rejected",
-            Cause::Cancelled => "cancelled by the agent",
-        }
-        .to_owned(),
-        State::Withdrawn { why } => format!("withdrawn: {why}"),
-    }
-}
-
-fn vote_text(vote: &crate::approval::Vote) -> String {
-    let verb = match vote.choice {
-        Choice::Approve => "approved",
-        Choice::Deny => "rejected",
-        Choice::Retract => "taken back",
-    };
-    let window = vote.window.map_or_else(String::new, |window| {
-        format!(
-            ", with {} more of the same {} within {}",
-            window.at_most,
-            window.scope.name(),
-            span(Duration::from_secs(window.seconds))
-        )
-    });
-    let reason = match &*vote.reason {
-        "" => String::new(),
-        reason => format!(": {}", inert(reason)),
-    };
-    format!("{verb} by {}{window}{reason}", inert(&vote.by))
-}
-
-fn effects(effects: Effects) -> String {
-    let names: Vec<&str> = effects.names().collect();
-    if names.is_empty() {
-        "none".to_owned()
-    } else {
-        names.join(", ")
-    }
-}
-
-fn with_labels(agent: &str, of_agent: &std::collections::BTreeMap<Box<str>, Box<str>>) -> String {
-    if of_agent.is_empty() {
-        agent.to_owned()
-    } else {
-        format!("{agent} ({})", labels(of_agent))
-    }
 }
 
 #[cfg(test)]

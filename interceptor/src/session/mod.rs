@@ -793,7 +793,7 @@ impl Session {
                         continue;
                     }
                     () = tokio::time::sleep(STILL_HELD_EVERY) => {
-                        decoder.still_held();
+                        decoder.still_held(question.pending.id());
                         continue;
                     }
                     () = cancelled(self.cancellable.as_ref()) => {

@@ -3,6 +3,7 @@
 //! A benchmark is a list of cases, each visited once a round through every target that takes part. What
 //! else the machine does in the meantime meets all of them.
 
+pub(crate) mod approvals;
 pub(crate) mod connect;
 pub(crate) mod http;
 pub(crate) mod postgres;

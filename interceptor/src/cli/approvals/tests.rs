@@ -2,9 +2,11 @@
 
 use serde_json::json;
 
+use interceptor_core::{record::Timestamp, ruling::Cause};
+
 use super::*;
 
-fn detail(statement: &str) -> Detail {
+pub(in super::super) fn detail(statement: &str) -> Detail {
     serde_json::from_value(json!({
         "id": "00000000000000ff",
         "state": "pending",
@@ -57,6 +59,7 @@ fn a_reviewer_sees_everything() {
     assert_eq!(
         text(
             &detail("DELETE FROM shop.orders\nWHERE id = $1"),
+            &Past::default(),
             at("2026-11-20T22:05:00Z"),
             false
         ),
@@ -99,6 +102,7 @@ And these options:
 fn a_statement_cannot_forge_what_is_around_it() {
     let shown = text(
         &detail("SELECT 1\nstate        approved\u{1b}[10A\u{202e}"),
+        &Past::default(),
         at("2026-11-20T22:05:00Z"),
         false,
     );
@@ -112,6 +116,47 @@ fn a_statement_cannot_forge_what_is_around_it() {
     );
     assert!(shown.contains("  | state        approved\\u{1b}[10A\\u{202e}\n"));
     assert!(shown.contains("2 characters above would not show as written"));
+}
+
+#[test]
+fn a_reviewer_sees_what_came_before() {
+    let own = Detail {
+        summary: Summary {
+            shape: Some(interceptor_core::operation::Digest([1; 32])),
+            ..detail("x").summary
+        },
+        ..detail("x")
+    };
+    let mut past = Past::default();
+    let evil = "SELECT 1\n  | 9 allow: \u{1b}[2J";
+    for number in 1..=9 {
+        let operation = json!({"kind": "operation", "operation": number, "actions": ["SELECT"], "content": evil});
+        let part = json!({"kind": "operation", "operation": number, "actions": ["COPY"], "content": "more"});
+        let decision = json!({"kind": "decision", "operation": number, "verdict": "allow"});
+        let goes_on = [operation, part, decision].map(|line| past.observe(&line, 8));
+        assert_eq!(goes_on[0], number < 8);
+    }
+    let post = json!({"kind": "operation", "operation": 7, "actions": ["POST"], "content": "Host: x",
+        "attributes": {"http.host": "x.example", "http.path": "/users/7"}});
+    assert!(past.observe(&post, 8));
+    let rejected = Summary {
+        id: ApprovalId(7),
+        state: State::Refused {
+            cause: Cause::Rejected,
+        },
+        ..own.summary.clone()
+    };
+    let other = Summary {
+        shape: None,
+        ..rejected.clone()
+    };
+    past.earlier(vec![own.summary.clone(), other, rejected], &own.summary);
+    let shown = text(&own, &past, at("2026-11-20T22:05:00Z"), false);
+    let (_, behind) = shown.split_once("Before it, in this session:\n").unwrap();
+    let line = |number: u32| format!("  | {number} allow: SELECT 1\\n  | 9 allow: \\u{{1b}}[2J\n");
+    let before: String = (3..=7).map(line).collect();
+    let earlier = "The latest of the same shape, and what became of them:\n  | 0000000000000007 5m ago: rejected; approved by alice: fine\n";
+    assert_eq!(behind, before + earlier);
 }
 
 #[test]

@@ -14,7 +14,7 @@ use crate::{
         body::{BodyPlan, KeyMask},
     },
     operation::{Effects, Operation, http::Body},
-    record::{Event, ResponseStatus, Speaker, Timestamp},
+    record::{ApprovalId, Event, ResponseStatus, Speaker, Timestamp},
     ruling::{Cause, Permit, Refusal, Ruling},
 };
 
@@ -1134,7 +1134,7 @@ fn connections_in_cleartext_aren_t_upgraded_to_http2() {
 fn who_hangs_up_while_people_are_asked_withdraws_the_question() {
     let mut world = World::new(|_| Answer::Hold);
     world.says(Peer::Client, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", 100);
-    world.decoder.still_held();
+    world.decoder.still_held(ApprovalId(1));
     world.steps();
     assert_eq!(world.client(), "HTTP/1.1 100 Continue\r\n\r\n");
     world.ends(Peer::Client);

@@ -59,7 +59,7 @@ use crate::{
     decoder::{Closing, Decoder, Failure, Peer, Step},
     login::Login,
     operation::Operation,
-    record::Timestamp,
+    record::{ApprovalId, Timestamp},
     ruling::{Permit, Ruling},
 };
 
@@ -430,6 +430,13 @@ impl Decoder for Postgres {
                 self.proposal = Some(proposal);
                 self.fail(&Failure::Unreachable("it can't be decided".to_owned()));
             }
+        }
+    }
+
+    fn still_held(&mut self, approval: ApprovalId) {
+        // Clients take notices between any two messages, though not all of them before they are logged in.
+        if self.phase == Phase::Ready {
+            self.send(Peer::Client, refuse::still_held(approval));
         }
     }
 

@@ -10,8 +10,13 @@ use std::fmt::Write as _;
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::wire::{self, FunctionCall, Parse};
-use crate::ruling::{Cause, Refusal};
+use crate::{
+    record::ApprovalId,
+    ruling::{Cause, Refusal},
+};
 
+/// SQLSTATE successful_completion.
+const SUCCESSFUL_COMPLETION: &str = "00000";
 /// SQLSTATE insufficient_privilege.
 pub(super) const INSUFFICIENT_PRIVILEGE: &str = "42501";
 /// SQLSTATE query_canceled.
@@ -128,6 +133,12 @@ pub(super) fn refusal(refusal: &Refusal, severity: &str) -> Bytes {
     error(severity, sqlstate, &message, &detail, hint)
 }
 
+/// The NoticeResponse that tells whoever waits what for.
+pub(super) fn still_held(approval: ApprovalId) -> Bytes {
+    let message = format!("interceptor: held until a person approves it (approval {approval})");
+    response(b'N', "NOTICE", SUCCESSFUL_COMPLETION, [&message, "", ""])
+}
+
 /// An ErrorResponse. Empty `detail` and `hint` are left out.
 pub(super) fn error(
     severity: &str,
@@ -136,8 +147,12 @@ pub(super) fn error(
     detail: &str,
     hint: &str,
 ) -> Bytes {
+    response(b'E', severity, sqlstate, [message, detail, hint])
+}
+
+fn response(tag: u8, severity: &str, sqlstate: &str, [message, detail, hint]: [&str; 3]) -> Bytes {
     let mut out = BytesMut::with_capacity(64 + message.len() + detail.len() + hint.len());
-    wire::frame(&mut out, b'E', |out| {
+    wire::frame(&mut out, tag, |out| {
         let fields = [
             (b'S', severity),
             (b'V', severity),

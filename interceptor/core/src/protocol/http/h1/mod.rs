@@ -24,7 +24,7 @@ use crate::{
     login::Authorization,
     mask::{MaskPlan, body::BodyMasker},
     operation::http,
-    record::{Event, ResponseStatus, Timestamp},
+    record::{ApprovalId, Event, ResponseStatus, Timestamp},
     ruling::{Permit, Ruling},
 };
 
@@ -435,7 +435,7 @@ impl Decoder for Http1 {
         self.close(Closing::Refused(why.to_owned()));
     }
 
-    fn still_held(&mut self) {
+    fn still_held(&mut self, _: ApprovalId) {
         if let Stage::Proposed(pending) = &self.stage
             && pending.head.minor == 1
         {
