@@ -97,7 +97,8 @@ fn who_waits_is_told_what_for() {
     );
     let agent = run::start(&mut client).unwrap();
     let asked = question(&daemon, true);
-    std::thread::sleep(Duration::from_secs(11));
+    // One every ten seconds.
+    std::thread::sleep(Duration::from_secs(15));
     daemon.ask(&["approvals", "approve", &asked]).unwrap();
     let outcome = agent.outcome().unwrap();
     let told = format!("NOTICE:  interceptor: held until a person approves it (approval {asked})");
@@ -310,10 +311,10 @@ fn question(daemon: &Daemon, waits: bool) -> String {
     .unwrap()
 }
 
-/// `psql` as an agent that gives up after a second.
+/// `psql` as an agent that gives up after some seconds: on a busy machine it needs one to ask.
 fn impatient(daemon: &Daemon, database: &Database<'_>, more: &[&str]) -> Running {
     let mut client = Way::Guarded(daemon, "held").command("timeout");
-    client.args(["--signal=KILL", "1", "psql", "--no-psqlrc"]);
+    client.args(["--signal=KILL", "4", "psql", "--no-psqlrc"]);
     run::start(database.enter(client.args(more))).unwrap()
 }
 

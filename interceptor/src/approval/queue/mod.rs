@@ -182,7 +182,8 @@ impl Approvals {
         self.queue().grants.standing(now)
     }
 
-    /// All that are open, those whose client waits first, of these the oldest; then the latest that ended where `ended` asks for them.
+    /// All that are open, those whose client waits first, of these the oldest; then the latest that ended where
+    /// `ended` asks for them.
     #[must_use]
     pub fn list(&self, ended: bool) -> Vec<Summary> {
         let queue = self.queue();
