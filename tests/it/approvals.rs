@@ -346,7 +346,12 @@ fn what_its_client_gave_up_on_passes_when_it_comes_again_and_once() {
 
     // In another database it is something else, and where names mean something else.
     let path = "--command=SET search_path = other";
-    for (database, commands) in [(&other, &[&*command][..]), (&database, &[path, &command])] {
+    let function = "--command=SELECT set_config('search_path', 'other', false)";
+    for (database, commands) in [
+        (&other, &[&*command][..]),
+        (&database, &[path, &command]),
+        (&database, &[function, &command]),
+    ] {
         let another = given_up(&daemon, impatient(&daemon, database, commands));
         assert_ne!(another, asked);
         daemon.ask(&["approvals", "deny", &another]).unwrap();

@@ -3,7 +3,7 @@
 use bytes::{BufMut as _, Bytes, BytesMut};
 use pg_query::protobuf::Token;
 
-use crate::operation::{Effects, Operation};
+use crate::operation::{Effects, Operation, ResourceKind, Touch};
 
 /// What reads and writes rows and does nothing to its session.
 const ROWS: [&str; 6] = ["SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "VALUES"];
@@ -67,7 +67,12 @@ pub fn trace(operation: &Operation) -> Trace {
         !actions.is_empty() && actions.iter().all(|action| names.contains(&&**action))
     };
     let rows = Effects::READ | Effects::WRITE;
-    if all(&ROWS) && rows.contains(description.effects) {
+    // `SELECT set_config('search_path', …)` reads, as far as rules are concerned, and is a SET all the same.
+    let does_more = description.resources.iter().any(|resource| {
+        let does = resource.kind == ResourceKind::Function && resource.touch == Touch::Write;
+        does || resource.kind == ResourceKind::Setting
+    });
+    if all(&ROWS) && rows.contains(description.effects) && !does_more {
         Trace::None
     } else if all(&TRANSACTIONS) {
         Trace::Transaction
@@ -115,6 +120,55 @@ mod tests {
             ("SELECT B'1'", "SELECT X'ff'"),
         ] {
             assert_eq!(of(one).unwrap(), of(other).unwrap());
+        }
+    }
+
+    fn trace_of(sql: &str) -> Trace {
+        use crate::protocol::postgres::describe::{Describer, Encoding, Lexing};
+        let lexing = Lexing {
+            standard_conforming_strings: true,
+            encoding: Encoding::Utf8,
+        };
+        let described = Describer::default().describe(sql.as_bytes(), lexing);
+        trace(&Operation {
+            protocol: Protocol::Postgres,
+            description: described.description.clone(),
+            content: Bytes::copy_from_slice(sql.as_bytes()),
+            parameters: [].into(),
+            options: Vec::new(),
+            http: None,
+        })
+    }
+
+    #[test]
+    fn what_changes_the_session_leaves_a_trace_in_whatever_words() {
+        for sql in [
+            "SELECT 1",
+            "SELECT count(*), lower(a) FROM t",
+            "INSERT INTO t VALUES (1)",
+            "UPDATE t SET a = 1 WHERE id IN (SELECT 2)",
+        ] {
+            assert_eq!(trace_of(sql), Trace::None, "{sql}");
+        }
+        for sql in ["BEGIN", "COMMIT", "ROLLBACK", "START TRANSACTION"] {
+            assert_eq!(trace_of(sql), Trace::Transaction, "{sql}");
+        }
+        for sql in [
+            "SET search_path = other",
+            "SELECT set_config('search_path', 'other', false)",
+            "SELECT 1 WHERE pg_catalog.set_config($1, $2, false) IS NULL",
+            "UPDATE t SET a = set_config('search_path', 'other', false)",
+            "WITH s AS (SELECT set_config('timezone', 'UTC', true)) SELECT * FROM s",
+            "SELECT f()",
+            "CREATE TEMP TABLE t ()",
+            "SELECT 1 AS a INTO TEMP t",
+            "SAVEPOINT s",
+            "PREPARE p AS SELECT 1",
+            "RESET ALL",
+            "SELECT 1; SET ROLE other",
+            "",
+        ] {
+            assert_eq!(trace_of(sql), Trace::State, "{sql}");
         }
     }
 
