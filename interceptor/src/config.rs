@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     confine::Places,
+    console::{ConsoleConfig, Roles},
     credentials::{Credential, Servers},
     kernel::{OnEscape, SocketName, UnixSockets},
     patience::Patience,
@@ -63,6 +64,12 @@ pub struct Config {
     pub reviewers: BTreeMap<Box<str>, BTreeSet<Box<str>>>,
     /// What is special about approvals on this host.
     pub approvals: ApprovalsConfig,
+    /// What people may, by their groups. Without it whoever may use the control socket may everything.
+    #[serde(deserialize_with = "given")]
+    pub roles: Option<Roles>,
+    /// Pages for people, if there are any.
+    #[serde(deserialize_with = "given")]
+    pub console: Option<ConsoleConfig>,
     /// What to log in to servers with, in agents' place; the first that matches is taken.
     pub credentials: Vec<Credential>,
     /// What the daemon tells on stderr: a level, or `tracing` directives.
@@ -98,6 +105,8 @@ impl Default for Config {
             tls: TlsConfig::default(),
             reviewers: BTreeMap::new(),
             approvals: ApprovalsConfig::default(),
+            roles: None,
+            console: None,
             credentials: Vec::new(),
             log: LogFilter::default(),
             proxy: ProxyConfig::default(),
@@ -134,10 +143,17 @@ impl Config {
     pub fn places(&self) -> Places {
         let secrets = self.credentials.iter().flat_map(Credential::secrets);
         let keys = self.tls.client_certificates.iter();
+        let console = self.console.as_ref();
         let mut hidden = vec![Path::new("/run").join(self.instance.as_str())];
         hidden.extend([&self.state, &self.control].map(absolute));
         hidden.extend(secrets.filter_map(Source::file).map(absolute));
         hidden.extend(keys.map(|certificate| absolute(&certificate.key)));
+        hidden.extend(
+            console
+                .iter()
+                .flat_map(|console| console.secrets())
+                .map(absolute),
+        );
         Places {
             hidden,
             shown: vec![certificate_path(&absolute(&self.state))],
@@ -157,8 +173,26 @@ impl Config {
         {
             return Ok(Self::default());
         }
-        serde_saphyr::from_str(text).map_err(|error| ConfigError::invalid(path, &error))
+        let config: Self =
+            serde_saphyr::from_str(text).map_err(|error| ConfigError::invalid(path, &error))?;
+        let people = |console: &ConsoleConfig| !console.users.is_empty() || console.oidc.is_some();
+        if config.roles.is_none() && config.console.as_ref().is_some_and(people) {
+            return Err(ConfigError::Invalid {
+                path: path.to_owned(),
+                line: 1,
+                column: 1,
+                message: "`console` has people, and nobody who signs in could do anything: name groups under `roles`, `roles: {administrator: [admins], reviewer: [dba]}`".to_owned(),
+            });
+        }
+        Ok(config)
     }
+}
+
+/// A section that is there: one with nothing in it is an error rather than none.
+fn given<'de, T: Deserialize<'de>, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
 }
 
 /// Whom to ask what agents ask.

@@ -11,19 +11,24 @@ use interceptor_core::{
     policy::PolicyError,
     record::{Event, Timestamp},
 };
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
 
 use crate::{
     accept::Acceptor,
-    approval::{Approvals, Recovered, Reviewers, Unfinished},
+    approval::{Approvals, KeyError, Recovered, Reviewers, SecurityKeys, Unfinished, Voter},
     books::{Books, Ledger},
     clock,
     config::{Config, OldSockets},
     confine::Places,
-    console::{
-        self, AgentConnects, ControlSocket, Deed, Done, Failure, FailureKind, Host, JournalStatus,
-        NewDeed, NewTag, OldSocketCounts, Person, PolicyStatus, SocketError, Status, TagTarget,
-        Tagged, Trouble,
+    console::Console,
+    control::{
+        self, AgentConnects, ConsoleDesk, ConsoleStatus, ControlSocket, Deed, Done, Failure,
+        FailureKind, Host, JournalStatus, Links, NewDeed, NewTag, OldSocketCounts, Person,
+        PolicyFile, PolicyStatus, PolicyText, Role, SocketError, Status, TagTarget, Tagged,
+        Trouble, Way,
     },
     cores::Cores,
     credentials::Vault,
@@ -64,6 +69,12 @@ pub enum ServeError {
     /// The process that carries sessions, or a file that the configuration names for it.
     #[error(transparent)]
     Proxy(#[from] ProxyError),
+    /// The console, or a file that the configuration names for it.
+    #[error("the console: {0}")]
+    Console(std::io::Error),
+    /// The file of security keys.
+    #[error(transparent)]
+    Keys(#[from] KeyError),
     /// The journal takes no records.
     #[error(transparent)]
     Stopped(#[from] Stopped),
@@ -90,6 +101,8 @@ fn io(what: &'static str) -> impl FnOnce(std::io::Error) -> ServeError {
 /// The daemon, as the control API sees it.
 struct Daemon {
     config: Config,
+    /// What is kept for the console, if there is one.
+    desk: Option<ConsoleDesk>,
     started: Timestamp,
     kernel: Arc<Kernel>,
     journal: Journal,
@@ -103,6 +116,8 @@ struct Daemon {
     engines: Engines,
     /// Since it runs.
     namespaces: OnceLock<Namespaces>,
+    /// Likewise.
+    pages: OnceLock<Console>,
 }
 
 /// Serves until SIGTERM or SIGINT. Then the hooks stay, so that agents stay refused until the next
@@ -135,7 +150,9 @@ pub fn serve(config: Config, remove_hooks: bool) -> Result<(), ServeError> {
         tracing::warn!("agents can't be logged in with {problem}");
     }
     let break_glass = config.approvals.break_glass.clone();
-    let reviewers = Reviewers::new(config.reviewers.clone(), break_glass);
+    let site = config.console.as_ref().map(|console| console.site.clone());
+    let keys = Arc::new(SecurityKeys::open(&config.state, site)?);
+    let reviewers = Reviewers::new(config.reviewers.clone(), break_glass).signing_with(keys);
     let approvals = Approvals::new(journal.clone(), reviewers, clock::now);
     approvals.recover(recovered, clock::now());
     let names = Arc::new(Names::new(!config.dns.servers.is_empty()));
@@ -163,7 +180,12 @@ pub fn serve(config: Config, remove_hooks: bool) -> Result<(), ServeError> {
         proxy.clone(),
         runtime.handle().clone(),
     );
+    let desk = config.console.as_ref().map(|console| ConsoleDesk {
+        url: console.site.origin.clone(),
+        links: Links::default(),
+    });
     let daemon = Arc::new(Daemon {
+        desk,
         config,
         started: clock::now(),
         kernel,
@@ -177,6 +199,7 @@ pub fn serve(config: Config, remove_hooks: bool) -> Result<(), ServeError> {
         proxy,
         engines,
         namespaces: OnceLock::new(),
+        pages: OnceLock::new(),
     });
     let result = runtime.block_on(daemon.clone().run(control));
     daemon.engines.stop();
@@ -326,9 +349,18 @@ impl Daemon {
         self.policy_changed(&missed);
         let (stop, stopping) = tokio::sync::oneshot::channel::<()>();
         let host: Arc<dyn Host> = self.clone();
-        let api = tokio::spawn(console::serve(control, host, async {
+        let (lines, consoles) = mpsc::unbounded_channel();
+        let pages = self.config.console.as_ref();
+        let pages = pages.map(|console| Console::start(&self.config, console, lines));
+        if let Some(pages) = pages.transpose().map_err(ServeError::Console)? {
+            let _ = self.pages.set(pages);
+        }
+        let api = tokio::spawn(control::serve(control, host, consoles, async {
             let _ = stopping.await;
         }));
+        if let Some(console) = &self.config.console {
+            tracing::info!(url = &*console.site.origin, "the console is there");
+        }
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
         tracing::info!(control = %self.config.control.display(), state = %self.config.state.display(), "ready");
         self.wait_for_the_end().await?;
@@ -336,6 +368,9 @@ impl Daemon {
         self.kernel.disarm(self.kernel.own_netns());
         if let Some(namespaces) = self.namespaces.get() {
             namespaces.stop();
+        }
+        if let Some(pages) = self.pages.get() {
+            pages.stop();
         }
         let _ = stop.send(());
         let _ = api.await;
@@ -493,8 +528,10 @@ impl Daemon {
         by: &Person,
         detail: &str,
     ) -> Result<(), Failure> {
-        let by = format!("{} (uid {})", by.name(), by.uid());
-        let event = Event::notice(name, [("by", by), ("detail", detail.to_owned())]);
+        let event = Event::notice(
+            name,
+            [("by", by.to_string()), ("detail", detail.to_owned())],
+        );
         self.journal
             .append(None, &Arc::from(agent), clock::now(), [event])?;
         Ok(())
@@ -584,6 +621,12 @@ impl Host for Daemon {
                 "it is started again by itself; the daemon's log says why it ended",
             );
         }
+        if self.pages.get().is_some_and(|pages| pages.pid().is_none()) {
+            trouble(
+                "the console's process doesn't run".to_owned(),
+                "it is started again by itself; the daemon's log says why it ended",
+            );
+        }
         for (what, remedy) in self.kernel.troubles() {
             trouble(what, &remedy);
         }
@@ -593,6 +636,10 @@ impl Host for Daemon {
             instance: self.config.instance.to_string(),
             pid: std::process::id(),
             proxy: self.proxy.status(),
+            console: self.desk.as_ref().map(|desk| ConsoleStatus {
+                url: desk.url.clone(),
+                pid: self.pages.get().and_then(Console::pid),
+            }),
             started: self.started,
             agents: self.kernel.tags().len() as u64,
             sessions: self.proxy.sessions().count() as u64,
@@ -732,6 +779,53 @@ impl Host for Daemon {
             agent: tagged(&self.kernel, tag),
             connections: connections as u64,
         })
+    }
+
+    fn role(&self, voter: &Voter, way: Way) -> Option<Role> {
+        let at_the_socket = matches!(way, Way::Socket | Way::Link);
+        if way == Way::Token || (at_the_socket && voter.uid == Some(0)) {
+            // A token's scope is its own, and root may change the configuration.
+            return Some(Role::Administrator);
+        }
+        let Some(roles) = &self.config.roles else {
+            return at_the_socket.then_some(Role::Administrator);
+        };
+        let reviewers = self.approvals.reviewers();
+        let named = [
+            (Role::Administrator, &roles.administrator),
+            (Role::Operator, &roles.operator),
+            (Role::Reviewer, &roles.reviewer),
+            (Role::Viewer, &roles.viewer),
+        ];
+        let found = named
+            .into_iter()
+            .find(|(_, groups)| reviewers.is_in(voter, groups));
+        found.map(|(role, _)| role)
+    }
+
+    fn console(&self) -> Option<&ConsoleDesk> {
+        self.desk.as_ref()
+    }
+
+    fn policy(&self) -> Result<PolicyText, Failure> {
+        let files = self.policies.files().into_iter();
+        Ok(PolicyText {
+            status: self.status()?.policy,
+            enforced: self.policies.current().is_enforced(),
+            files: files
+                .map(|(path, text)| PolicyFile { path, text })
+                .collect(),
+        })
+    }
+
+    fn note(&self, name: &str, detail: &[(&str, &str)]) -> Result<(), Failure> {
+        let detail = detail
+            .iter()
+            .map(|(name, value)| (*name, (*value).to_owned()));
+        let event = Event::notice(name, detail);
+        self.journal
+            .append(None, &Arc::from(""), clock::now(), [event])?;
+        Ok(())
     }
 
     fn agent_of(&self, pid: u32) -> Result<Option<Box<str>>, Failure> {

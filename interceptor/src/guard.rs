@@ -15,7 +15,7 @@ use crate::{
     clock,
     config::{OldSockets, Tags, Uncuttable, Unguarded},
     confine,
-    console::{Failure, FailureKind},
+    control::{Failure, FailureKind},
     journal::Journal,
     kernel::{
         self, Birth, Departure, Fate, Finding, Found, Handling, Kernel, Response, SocketName,

@@ -39,7 +39,9 @@ impl Default for Patience {
 /// Longest time that can be configured: a day, as good as for ever.
 const SECONDS_MAX: u64 = 86_400;
 
-fn duration<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+pub(crate) fn duration<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Duration, D::Error> {
     let text = Box::<str>::deserialize(deserializer)?;
     let whole = |unit: char, seconds: u64| {
         let number: u64 = text.strip_suffix(unit)?.parse().ok()?;

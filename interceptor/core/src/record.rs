@@ -230,16 +230,18 @@ pub enum ApprovalStep {
     },
     /// Somebody voted.
     Voted {
-        /// Who, as the kernel names the peer of the control socket.
+        /// Who: the name makes people distinct.
         by: Box<str>,
-        /// Their user id, which makes people distinct.
-        uid: u32,
+        /// Their user id, where the kernel told who they are; of people at the console there is none.
+        uid: Option<u32>,
         /// What they said.
         choice: Choice,
         /// Why, in their words.
         reason: Box<str>,
         /// What they agreed to beyond this operation.
         window: Option<Window>,
+        /// What their security key signed, where the rule asks for one.
+        consent: Option<Box<Consent>>,
     },
     /// The client gave up waiting, or was told to come back. The question stays, or the approval that it didn't use.
     Left {
@@ -281,6 +283,39 @@ pub enum ApprovalStep {
         /// Which of them.
         why: Box<str>,
     },
+}
+
+/// A yes that a security key signed, checkable without this daemon: a WebAuthn assertion (W3C Web Authentication,
+/// section 7.2) whose challenge is the SHA-256 of [`Consent::text`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Consent {
+    /// The key's public half, as a SubjectPublicKeyInfo in DER.
+    pub public_key: Bytes,
+    /// What the browser says was asked of the key (`clientDataJSON`).
+    pub client_data: Bytes,
+    /// What the key says of itself (`authenticatorData`).
+    pub authenticator_data: Bytes,
+    /// The key's signature over `authenticator_data` and the SHA-256 of `client_data`.
+    pub signature: Bytes,
+}
+
+impl Consent {
+    /// What is agreed to, a fact a line: which question, exactly which operation, and what besides it.
+    #[must_use]
+    pub fn text(approval: ApprovalId, digest: &Digest, window: Option<Window>) -> String {
+        let window = window.map_or_else(
+            || "this operation alone".to_owned(),
+            |Window {
+                 scope,
+                 seconds,
+                 at_most,
+             }| {
+                let scope = format!("{scope:?}").to_lowercase();
+                format!("and the same {scope} for {seconds} s, at most {at_most} times")
+            },
+        );
+        format!("interceptor: I approve\napproval {approval}\noperation {digest}\n{window}\n")
+    }
 }
 
 /// What somebody says who is asked.

@@ -13,11 +13,11 @@ pub(super) struct Ballot {
     quorum: u32,
     until: Timestamp,
     /// People who agreed, each once.
-    agreed: Vec<(u32, Vote)>,
+    agreed: Vec<Vote>,
     /// Who said no, once somebody did.
     objection: Option<Vote>,
     /// People whose yes is on its way to the journal.
-    casting: Vec<u32>,
+    casting: Vec<Box<str>>,
     /// Noes that are.
     objecting: u32,
     decided: bool,
@@ -70,15 +70,15 @@ impl Ballot {
         now: Timestamp,
     ) -> Result<(), Inadmissible> {
         self.admit(now)?;
-        let has_agreed = self.agreed.iter().any(|(uid, _)| *uid == voter.uid);
+        let has_agreed = self.agreed.iter().any(|vote| vote.by == voter.name);
         match choice {
-            Choice::Approve if has_agreed || self.casting.contains(&voter.uid) => {
+            Choice::Approve if has_agreed || self.casting.contains(&voter.name) => {
                 return Err(Inadmissible::Repeated);
             }
-            Choice::Approve => self.casting.push(voter.uid),
+            Choice::Approve => self.casting.push(voter.name.clone()),
             Choice::Deny => self.objecting += 1,
             Choice::Retract if !has_agreed => return Err(Inadmissible::NotAgreed),
-            Choice::Retract => self.agreed.retain(|(uid, _)| *uid != voter.uid),
+            Choice::Retract => self.agreed.retain(|vote| vote.by != voter.name),
         }
         Ok(())
     }
@@ -86,7 +86,7 @@ impl Ballot {
     /// Gives the place back: the vote could not be recorded. A yes that was taken back stays so.
     pub(super) fn uncast(&mut self, voter: &Voter, choice: Choice) {
         match choice {
-            Choice::Approve => self.casting.retain(|uid| *uid != voter.uid),
+            Choice::Approve => self.casting.retain(|name| *name != voter.name),
             Choice::Deny => self.objecting = self.objecting.saturating_sub(1),
             Choice::Retract => {}
         }
@@ -107,10 +107,10 @@ impl Ballot {
             admitted => admitted?,
         }
         match choice {
-            Choice::Approve => self.agreed.push((voter.uid, vote)),
+            Choice::Approve => self.agreed.push(vote),
             Choice::Deny => {
                 // Whoever says no after their yes has withdrawn the yes.
-                self.agreed.retain(|(uid, _)| *uid != voter.uid);
+                self.agreed.retain(|vote| vote.by != voter.name);
                 self.objection = Some(vote);
             }
             Choice::Retract => {}
@@ -119,10 +119,10 @@ impl Ballot {
     }
 
     /// A vote that an earlier daemon recorded.
-    pub(super) fn recorded(&mut self, uid: u32, vote: Vote) {
-        self.agreed.retain(|(other, _)| *other != uid);
+    pub(super) fn recorded(&mut self, vote: Vote) {
+        self.agreed.retain(|other| other.by != vote.by);
         match vote.choice {
-            Choice::Approve => self.agreed.push((uid, vote)),
+            Choice::Approve => self.agreed.push(vote),
             Choice::Deny => self.objection = Some(vote),
             Choice::Retract => {}
         }
@@ -143,7 +143,7 @@ impl Ballot {
 
     /// What all who agreed agreed to: the least of what each did.
     fn window(&self) -> Option<Window> {
-        let windows = self.agreed.iter().map(|(_, vote)| vote.window);
+        let windows = self.agreed.iter().map(|vote| vote.window);
         windows
             .reduce(|one, other| {
                 let (one, other) = (one?, other?);
@@ -188,7 +188,6 @@ impl Ballot {
 
     /// The counted votes, in order.
     pub(super) fn votes(&self) -> impl Iterator<Item = &Vote> {
-        let agreed = self.agreed.iter().map(|(_, vote)| vote);
-        agreed.chain(&self.objection)
+        self.agreed.iter().chain(&self.objection)
     }
 }

@@ -8,6 +8,7 @@
 
 mod ballot;
 mod grants;
+mod keys;
 #[cfg(test)]
 mod model;
 mod pending;
@@ -24,6 +25,7 @@ pub(crate) use self::restart::Recovered;
 pub(crate) use self::tests::request as example;
 pub use self::{
     grants::Standing,
+    keys::{KeyError, SecurityKey, SecurityKeys, Signed, Site, verify},
     pending::Pending,
     queue::Approvals,
     request::{Outcome, Recorder, Request, Say, Unrecorded, VoteError, Withdrawal},

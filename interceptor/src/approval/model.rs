@@ -291,7 +291,7 @@ impl Life {
 
 fn voter(which: usize) -> Voter {
     Voter {
-        uid: u32::try_from(which).unwrap(),
+        uid: None,
         name: VOTERS[which].into(),
         groups: [].into(),
     }
@@ -423,6 +423,7 @@ async fn live(happenings: Vec<Happening>, disk: Duration) -> Result<u64, TestCas
                         Said::NotYes => (Choice::Retract, None),
                     };
                     let say = Say {
+                        signed: None,
                         choice,
                         reason: "".into(),
                         window: window.map(|(scope, seconds, at_most)| Window {
@@ -537,20 +538,16 @@ fn justified(
             }
             ApprovalStep::Resumed => is_own = session == one.session,
             ApprovalStep::Voted {
-                uid,
-                choice,
-                window,
-                by,
-                ..
+                choice, window, by, ..
             } => match choice {
                 Choice::Approve => {
                     prop_assert!(record.time < until, "a vote after its time: {:?}", all);
                     let owner = own.origin.agent.labels.get("owner");
                     prop_assert!(owner != Some(by), "an owner's vote: {:?}", all);
-                    agreed.insert(*uid, *window);
+                    agreed.insert(by.clone(), *window);
                 }
                 Choice::Deny => objected = true,
-                Choice::Retract => drop(agreed.remove(uid)),
+                Choice::Retract => drop(agreed.remove(by)),
             },
             ApprovalStep::Approved { window } => {
                 let terms = &asked_for.unwrap().terms;

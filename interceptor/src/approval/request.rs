@@ -11,6 +11,7 @@ use interceptor_core::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::keys::{KeyError, Signed};
 use crate::journal::Journal;
 
 /// Puts events into the journal on the queue's behalf.
@@ -133,6 +134,8 @@ pub struct Say {
     pub reason: Box<str>,
     /// What a yes is for beyond the one operation.
     pub window: Option<Window>,
+    /// What a security key signed of it.
+    pub signed: Option<Signed>,
 }
 
 /// What became of a request.
@@ -207,6 +210,17 @@ pub enum VoteError {
         /// Which.
         id: ApprovalId,
     },
+    /// The rule wants a security key's signature.
+    #[error("{id} needs your security key: answer it in the console, at {}", place(link.as_deref()))]
+    Unsigned {
+        /// Which.
+        id: ApprovalId,
+        /// Where the console shows it, if there is one.
+        link: Option<Box<str>>,
+    },
+    /// The signature isn't one for this.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// More is agreed to than the rule lets people agree to.
     #[error("{id} can't be approved for that much: {}", most(limits.as_ref()))]
     TooMuch {
@@ -257,6 +271,12 @@ fn most(limits: Option<&WindowLimits>) -> String {
             limits.at_most
         ),
     }
+}
+
+fn place(link: Option<&str>) -> &str {
+    link.unwrap_or(
+        "the address that `console: {url: …}` in the configuration says, which is missing",
+    )
 }
 
 fn members(groups: &[Box<str>]) -> String {

@@ -53,7 +53,7 @@ pub(super) struct Left {
     pub(super) request: Arc<Request>,
     pub(super) requested: Timestamp,
     pub(super) until: Timestamp,
-    pub(super) votes: Vec<(u32, Vote)>,
+    pub(super) votes: Vec<Vote>,
     /// How many times further groups were asked.
     pub(super) escalations: usize,
     /// Its client waited until the daemon ended.
@@ -162,10 +162,10 @@ impl Unfinished {
             }
             ApprovalStep::Voted {
                 by,
-                uid,
                 choice,
                 reason,
                 window,
+                ..
             } => {
                 if let Some(left) = asked.and_then(|asked| asked.left.as_mut()) {
                     let vote = Vote {
@@ -175,7 +175,7 @@ impl Unfinished {
                         window: *window,
                         time: record.time,
                     };
-                    left.votes.push((*uid, vote));
+                    left.votes.push(vote);
                 }
             }
             ApprovalStep::Left { .. } => {
@@ -339,18 +339,15 @@ impl Unfinished {
 }
 
 /// The yeses that stand.
-fn agreed(votes: &[(u32, Vote)]) -> impl Iterator<Item = &Vote> {
-    votes.iter().enumerate().filter_map(|(at, (uid, vote))| {
-        let later = votes.iter().skip(at + 1).any(|(other, _)| other == uid);
+fn agreed(votes: &[Vote]) -> impl Iterator<Item = &Vote> {
+    votes.iter().enumerate().filter_map(|(at, vote)| {
+        let later = votes.iter().skip(at + 1).any(|other| other.by == vote.by);
         (vote.choice == Choice::Approve && !later).then_some(vote)
     })
 }
 
 /// Whether the votes were an outcome that the daemon didn't live to record.
 fn is_decided(left: &Left) -> bool {
-    let objected = left
-        .votes
-        .iter()
-        .any(|(_, vote)| vote.choice == Choice::Deny);
+    let objected = left.votes.iter().any(|vote| vote.choice == Choice::Deny);
     objected || agreed(&left.votes).count() >= left.request.terms.quorum.max(1) as usize
 }

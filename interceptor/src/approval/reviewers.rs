@@ -3,18 +3,23 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    sync::Arc,
 };
 
 use interceptor_core::origin::Agent;
+use serde::{Deserialize, Serialize};
 
-/// A person at the control socket, as the kernel and the user database name them.
-#[derive(Debug, Clone, PartialEq, Eq)]
+use super::keys::SecurityKeys;
+
+/// A person: at the control socket as the kernel and the user database name them, at the console as they signed in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Voter {
-    /// User id of the peer; what makes people distinct.
-    pub uid: u32,
-    /// Its name, or the number where it has none.
+    /// What makes people distinct: a user name (the number where it has none), a local user's, or what an OpenID
+    /// provider proved.
     pub name: Box<str>,
-    /// Names of the Unix groups the user is in.
+    /// User id, where the kernel told it.
+    pub uid: Option<u32>,
+    /// Names of the groups that they are in: Unix groups, or those that their provider says.
     pub groups: Box<[Box<str>]>,
 }
 
@@ -27,6 +32,8 @@ pub struct Reviewers {
     configured: BTreeMap<Box<str>, BTreeSet<Box<str>>>,
     /// Groups whose members may let something through alone, in an emergency.
     break_glass: Vec<Box<str>>,
+    /// What people sign with.
+    keys: Arc<SecurityKeys>,
 }
 
 /// Who is asked about one request.
@@ -44,14 +51,27 @@ const OWNER: &str = "owner";
 impl Reviewers {
     /// Reviewers with these configured groups; the members of `break_glass` may override.
     #[must_use]
-    pub const fn new(
+    pub fn new(
         configured: BTreeMap<Box<str>, BTreeSet<Box<str>>>,
         break_glass: Vec<Box<str>>,
     ) -> Self {
         Self {
             configured,
             break_glass,
+            keys: Arc::default(),
         }
+    }
+
+    /// The same, whose people sign with `keys`.
+    #[must_use]
+    pub fn signing_with(self, keys: Arc<SecurityKeys>) -> Self {
+        Self { keys, ..self }
+    }
+
+    /// What people sign with.
+    #[must_use]
+    pub fn keys(&self) -> &SecurityKeys {
+        &self.keys
     }
 
     /// Whether `voter` is one of those who are `asked`; where nobody is named, anyone is.
@@ -78,7 +98,8 @@ impl Reviewers {
         &self.break_glass
     }
 
-    fn is_in(&self, voter: &Voter, groups: &[Box<str>]) -> bool {
+    /// Whether `voter` is in one of `groups`.
+    pub(crate) fn is_in(&self, voter: &Voter, groups: &[Box<str>]) -> bool {
         groups.iter().any(|group| match self.configured.get(group) {
             Some(members) => members.iter().any(|member| voter.is(member)),
             None => voter.groups.contains(group),
@@ -88,8 +109,8 @@ impl Reviewers {
 
 impl Voter {
     /// Whether this is who is called `name`, or has that number.
-    fn is(&self, name: &str) -> bool {
-        *self.name == *name || self.uid.to_string() == name
+    pub(crate) fn is(&self, name: &str) -> bool {
+        *self.name == *name || self.uid.is_some_and(|uid| uid.to_string() == name)
     }
 
     /// Whether `agent` is this person's own.
@@ -118,7 +139,7 @@ mod tests {
 
     fn voter(uid: u32, name: &str, groups: &[&str]) -> Voter {
         Voter {
-            uid,
+            uid: Some(uid),
             name: name.into(),
             groups: groups.iter().map(|group| (*group).into()).collect(),
         }

@@ -60,6 +60,9 @@ pub struct Summary {
     pub quorum: u32,
     /// Whether a yes needs a reason.
     pub reason_required: bool,
+    /// Whether a yes needs its giver's security key.
+    #[serde(default)]
+    pub security_key: bool,
     /// What becomes of it where nobody decides.
     pub otherwise: Otherwise,
     /// The most that people may agree to beyond the one operation.
@@ -221,6 +224,7 @@ impl Summary {
             people: terms.people.to_vec(),
             quorum: terms.quorum.max(1),
             reason_required: terms.reason,
+            security_key: terms.security_key,
             otherwise: terms.otherwise,
             windows: terms.windows.map(|limits| Window {
                 scope: limits.scope,

@@ -101,7 +101,7 @@ fn now(start: Instant) -> Timestamp {
 
 fn voter(name: &str) -> Voter {
     Voter {
-        uid: name.bytes().map(u32::from).sum(),
+        uid: None,
         name: name.into(),
         groups: [].into(),
     }
@@ -109,6 +109,7 @@ fn voter(name: &str) -> Voter {
 
 fn yes_or_no(approve: bool, reason: &str) -> Say {
     Say {
+        signed: None,
         choice: if approve {
             Choice::Approve
         } else {

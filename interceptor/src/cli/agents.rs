@@ -7,7 +7,7 @@ use super::{
     display::{count, labels, message, print, table},
 };
 use crate::{
-    console::{Deed, Done, NewDeed, Tagged, agent_name},
+    control::{Deed, Done, NewDeed, Tagged, agent_name},
     kernel::TagKind,
 };
 

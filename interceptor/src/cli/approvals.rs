@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     approval::{Change, Detail, Standing, State, Summary},
-    console::{Ballot, Reason},
+    control::{Ballot, Reason},
 };
 
 /// See which operations are held, and decide them
@@ -240,6 +240,7 @@ fn window(context: &Context, approve: &Approve) -> Result<Option<Window>, Failed
 
 fn cast(context: &Context, vote: Vote, choice: Choice, window: Option<Window>) -> Outcome {
     let ballot = Ballot {
+        signed: None,
         choice,
         reason: vote.reason,
         window,

@@ -25,7 +25,7 @@ use super::{
     display::{message, print},
     failed::Failed,
 };
-use crate::console::AuthorityCertificate;
+use crate::control::AuthorityCertificate;
 
 /// Show, install or uninstall the certificate that clients have to trust
 #[derive(Debug, clap::Subcommand)]

@@ -19,7 +19,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, runtime::Runtime, time::timeout};
 
 use super::failed::{Failed, code};
-use crate::console::ErrorBody;
+use crate::control::ErrorBody;
 
 /// How long an answer may take to begin. Taking a tag off may wait 5 s for processes to end.
 const PATIENCE: Duration = Duration::from_secs(30);

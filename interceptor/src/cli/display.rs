@@ -61,7 +61,7 @@ pub(super) fn block(text: &str, gutter: &str) -> String {
     out
 }
 
-fn acts_or_hides(character: char) -> bool {
+pub(crate) fn acts_or_hides(character: char) -> bool {
     character.is_control()
         || matches!(
             character,
@@ -92,6 +92,13 @@ pub(super) fn print(text: &str) -> io::Result<()> {
 pub(super) fn message(text: &str) {
     // Where stderr is closed there is nobody to tell.
     _ = writeln!(io::stderr(), "interceptor: {}", inert_lines(text));
+}
+
+/// Asks for something on stderr, on the same line.
+pub(super) fn prompt(text: &str) {
+    // Where stderr is closed there is nobody to ask.
+    _ = write!(io::stderr(), "{text}");
+    _ = io::stderr().flush();
 }
 
 fn inert_lines(text: &str) -> String {

@@ -8,7 +8,7 @@ use super::{
     failed::code,
 };
 use crate::{
-    console::Status,
+    control::Status,
     doctor::{self, Guard, State},
 };
 

@@ -8,7 +8,8 @@ mod approvals;
 mod ca;
 mod client;
 mod completions;
-mod display;
+mod console;
+pub(crate) mod display;
 mod doctor;
 mod engines;
 mod export;
@@ -102,6 +103,11 @@ enum Command {
     Man(completions::ManArguments),
     #[command(hide = true)]
     Launch(launch::Arguments),
+    #[command(subcommand)]
+    Console(console::Command),
+    /// The process that serves the console
+    #[command(hide = true, name = crate::console::COMMAND)]
+    ConsoleServer,
     /// The process that carries the daemon's sessions
     #[command(hide = true, name = proxy::COMMAND)]
     Proxy,
@@ -151,6 +157,10 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Completions(arguments) => return completions::run(&arguments),
         Command::Man(arguments) => return completions::man(&arguments),
         Command::Launch(arguments) => return launch::run(arguments),
+        Command::ConsoleServer => {
+            crate::console::run().map_err(Failed::because)?;
+            return Ok(ExitCode::SUCCESS);
+        }
         Command::Proxy => {
             proxy::run().map_err(Failed::because)?;
             return Ok(ExitCode::SUCCESS);
@@ -166,14 +176,17 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Sessions(arguments) => sessions::run(&context, arguments),
         Command::Approvals(arguments) => approvals::run(&context, arguments),
         Command::Policy(command) => policy::run(&context, &command),
+        Command::Console(command) => console::run(&context, &command),
         Command::Export(arguments) => export::run(&context, &arguments),
         Command::Verify(arguments) => verify::run(&context, &arguments),
         Command::Ca(command) => ca::run(&context, &command),
         Command::Status(arguments) => status::run(&context, &arguments),
         Command::Doctor(arguments) => doctor::run(&context, &arguments),
-        Command::Completions(_) | Command::Man(_) | Command::Launch(_) | Command::Proxy => {
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::Completions(_)
+        | Command::Man(_)
+        | Command::Launch(_)
+        | Command::Proxy
+        | Command::ConsoleServer => Ok(ExitCode::SUCCESS),
     }
 }
 

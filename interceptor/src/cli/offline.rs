@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::{client::Reading, failed::Failed};
 use crate::{
-    console::{ErrorBody, Session},
+    control::{ErrorBody, Session},
     journal::{Lines, Reader},
 };
 

@@ -10,7 +10,7 @@ use super::{
     display::{Style, count, inert, paint, print},
     failed::code,
 };
-use crate::{console::PolicyStatus, policies};
+use crate::{control::PolicyStatus, policies};
 
 /// Try a policy before it is in force, or load the files in force again
 #[derive(Debug, clap::Subcommand)]

@@ -30,7 +30,7 @@ use super::{
 use crate::{
     config,
     confine::{self, Exemptions, Places},
-    console::{AuthorityCertificate, Label, NewTag, TagTarget, Tagged, agent_name},
+    control::{AuthorityCertificate, Label, NewTag, TagTarget, Tagged, agent_name},
 };
 
 /// Launch a command as an agent; the exit status is the command's

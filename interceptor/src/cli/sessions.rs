@@ -13,7 +13,7 @@ use super::{
     offline, tail,
     timeline::Timeline,
 };
-use crate::console::Session;
+use crate::control::Session;
 
 /// List sessions, show one as a dialogue, or follow them as they happen
 #[derive(Debug, clap::Args)]

@@ -7,7 +7,7 @@ use super::{
     display::{Style, between, count, inert, paint, print, span, time},
     failed::code,
 };
-use crate::console::Status;
+use crate::control::Status;
 
 /// How the daemon is; exit status 3 where something is not as it should be
 #[derive(Debug, clap::Args)]

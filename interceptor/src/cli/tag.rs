@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     config::OldSockets,
-    console::{Label, NewTag, OldSocketCounts, TagTarget, Tagged, agent_name},
+    control::{Label, NewTag, OldSocketCounts, TagTarget, Tagged, agent_name},
     kernel::{SocketName, UnixSockets},
 };
 

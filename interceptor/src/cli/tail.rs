@@ -12,7 +12,7 @@ use super::{
     failed::Failed,
     timeline::Timeline,
 };
-use crate::console::ErrorBody;
+use crate::control::ErrorBody;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {

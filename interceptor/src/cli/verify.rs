@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     books::{Account, Ledger},
-    console::Status,
+    control::Status,
     journal::{self, Report},
 };
 

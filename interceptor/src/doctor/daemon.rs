@@ -3,7 +3,7 @@
 use std::{fs, os::unix::fs::MetadataExt as _, path::PathBuf};
 
 use super::{Group, Guard, NEEDS_ROOT, agents};
-use crate::{clock, config::Config, console::Status};
+use crate::{clock, config::Config, control::Status};
 
 #[derive(Debug, Clone)]
 pub(super) struct Found {

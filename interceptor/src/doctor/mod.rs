@@ -12,7 +12,7 @@ mod sockets;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{config::Config, console::Status};
+use crate::{config::Config, control::Status};
 
 /// A guard, and how it stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

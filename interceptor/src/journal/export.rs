@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, io, sync::Arc};
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use interceptor_core::{
     operation::{Operation, Parameter, ParameterFormat, Protocol},
@@ -11,8 +12,8 @@ use interceptor_core::{
         postgres::transcript::{self, Transcript},
     },
     record::{
-        ApprovalStep, Choice, Event, Record, ResponseRecord, ResponseStatus, SCHEMA_VERSION,
-        SessionId, Timestamp,
+        ApprovalStep, Choice, Consent, Event, Record, ResponseRecord, ResponseStatus,
+        SCHEMA_VERSION, SessionId, Timestamp,
     },
     ruling::Verdict,
 };
@@ -297,6 +298,17 @@ fn verdict(verdict: &Verdict) -> &'static str {
     }
 }
 
+/// What a security key signed, as WebAuthn names its parts, in base64url.
+fn consented(consent: &Consent) -> Value {
+    let text = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
+    json!({
+        "publicKey": text(&consent.public_key),
+        "clientDataJSON": text(&consent.client_data),
+        "authenticatorData": text(&consent.authenticator_data),
+        "signature": text(&consent.signature),
+    })
+}
+
 fn step(step: &ApprovalStep) -> Map<String, Value> {
     let facts = match step {
         ApprovalStep::Requested { until, shape, .. } => {
@@ -309,9 +321,11 @@ fn step(step: &ApprovalStep) -> Map<String, Value> {
             choice,
             reason,
             window,
+            consent,
         } => {
             let approve = *choice == Choice::Approve;
-            json!({"step": "voted", "by": by, "uid": uid, "choice": choice, "approve": approve, "reason": reason, "window": window})
+            let consent = consent.as_deref().map(consented);
+            json!({"step": "voted", "by": by, "uid": uid, "choice": choice, "approve": approve, "reason": reason, "window": window, "consent": consent})
         }
         ApprovalStep::Left { why } => json!({"step": "left", "why": why}),
         ApprovalStep::Resumed => json!({"step": "resumed"}),

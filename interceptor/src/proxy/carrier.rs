@@ -26,7 +26,6 @@ use super::{
     message::{Begin, Handed, ToDaemon, ToProxy},
     network::Network,
     records::{Feed, Records},
-    sandbox,
     share::Shares,
 };
 use crate::{
@@ -36,6 +35,7 @@ use crate::{
     credentials::Credentials,
     dns::{self, Forwarder, Servers},
     policies::InForce,
+    sandbox,
     session::{Services, Session},
     socket::Socket,
     sync::lock,
@@ -151,8 +151,8 @@ fn prepare(begin: Begin, passed: Vec<OwnedFd>) -> Result<(Shared, Vec<OwnedFd>),
         return Err("the daemon passes no feed".to_owned());
     };
     let feed = Feed::new(File::from(feed), File::from(bell)).map_err(|error| error.to_string())?;
-    let weaker =
-        sandbox::enter(begin.user).map_err(|error| format!("it can't be confined: {error}"))?;
+    let weaker = sandbox::enter(sandbox::Which::Proxy, begin.user)
+        .map_err(|error| format!("it can't be confined: {error}"))?;
     for weaker in &weaker {
         tracing::warn!("{weaker}");
     }

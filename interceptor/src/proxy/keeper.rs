@@ -32,7 +32,7 @@ use crate::{
     approval::{Approvals, Request, Withdrawal},
     clock,
     config::Config,
-    console::ProxyStatus,
+    control::ProxyStatus,
     credentials::Vault,
     dns::Names,
     journal::{Journal, Stopped},
@@ -41,6 +41,7 @@ use crate::{
     policies::Policies,
     reach::Reach,
     refusals::Flood,
+    sandbox,
     sync::lock,
     tls::Authority,
 };
@@ -150,7 +151,7 @@ impl Proxy {
     /// # Errors
     /// Where it doesn't come up the first time.
     pub(crate) async fn start(means: Means) -> Result<Self, ProxyError> {
-        let user = super::sandbox::user(&means.config)?;
+        let user = sandbox::user(sandbox::Which::Proxy, &means.config)?;
         let outlet = means
             .journal
             .feed()

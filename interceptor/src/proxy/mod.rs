@@ -2,7 +2,7 @@
 //!
 //! The daemon holds what is worth taking: the hooks, cgroups and network namespaces, the authority's key, the
 //! log, people's answers, secrets. It parses nothing that comes from an agent or a server. Who does is the proxy:
-//! a user of its own, without a capability, a file or a system call beyond its work ([`sandbox`]). It is handed
+//! a user of its own, without a capability, a file or a system call beyond its work (`sandbox.rs`). It is handed
 //! connections that are accepted and whose true destination is known, and asks for what a session takes
 //! ([`message`]). What it says goes on record only of sessions that it was handed. When it ends, so do its
 //! sessions, which is on record, and another one is started; what connects meanwhile waits.
@@ -22,7 +22,6 @@ mod message;
 mod network;
 mod process;
 mod records;
-mod sandbox;
 mod sessions;
 mod share;
 mod volume;

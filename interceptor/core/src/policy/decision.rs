@@ -92,6 +92,8 @@ pub struct HoldTerms {
     pub reason: bool,
     /// What people may agree to beyond the one operation; nothing where it isn't said.
     pub windows: Option<WindowLimits>,
+    /// Whether a yes has to be signed by its giver's security key.
+    pub security_key: bool,
 }
 
 /// What becomes of a held operation about which nobody decided in time.
@@ -169,6 +171,7 @@ impl Default for HoldTerms {
             escalate: [].into(),
             reason: false,
             windows: None,
+            security_key: false,
         }
     }
 }

@@ -254,6 +254,8 @@ pub(super) struct ReviewersSpec {
     pub(super) reason: Option<ReasonSpec>,
     #[serde(default, deserialize_with = "given")]
     pub(super) windows: Option<WindowsSpec>,
+    #[serde(default)]
+    pub(super) security_key: bool,
 }
 
 /// Whether a yes needs a reason.

@@ -26,6 +26,7 @@ use tokio::{
 use super::{
     ballot::{Ballot, Inadmissible},
     grants::{End, Grant, Grants, Standing},
+    keys::SecurityKeys,
     pending::Pending,
     request::{Outcome, Recorder, Request, Unrecorded, VoteError, Withdrawal},
     reviewers::{Asked, Reviewers, Voter},
@@ -224,6 +225,18 @@ impl Approvals {
     #[must_use]
     pub fn watch(&self) -> broadcast::Receiver<Arc<Change>> {
         self.0.changes.subscribe()
+    }
+
+    /// What people sign with.
+    #[must_use]
+    pub fn keys(&self) -> &SecurityKeys {
+        self.0.reviewers.keys()
+    }
+
+    /// The people behind groups.
+    #[must_use]
+    pub fn reviewers(&self) -> &Reviewers {
+        &self.0.reviewers
     }
 
     /// How many questions are open.

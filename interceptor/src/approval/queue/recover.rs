@@ -38,8 +38,8 @@ impl Approvals {
             }
             let mut ballot = Ballot::new(left.request.terms.quorum, left.until);
             let escalated = left.escalations;
-            for (uid, vote) in left.votes {
-                ballot.recorded(uid, vote);
+            for vote in left.votes {
+                ballot.recorded(vote);
             }
             let passed = Duration::from_nanos(now.0.saturating_sub(left.requested.0));
             let groups = left.request.terms.escalate.iter().take(escalated);

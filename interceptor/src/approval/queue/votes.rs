@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use interceptor_core::{
-    record::{ApprovalId, ApprovalStep, Choice, Window},
+    record::{ApprovalId, ApprovalStep, Choice, Consent, Window},
     ruling::{Cause, WindowScope},
 };
 use tokio::time::Instant;
@@ -12,6 +12,7 @@ use super::{Approvals, refused};
 use crate::approval::{
     ballot::{Ballot, Inadmissible, Tally},
     grants::Standing,
+    keys::Signed,
     request::{Outcome, REASON_BYTES_MAX, Request, Say, Unrecorded, VoteError},
     reviewers::{Asked, Voter},
     summary::{Change, State, Summary, Vote},
@@ -27,6 +28,7 @@ impl Approvals {
         if !is_fit(&say.reason) {
             return Err(VoteError::UnfitReason);
         }
+        let signed = say.signed.filter(|_| say.choice == Choice::Approve);
         let vote = Vote {
             by: voter.name.clone(),
             choice: say.choice,
@@ -37,7 +39,7 @@ impl Approvals {
         let approvals = self.clone();
         // A task of its own: a reviewer's connection that breaks in the middle must not leave a
         // vote that is in the journal but was never counted.
-        in_its_own_task(async move { approvals.cast(id, voter, vote).await }).await
+        in_its_own_task(async move { approvals.cast(id, voter, vote, signed).await }).await
     }
 
     /// Lets a request through on the word of `voter` alone, once that is in the journal.
@@ -100,8 +102,15 @@ impl Approvals {
     }
 
     /// See [`Self::vote`]; the three steps are: admit and append, wait for the disk, count.
-    async fn cast(&self, id: ApprovalId, voter: Voter, vote: Vote) -> Result<Summary, VoteError> {
+    async fn cast(
+        &self,
+        id: ApprovalId,
+        voter: Voter,
+        vote: Vote,
+        signed: Option<Signed>,
+    ) -> Result<Summary, VoteError> {
         let choice = vote.choice;
+        let mut consent = None;
         let durable = {
             let mut queue = self.queue();
             let now = (self.0.clock)();
@@ -114,6 +123,14 @@ impl Approvals {
             }
             if choice == Choice::Approve {
                 open.request.may_be_approved(id, &voter, &vote)?;
+                let keys = self.0.reviewers.keys();
+                if let Some(signed) = &signed {
+                    let text = Consent::text(id, &open.request.digest, vote.window);
+                    consent = Some(keys.consent(&voter.name, signed, &text)?.into());
+                } else if open.request.terms.security_key {
+                    let link = keys.link(id);
+                    return Err(VoteError::Unsigned { id, link });
+                }
             }
             if let Err(why) = open.ballot.cast(&voter, choice, now) {
                 return Err(open.inadmissible(id, &voter, why));
@@ -124,6 +141,7 @@ impl Approvals {
                 choice,
                 reason: vote.reason.clone(),
                 window: vote.window,
+                consent,
             };
             self.append(id, &open.request, step)
         };

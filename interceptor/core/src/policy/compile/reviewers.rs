@@ -6,7 +6,7 @@ use serde_saphyr::{Location, Spanned};
 
 use super::{Compiler, duration};
 use crate::policy::{
-    decision::{Escalation, HoldTerms, WindowLimits},
+    decision::{Escalation, HoldTerms, Otherwise, WindowLimits},
     file::{EscalationSpec, ReasonSpec, ReviewersSpec, WindowsSpec},
 };
 
@@ -76,6 +76,11 @@ impl Compiler {
             .windows
             .as_ref()
             .and_then(|windows| self.windows(file, place, windows));
+        terms.security_key = spec.security_key;
+        if terms.security_key && terms.otherwise == Otherwise::Allow {
+            let what = "with `otherwise: allow` silence lets it through, which no security key has signed: leave one of the two out";
+            self.problem(file, place, what);
+        }
         terms
     }
 

@@ -17,6 +17,7 @@ pub mod describe;
 mod extended;
 mod failure;
 mod frontend;
+pub mod highlight;
 mod login;
 pub mod mask;
 mod names;

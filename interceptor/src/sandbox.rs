@@ -1,4 +1,5 @@
-//! What the proxy gives up before it reads the first byte of an agent's or a server's.
+//! What a process of ours gives up before it reads the first byte of somebody else's: the proxy, before those of
+//! agents and servers, the console, before those of browsers.
 
 use std::{collections::BTreeMap, io, path::Path};
 
@@ -37,30 +38,53 @@ const READABLE: [&str; 9] = [
     "/run/NetworkManager",
 ];
 
-/// The user that the proxy is: the configured one, else one that has no name and is this instance's own.
+/// The processes that are confined, as the configuration names them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Which {
+    /// It reads what agents and servers send.
+    Proxy,
+    /// It reads what browsers, identity providers and chats send.
+    Console,
+}
+
+/// The user that one of them is: the configured one, else one that has no name and is this instance's own.
 ///
 /// # Errors
 /// Where the configured one isn't there, or is root.
-pub(super) fn user(config: &Config) -> io::Result<u32> {
-    if let Some(name) = &config.proxy.user {
+pub(crate) fn user(which: Which, config: &Config) -> io::Result<u32> {
+    let (name, configured) = match which {
+        Which::Proxy => ("proxy", &config.proxy.user),
+        Which::Console => (
+            "console",
+            config
+                .console
+                .as_ref()
+                .map_or(&None, |console| &console.user),
+        ),
+    };
+    if let Some(name_of_it) = configured {
+        let (section, name) = (name, name_of_it);
         let user = User::from_name(name)?.ok_or_else(|| {
             io::Error::other(format!(
-                "there is no user `{name}` (`proxy: {{user: …}}` in the configuration); make one with `useradd --system {name}`, or leave it out"
+                "there is no user `{name}` (`{section}: {{user: …}}` in the configuration); make one with `useradd --system {name}`, or leave it out"
             ))
         })?;
         if user.uid.is_root() {
-            return Err(io::Error::other(
-                "`proxy: {user: …}` in the configuration is root: the process that reads what agents and servers send has to be somebody who may do nothing",
-            ));
+            return Err(io::Error::other(format!(
+                "`{section}: {{user: …}}` in the configuration is root: a process that reads what others send has to be somebody who may do nothing",
+            )));
         }
         return Ok(user.uid.as_raw());
     }
     let count = USERS.end - USERS.start;
-    let start = crc32fast::hash(config.instance.as_str().as_bytes()) % count;
-    let mut users = (0..count).map(|turn| USERS.start + (start + turn) % count);
+    // Neither is the other's, so that neither can do anything to the other.
+    let half = count / 2;
+    let start = crc32fast::hash(config.instance.as_str().as_bytes()) % half;
+    let first = USERS.start + if which == Which::Console { half } else { 0 };
+    let mut users = (0..half).map(|turn| first + (start + turn) % half);
     let free = users.find(|user| matches!(User::from_uid(Uid::from_raw(*user)), Ok(None)));
     free.ok_or_else(|| {
-        io::Error::other("all users of systemd's range for services have names; say `proxy: {user: …}` in the configuration")
+        io::Error::other("all users of systemd's range for services have names; say `proxy: {user: …}` and `console: {user: …}` in the configuration")
     })
 }
 
@@ -69,7 +93,7 @@ pub(super) fn user(config: &Config) -> io::Result<u32> {
 ///
 /// # Errors
 /// Where something of it can't be done that every supported kernel has.
-pub(super) fn enter(user: u32) -> io::Result<Vec<String>> {
+pub(crate) fn enter(which: Which, user: u32) -> io::Result<Vec<String>> {
     let mut weaker = Vec::new();
     setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
     caps::clear(None, caps::CapSet::Bounding).map_err(io::Error::other)?;
@@ -91,7 +115,7 @@ pub(super) fn enter(user: u32) -> io::Result<Vec<String>> {
     // Behind all that changes who this is, which takes it back.
     set_pdeathsig(Signal::SIGKILL)?;
     weaker.extend(files()?);
-    calls()?;
+    calls(which)?;
     Ok(weaker)
 }
 
@@ -210,12 +234,16 @@ const OLDER: [c_long; 4] = [
 #[cfg(not(target_arch = "x86_64"))]
 const OLDER: [c_long; 0] = [];
 
-fn calls() -> io::Result<()> {
+fn calls(which: Which) -> io::Result<()> {
     let mut allowed: Rules = CALLS
         .iter()
         .chain(&OLDER)
         .map(|number| (*number, Vec::new()))
         .collect();
+    if which == Which::Console {
+        // Browsers come to it; whom the proxy carries is handed to it.
+        allowed.insert(libc::SYS_accept4, Vec::new());
+    }
     // Threads, in this process's own namespaces.
     let thread = u64::from((libc::CLONE_THREAD | libc::CLONE_VM).cast_unsigned());
     let namespaces = libc::CLONE_NEWCGROUP

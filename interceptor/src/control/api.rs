@@ -5,7 +5,9 @@ use std::{collections::BTreeMap, path::PathBuf, str::FromStr};
 use interceptor_core::record::{Choice, SessionId, Timestamp, Window};
 use serde::{Deserialize, Serialize};
 
+use super::person::{Identity, Person, Role};
 use crate::{
+    approval::{SecurityKey, Signed},
     books::Account,
     config::OldSockets,
     confine::StandIn,
@@ -32,6 +34,9 @@ pub struct Status {
     /// The process that carries sessions, if one runs.
     #[serde(default)]
     pub proxy: Option<ProxyStatus>,
+    /// The console, if there is one.
+    #[serde(default)]
+    pub console: Option<ConsoleStatus>,
     /// When it started.
     #[serde(with = "crate::rfc3339")]
     pub started: Timestamp,
@@ -64,6 +69,15 @@ pub struct ProxyStatus {
     pub user: u32,
     /// What the kernel lacks to confine it, for people.
     pub weaker: Vec<String>,
+}
+
+/// The process that serves the console.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsoleStatus {
+    /// Its address, as browsers know it.
+    pub url: Box<str>,
+    /// Its process id, while it runs.
+    pub pid: Option<u32>,
 }
 
 /// What became of an agent's connects.
@@ -307,6 +321,9 @@ pub struct Ballot {
     /// What a yes is for beyond the one operation.
     #[serde(default)]
     pub window: Option<Window>,
+    /// What the reviewer's security key signed, where the rule asks for one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signed: Option<Signed>,
 }
 
 /// Why somebody does something: `POST /v1/approvals/{id}/override` and `POST /v1/approvals/{id}/revocation`.
@@ -316,6 +333,98 @@ pub struct Reason {
     /// In their words.
     #[serde(default)]
     pub reason: String,
+}
+
+/// Whoever asks: `GET /v1/me`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Me {
+    /// Their name.
+    pub name: Box<str>,
+    /// The groups that they are in.
+    pub groups: Box<[Box<str>]>,
+    /// What they may.
+    pub role: Role,
+}
+
+impl From<&Person> for Me {
+    fn from(person: &Person) -> Self {
+        Self {
+            name: person.name().into(),
+            groups: person.voter().groups.clone(),
+            role: person.role(),
+        }
+    }
+}
+
+/// The policy in force, as it is written: `GET /v1/policy`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyText {
+    /// Which, since when, and whether its files are sound.
+    pub status: PolicyStatus,
+    /// Whether it is enforced, or observes.
+    pub enforced: bool,
+    /// The files that make it.
+    pub files: Vec<PolicyFile>,
+}
+
+/// A file of a policy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyFile {
+    /// Its path.
+    pub path: String,
+    /// All of it.
+    pub text: String,
+}
+
+/// A security key to be registered: `POST /v1/keys`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewKey {
+    /// The key.
+    pub key: SecurityKey,
+    /// Where there is one already: what that one signed of [`SecurityKey::text`].
+    #[serde(default)]
+    pub vouched: Option<Signed>,
+}
+
+/// Which security key: the query of `DELETE /v1/keys`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyQuery {
+    /// Its credential's id, in base64url.
+    pub credential: String,
+}
+
+/// A link that signs in: `POST /v1/console/links`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsoleLink {
+    /// To open in a browser, once, within two minutes.
+    pub url: String,
+}
+
+/// Somebody whom the console knows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignIn {
+    /// Who.
+    pub identity: Identity,
+    /// Their address.
+    pub from: String,
+}
+
+/// A link's code.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkCode {
+    /// What stands behind the `#`.
+    pub code: String,
+}
+
+/// Something that the console has on record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Note {
+    /// What happened.
+    pub name: Box<str>,
+    /// The facts.
+    pub detail: BTreeMap<Box<str>, Box<str>>,
 }
 
 /// Which records: the query of `GET /v1/export` and `GET /v1/tail`.

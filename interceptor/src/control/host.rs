@@ -9,11 +9,12 @@ use axum::{
 };
 
 use super::{
-    api::{Done, ErrorBody, NewDeed, NewTag, PolicyStatus, Status, Tagged},
-    peer::Person,
+    api::{Done, ErrorBody, NewDeed, NewTag, PolicyStatus, PolicyText, Status, Tagged},
+    links::Links,
+    person::{Person, Role, Way},
 };
 use crate::{
-    approval::{Approvals, VoteError},
+    approval::{Approvals, VoteError, Voter},
     confine::Places,
     journal::{Journal, JournalError, Stopped},
     kernel::KernelError,
@@ -58,6 +59,12 @@ pub trait Host: Send + Sync + 'static {
     /// Where there is no such agent, or it can't be done or recorded.
     fn act(&self, deed: NewDeed, by: &Person) -> Result<Done, Failure>;
 
+    /// What `voter`, who is known by `way`, may; nothing where they may nothing.
+    fn role(&self, voter: &Voter, way: Way) -> Option<Role>;
+
+    /// What people sign in with at the control socket, and where the console is, if there is one.
+    fn console(&self) -> Option<&ConsoleDesk>;
+
     /// The name of the agent that process `pid` runs as, if it does.
     ///
     /// # Errors
@@ -70,11 +77,42 @@ pub trait Host: Send + Sync + 'static {
     /// Where they are broken; the policy in force stays.
     fn reload(&self, by: &Person) -> Result<PolicyStatus, Failure>;
 
+    /// The files of the policy in force.
+    ///
+    /// # Errors
+    /// Where that can't be told.
+    fn policy(&self) -> Result<PolicyText, Failure>;
+
+    /// Puts something on record that concerns the daemon as a whole, as a notice of `name`.
+    ///
+    /// # Errors
+    /// Where the journal takes nothing.
+    fn note(&self, name: &str, detail: &[(&str, &str)]) -> Result<(), Failure>;
+
+    /// Puts on record what `by` does.
+    ///
+    /// # Errors
+    /// Where the journal takes nothing.
+    fn record(&self, name: &str, by: &Person, detail: &[(&str, &str)]) -> Result<(), Failure> {
+        let by = by.to_string();
+        let by = [("by", by.as_str())];
+        self.note(name, &[&by, detail].concat())
+    }
+
     /// The queue of held operations.
     fn approvals(&self) -> &Approvals;
 
     /// The journal.
     fn journal(&self) -> &Journal;
+}
+
+/// What the daemon keeps for the console.
+#[derive(Debug)]
+pub struct ConsoleDesk {
+    /// Its address, as browsers know it.
+    pub url: Box<str>,
+    /// Links that sign people in.
+    pub links: Links,
 }
 
 /// Why a request fails, for people.
@@ -187,6 +225,8 @@ impl From<VoteError> for Failure {
             VoteError::NotReviewer { .. }
             | VoteError::OwnAgent { .. }
             | VoteError::NoBreakGlass { .. }
+            | VoteError::Unsigned { .. }
+            | VoteError::Key(_)
             | VoteError::TooMuch { .. } => FailureKind::Forbidden,
             VoteError::UnfitReason
             | VoteError::ReasonMissing { .. }

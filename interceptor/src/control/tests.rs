@@ -22,7 +22,7 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::{
-    approval::{Approvals, Pending, Reviewers},
+    approval::{Approvals, Pending, Reviewers, Voter},
     confine::Places,
     journal::Journal,
     kernel::TagKind,
@@ -32,6 +32,8 @@ struct Fake {
     approvals: Approvals,
     journal: Journal,
     agents: Mutex<Vec<Tagged>>,
+    desk: ConsoleDesk,
+    notes: Mutex<Vec<String>>,
     /// Whether whoever speaks is an agent.
     is_agent: AtomicBool,
 }
@@ -48,6 +50,7 @@ impl Host for Fake {
             instance: "test".to_owned(),
             pid: 1,
             proxy: None,
+            console: None,
             started: Timestamp(0),
             agents: 0,
             sessions: 0,
@@ -73,7 +76,7 @@ impl Host for Fake {
     }
 
     fn tag(&self, tag: NewTag, by: &Person) -> Result<Tagged, Failure> {
-        assert_eq!(by.uid(), nix::unistd::getuid().as_raw());
+        assert_eq!(by.voter().uid, Some(nix::unistd::getuid().as_raw()));
         let tagged = Tagged {
             agent: tag.agent,
             labels: tag.labels,
@@ -112,6 +115,34 @@ impl Host for Fake {
             agent: agent.clone(),
             connections: 0,
         })
+    }
+
+    fn role(&self, voter: &Voter, way: Way) -> Option<Role> {
+        match way {
+            Way::Socket | Way::Link => Some(Role::Administrator),
+            _ if voter.groups.contains(&"sre".into()) => Some(Role::Operator),
+            _ if voter.groups.contains(&"staff".into()) => Some(Role::Viewer),
+            _ => None,
+        }
+    }
+
+    fn console(&self) -> Option<&ConsoleDesk> {
+        Some(&self.desk)
+    }
+
+    fn policy(&self) -> Result<PolicyText, Failure> {
+        Ok(PolicyText {
+            status: self.status()?.policy,
+            enforced: true,
+            files: Vec::new(),
+        })
+    }
+
+    fn note(&self, name: &str, detail: &[(&str, &str)]) -> Result<(), Failure> {
+        let detail = detail.iter().map(|(name, value)| format!("{name}={value}"));
+        let line = format!("{name} {}", detail.collect::<Vec<_>>().join(" "));
+        self.notes.lock().unwrap().push(line);
+        Ok(())
     }
 
     fn agent_of(&self, pid: u32) -> Result<Option<Box<str>>, Failure> {
@@ -153,6 +184,7 @@ struct Bench {
     fake: Arc<Fake>,
     stop: Option<oneshot::Sender<()>>,
     served: tokio::task::JoinHandle<std::io::Result<()>>,
+    lines: tokio::sync::mpsc::UnboundedSender<UnixStream>,
 }
 
 impl Bench {
@@ -163,11 +195,17 @@ impl Bench {
             approvals: Approvals::new(journal.clone(), Reviewers::default(), crate::clock::now),
             journal,
             agents: Mutex::default(),
+            desk: ConsoleDesk {
+                url: "http://localhost:7676".into(),
+                links: Links::default(),
+            },
+            notes: Mutex::default(),
             is_agent: AtomicBool::new(false),
         });
         let socket = ControlSocket::bind(&folder.path().join("run/control.sock")).unwrap();
         let (stop, stopped) = oneshot::channel();
-        let served = tokio::spawn(serve(socket, fake.clone(), async move {
+        let (lines, consoles) = tokio::sync::mpsc::unbounded_channel();
+        let served = tokio::spawn(serve(socket, fake.clone(), consoles, async move {
             _ = stopped.await;
         }));
         Self {
@@ -175,7 +213,17 @@ impl Bench {
             fake,
             stop: Some(stop),
             served,
+            lines,
         }
+    }
+
+    /// A console's line.
+    async fn line(&self) -> crate::console::Daemon {
+        let (own, its) = UnixStream::pair().unwrap();
+        self.lines.send(its).unwrap();
+        let (daemon, ends) = crate::console::Daemon::connect(own).await.unwrap();
+        tokio::spawn(ends);
+        daemon
     }
 
     fn path(&self) -> PathBuf {
@@ -360,8 +408,8 @@ async fn a_person_votes_under_their_own_name() {
     let path = "/v1/approvals/00000000000000ff/votes";
     let (status, voted) = bench.ask("POST", path, vote.clone()).await;
     assert_eq!((status, &voted["state"]), (200, &json!("approved")));
-    let me = Person::of(nix::unistd::getuid().as_raw());
-    assert_eq!(voted["votes"][0]["by"], me.name());
+    let me = user(nix::unistd::getuid().as_raw());
+    assert_eq!(voted["votes"][0]["by"], *me.name);
     assert_eq!(pending.outcome().await, crate::approval::Outcome::Approved);
     let (status, error) = bench.ask("POST", path, vote).await;
     assert_eq!(status, 409, "{error}");
@@ -471,4 +519,106 @@ fn the_socket_is_private_and_alone() {
     let error = ControlSocket::bind(&path).unwrap_err();
     assert!(matches!(&error, SocketError::NotASocket(at) if at == Path::new(&path)));
     assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+}
+
+fn signed_in(name: &str, group: &str, way: Way) -> Identity {
+    Identity {
+        voter: Voter {
+            name: name.into(),
+            uid: None,
+            groups: [group.into()].into(),
+        },
+        way,
+        at_most: (way == Way::Token).then_some(Role::Viewer),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_console_asks_for_people_and_nobody_gets_more_than_their_role() {
+    let bench = Bench::start();
+    let line = bench.line().await;
+    let (viewer, operator) = (
+        signed_in("vera", "staff", Way::Oidc),
+        signed_in("otto", "sre", Way::Password),
+    );
+    let stranger = signed_in("sam", "guests", Way::Oidc);
+    let deed = json!({"agent": "nobody", "deed": "freeze"});
+    let vote = json!({"choice": "approve"});
+    // Who, what, and what becomes of it: 404 is what an allowed one comes to here.
+    let vote_path = "/v1/approvals/00000000000000ff/votes";
+    for (who, path, body, expected) in [
+        (&viewer, vote_path, &vote, 403),
+        (&viewer, "/v1/agents/deeds", &deed, 403),
+        (&viewer, "/v1/policy/reload", &json!(null), 403),
+        (
+            &viewer,
+            "/v1/approvals/00000000000000ff/override",
+            &json!({"reason": "x"}),
+            403,
+        ),
+        (&viewer, "/v1/keys", &json!({}), 403),
+        (&operator, vote_path, &vote, 404),
+        (&operator, "/v1/agents/deeds", &deed, 404),
+        (&operator, "/v1/policy/reload", &json!(null), 403),
+        (&stranger, vote_path, &vote, 403),
+        (&stranger, "/v1/agents/deeds", &deed, 403),
+        (&operator, "/v1/console/links", &json!({}), 404),
+    ] {
+        let answer = line.post::<Value>(who, path, body).await.unwrap_err();
+        assert_eq!(
+            answer.status.as_u16(),
+            expected,
+            "{} {path}: {}",
+            who.voter.name,
+            answer.error
+        );
+    }
+    for (who, is_let_by) in [(&viewer, true), (&operator, true), (&stranger, false)] {
+        assert_eq!(
+            line.get::<Value>(who, "/v1/status").await.is_ok(),
+            is_let_by
+        );
+        let sign_in = SignIn {
+            identity: who.clone(),
+            from: "192.0.2.1".to_owned(),
+        };
+        assert_eq!(
+            line.own::<Me>("/console/sign-ins", &sign_in).await.is_ok(),
+            is_let_by
+        );
+    }
+    assert_eq!(
+        *bench.fake.notes.lock().unwrap(),
+        [
+            "signed_in by=vera (console, by OpenID Connect) from=192.0.2.1 role=viewer",
+            "signed_in by=otto (console, by password) from=192.0.2.1 role=operator",
+            "sign_in_refused name=sam way=console, by OpenID Connect from=192.0.2.1 why=no role",
+        ]
+    );
+    // A link is who made it, once; and the console has no person of its own.
+    let (status, link) = bench.ask("POST", "/v1/console/links", json!({})).await;
+    assert_eq!(status, 200, "{link}");
+    let code = link["url"]
+        .as_str()
+        .unwrap()
+        .split_once('#')
+        .unwrap()
+        .1
+        .to_owned();
+    let code = LinkCode { code };
+    let identity: Identity = line.own("/console/links", &code).await.unwrap();
+    assert_eq!(identity.voter, user(nix::unistd::getuid().as_raw()));
+    assert!(line.own::<Identity>("/console/links", &code).await.is_err());
+    assert!(line.own::<Value>("/v1/status", &json!(null)).await.is_err());
+    assert!(
+        line.own::<()>(
+            "/console/notes",
+            &json!({"name": "tag_added", "detail": {}})
+        )
+        .await
+        .is_err()
+    );
+    // What is the console's own isn't at the control socket.
+    let (status, _) = bench.ask("POST", "/console/sign-ins", json!({})).await;
+    assert_eq!(status, 404);
 }

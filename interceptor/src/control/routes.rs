@@ -5,28 +5,33 @@ use std::sync::Arc;
 use axum::{
     Extension, Json, Router,
     extract::{
-        DefaultBodyLimit, Path, Query, State,
+        DefaultBodyLimit, Path, Query, Request, State,
         rejection::{JsonRejection, QueryRejection},
     },
-    middleware,
-    response::Response,
+    middleware::{self, Next},
+    response::{IntoResponse as _, Response},
     routing::{get, post},
 };
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use interceptor_core::record::{ApprovalId, SessionId};
 use serde::Deserialize;
 use tokio::sync::watch;
 
 use super::{
     api::{
-        AuthorityCertificate, Ballot, Done, ExportQuery, Label, NewDeed, NewTag, PolicyStatus,
-        Reason, Session, Status, Tagged,
+        AuthorityCertificate, Ballot, ConsoleLink, Done, ExportQuery, KeyQuery, Label, LinkCode,
+        Me, NewDeed, NewKey, NewTag, Note, PolicyStatus, PolicyText, Reason, Session, SignIn,
+        Status, Tagged,
     },
+    channel,
     host::{Failure, FailureKind, Host},
-    peer::{self, Person},
+    peer,
+    person::{Identity, Person, Role, Way},
     streams,
 };
 use crate::{
-    approval::{Detail, Say, Standing, Summary},
+    approval::{Detail, KeyError, Say, SecurityKey, Standing, Summary},
+    clock,
     confine::Places,
     journal::Filter,
 };
@@ -43,13 +48,36 @@ type Answer<T> = Result<Json<T>, Failure>;
 /// Turns `true` when the daemon stops.
 pub(super) type Stopping = watch::Receiver<bool>;
 
-pub(super) fn router(host: Arc<dyn Host>, stopping: Stopping) -> Router {
-    Router::new()
+/// The control socket's.
+pub(super) fn socket(host: Arc<dyn Host>, stopping: Stopping) -> Router {
+    let own = Router::new().route("/v1/console/links", post(console_link));
+    let routes = everyones().merge(own.route_layer(middleware::from_fn(require::<VIEWER>)));
+    finish(routes, stopping)
+        .layer(middleware::from_fn_with_state(host.clone(), peer::identify))
+        .with_state(host)
+}
+
+/// The console's: the same for those it asks for, and what it needs itself.
+pub(super) fn console(host: Arc<dyn Host>, stopping: Stopping) -> Router {
+    let own = Router::new()
+        .route("/console/sign-ins", post(sign_in))
+        .route("/console/links", post(redeem))
+        .route("/console/notes", post(note));
+    let asked = everyones().layer(middleware::from_fn_with_state(
+        host.clone(),
+        channel::identify,
+    ));
+    finish(asked.merge(own), stopping).with_state(host)
+}
+
+/// What people ask for, by the role that it takes.
+fn everyones() -> Router<Arc<dyn Host>> {
+    let viewers = Router::new()
+        .route("/v1/me", get(me))
         .route("/v1/status", get(status))
         .route("/v1/ca", get(authority))
         .route("/v1/places", get(places))
-        .route("/v1/agents", get(agents).post(tag).delete(untag))
-        .route("/v1/agents/deeds", post(act))
+        .route("/v1/agents", get(agents))
         .route("/v1/sessions", get(sessions))
         .route("/v1/sessions/{id}", get(session))
         .route("/v1/tail", get(tail))
@@ -58,18 +86,47 @@ pub(super) fn router(host: Arc<dyn Host>, stopping: Stopping) -> Router {
         .route("/v1/approvals/watch", get(watch_approvals))
         .route("/v1/approvals/{id}", get(approval))
         .route("/v1/approvals/grants", get(grants))
+        .route("/v1/policy", get(policy));
+    let reviewers = Router::new()
         .route("/v1/approvals/{id}/votes", post(vote))
         .route("/v1/approvals/{id}/override", post(override_alone))
         .route("/v1/approvals/{id}/revocation", post(revoke))
-        .route("/v1/policy/reload", post(reload))
+        .route("/v1/keys", get(keys).post(add_key).delete(remove_key));
+    let operators = Router::new()
+        .route("/v1/agents", post(tag).delete(untag))
+        .route("/v1/agents/deeds", post(act));
+    let administrators = Router::new().route("/v1/policy/reload", post(reload));
+    viewers
+        .route_layer(middleware::from_fn(require::<VIEWER>))
+        .merge(reviewers.route_layer(middleware::from_fn(require::<REVIEWER>)))
+        .merge(operators.route_layer(middleware::from_fn(require::<OPERATOR>)))
+        .merge(administrators.route_layer(middleware::from_fn(require::<ADMINISTRATOR>)))
+}
+
+fn finish(routes: Router<Arc<dyn Host>>, stopping: Stopping) -> Router<Arc<dyn Host>> {
+    routes
         .fallback(async || missing("this version of interceptor has no such request"))
         .layer(Extension(stopping))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        .layer(middleware::from_fn_with_state(
-            host.clone(),
-            peer::refuse_agents,
-        ))
-        .with_state(host)
+}
+
+const VIEWER: u8 = Role::Viewer as u8;
+const REVIEWER: u8 = Role::Reviewer as u8;
+const OPERATOR: u8 = Role::Operator as u8;
+const ADMINISTRATOR: u8 = Role::Administrator as u8;
+
+/// Lets by who has the role `LEAST`, or one that may more.
+async fn require<const LEAST: u8>(person: Person, request: Request, next: Next) -> Response {
+    let least = match LEAST {
+        VIEWER => Role::Viewer,
+        REVIEWER => Role::Reviewer,
+        OPERATOR => Role::Operator,
+        _ => Role::Administrator,
+    };
+    match person.may(least) {
+        Ok(()) => next.run(request).await,
+        Err(failure) => failure.into_response(),
+    }
 }
 
 /// Runs what may block where blocking hurts nobody.
@@ -254,6 +311,7 @@ async fn vote(
         choice: ballot.choice,
         reason: ballot.reason.into(),
         window: ballot.window,
+        signed: ballot.signed,
     };
     let voted = host.approvals().vote(id, by.into_voter(), say).await?;
     Ok(Json(voted))
@@ -289,6 +347,147 @@ async fn revoke(
     Ok(Json(standing))
 }
 
+/// Whoever asks.
+async fn me(person: Person) -> Json<Me> {
+    Json(Me::from(&person))
+}
+
+async fn policy(State(host): HostState) -> Answer<PolicyText> {
+    blocking(move || host.policy()).await.map(Json)
+}
+
+async fn keys(State(host): HostState, by: Person) -> Json<Vec<SecurityKey>> {
+    Json(host.approvals().keys().of(by.name()))
+}
+
+async fn add_key(
+    State(host): HostState,
+    by: Person,
+    body: Result<Json<NewKey>, JsonRejection>,
+) -> Answer<Vec<SecurityKey>> {
+    let Json(new) = body.map_err(invalid)?;
+    blocking(move || {
+        // Before it is there, so that no yes is ever by a key that isn't on record.
+        let public = hex::encode(&new.key.public_key);
+        host.record(
+            "security_key_added",
+            &by,
+            &[("label", &new.key.label), ("public_key", &public)],
+        )?;
+        let text = new.key.text();
+        let vouched = new.vouched.as_ref().map(|signed| (signed, text.as_str()));
+        let keys = host.approvals().keys();
+        let key = SecurityKey {
+            added: clock::now(),
+            ..new.key
+        };
+        keys.add(by.name(), key, vouched).map_err(unfit)?;
+        Ok(Json(keys.of(by.name())))
+    })
+    .await
+}
+
+async fn remove_key(
+    State(host): HostState,
+    by: Person,
+    query: Result<Query<KeyQuery>, QueryRejection>,
+) -> Answer<Vec<SecurityKey>> {
+    let Query(query) = query.map_err(invalid)?;
+    blocking(move || {
+        let keys = host.approvals().keys();
+        let gone = URL_SAFE_NO_PAD.decode(&query.credential).map_err(invalid)?;
+        host.record(
+            "security_key_removed",
+            &by,
+            &[("credential", &query.credential)],
+        )?;
+        if !keys.remove(by.name(), &gone).map_err(unfit)? {
+            return Err(missing("you have no such security key"));
+        }
+        Ok(Json(keys.of(by.name())))
+    })
+    .await
+}
+
+/// A link by which whoever asks signs in at the console.
+async fn console_link(State(host): HostState, by: Person) -> Answer<ConsoleLink> {
+    let Some(desk) = host.console() else {
+        let error = "this daemon has no console";
+        return Err(Failure::new(FailureKind::Missing, error)
+            .with_remedy("add `console: {}` to its configuration and start it again"));
+    };
+    let code = desk.links.make(by.voter().clone())?;
+    let url = format!("{}/sign-in/link#{code}", desk.url);
+    Ok(Json(ConsoleLink { url }))
+}
+
+/// The console asks whether somebody whom it knows may come in. That is on record, whatever the answer.
+async fn sign_in(State(host): HostState, body: Result<Json<SignIn>, JsonRejection>) -> Answer<Me> {
+    let Json(SignIn { identity, from }) = body.map_err(invalid)?;
+    blocking(move || {
+        let name = identity.voter.name.to_string();
+        let way = identity.way;
+        match channel::admit(&*host, identity) {
+            Ok(person) => {
+                let role = person.role().name();
+                host.record("signed_in", &person, &[("from", &from), ("role", role)])?;
+                Ok(Json(Me::from(&person)))
+            }
+            Err(failure) => {
+                let detail = [
+                    ("name", name.as_str()),
+                    ("way", way.name()),
+                    ("from", &from),
+                    ("why", "no role"),
+                ];
+                host.note("sign_in_refused", &detail)?;
+                Err(failure)
+            }
+        }
+    })
+    .await
+}
+
+/// The console asks whom a link signs in.
+async fn redeem(
+    State(host): HostState,
+    body: Result<Json<LinkCode>, JsonRejection>,
+) -> Answer<Identity> {
+    let Json(LinkCode { code }) = body.map_err(invalid)?;
+    let Some(desk) = host.console() else {
+        return Err(missing("there is no console"));
+    };
+    let voter = desk.links.redeem(&code)?;
+    Ok(Json(Identity {
+        voter,
+        way: Way::Link,
+        at_most: None,
+    }))
+}
+
+/// The console has something on record: who couldn't sign in, who signed out, who was told.
+async fn note(State(host): HostState, body: Result<Json<Note>, JsonRejection>) -> Answer<()> {
+    let Json(Note { name, detail }) = body.map_err(invalid)?;
+    const NAMES: [&str; 5] = [
+        "sign_in_refused",
+        "signed_out",
+        "notified",
+        "notification_failed",
+        "notification_withdrawn",
+    ];
+    if !NAMES.contains(&&*name) {
+        return Err(invalid("the console has nothing of that name to record"));
+    }
+    blocking(move || {
+        let detail: Vec<(&str, &str)> = detail
+            .iter()
+            .map(|(name, value)| (&**name, &**value))
+            .collect();
+        host.note(&name, &detail).map(Json)
+    })
+    .await
+}
+
 async fn reload(State(host): HostState, by: Person) -> Answer<PolicyStatus> {
     blocking(move || host.reload(&by)).await.map(Json)
 }
@@ -308,6 +507,14 @@ fn filter(query: ExportQuery) -> Filter {
         since: query.since,
         until: query.until,
     }
+}
+
+fn unfit(error: KeyError) -> Failure {
+    let kind = match error {
+        KeyError::File { .. } => FailureKind::Broken,
+        _ => FailureKind::Forbidden,
+    };
+    Failure::new(kind, error)
 }
 
 fn invalid(error: impl std::fmt::Display) -> Failure {

@@ -1,0 +1,110 @@
+//! What the console asks of others on the network: TLS, a bound on time and size, no redirects.
+
+use std::{io, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper_rustls::HttpsConnector;
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, pem::PemObject as _},
+};
+use tokio::time::timeout;
+
+/// How long an answer may take, whole.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Largest answer, in bytes: the keys of an identity provider are some KiB.
+const ANSWER_BYTES_MAX: usize = 1 << 20;
+
+/// Asks.
+#[derive(Debug, Clone)]
+pub(super) struct Fetch(Client<HttpsConnector<HttpConnector>, Full<Bytes>>);
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Failed(String);
+
+impl Fetch {
+    /// Believes the system's authorities and those of `roots`, as PEM.
+    ///
+    /// # Errors
+    /// Where one of those can't be read.
+    pub(super) fn new(roots: &[String]) -> io::Result<Self> {
+        let mut store = RootCertStore::empty();
+        let found = rustls_native_certs::load_native_certs();
+        store.add_parsable_certificates(found.certs);
+        for pem in roots {
+            for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+                let certificate = certificate.map_err(io::Error::other)?;
+                store.add(certificate).map_err(io::Error::other)?;
+            }
+        }
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let tls = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(io::Error::other)?
+            .with_root_certificates(store)
+            .with_no_client_auth();
+        // Plain HTTP only where the configuration says so, which it may of this host alone.
+        let connector = hyper_rustls::HttpsConnectorBuilder::new()
+            .with_tls_config(tls)
+            .https_or_http()
+            .enable_http1()
+            .build();
+        Ok(Self(Client::builder(TokioExecutor::new()).build(connector)))
+    }
+
+    /// The answer to `request`, whole.
+    ///
+    /// # Errors
+    /// Where there is none in time, or it is too large.
+    pub(super) async fn ask(
+        &self,
+        request: http::Request<Vec<u8>>,
+    ) -> Result<http::Response<Vec<u8>>, Failed> {
+        let host = request.uri().host().unwrap_or_default().to_owned();
+        let failed = |what: String| Failed(format!("{host}: {what}"));
+        let asked = async {
+            let response = self
+                .0
+                .request(request.map(|body| Full::new(body.into())))
+                .await;
+            let response = response.map_err(|error| failed(chain(&error)))?;
+            let (head, body) = response.into_parts();
+            let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
+            let body = body.map_err(|error| failed(error.to_string()))?;
+            Ok(http::Response::from_parts(head, body.to_bytes().to_vec()))
+        };
+        timeout(PATIENCE, asked)
+            .await
+            .unwrap_or_else(|_| Err(failed(format!("no answer within {} s", PATIENCE.as_secs()))))
+    }
+}
+
+impl<'c> openidconnect::AsyncHttpClient<'c> for Fetch {
+    type Error = Failed;
+    type Future = BoxFuture<'static, Result<http::Response<Vec<u8>>, Failed>>;
+
+    fn call(&'c self, request: http::Request<Vec<u8>>) -> Self::Future {
+        let fetch = self.clone();
+        Box::pin(async move { fetch.ask(request).await })
+    }
+}
+
+/// An error with what is behind it.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
