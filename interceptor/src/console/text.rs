@@ -48,6 +48,36 @@ pub(super) struct Shown {
     pub(super) alike: usize,
 }
 
+impl Shown {
+    /// What has to be known of it beside what is seen.
+    pub(super) fn flags(&self) -> Vec<String> {
+        let mut flags = Vec::new();
+        match self.written_out {
+            0 => {}
+            1 => flags.push("1 character that acts or can't be seen is written out.".to_owned()),
+            more => flags.push(format!(
+                "{more} characters that act or can't be seen are written out."
+            )),
+        }
+        match self.alike {
+            0 => {}
+            1 => flags.push("1 letter only looks like a Latin one. It is marked.".to_owned()),
+            more => flags.push(format!(
+                "{more} letters only look like Latin ones. They are marked."
+            )),
+        }
+        flags
+    }
+
+    /// `1 more line is`, `5 more lines are`.
+    pub(super) fn more(&self) -> String {
+        match self.rest_lines {
+            1 => "1 more line is".to_owned(),
+            more => format!("{more} more lines are"),
+        }
+    }
+}
+
 /// Lines and characters of a first view: what a phone shows without scrolling.
 const LINES_FIRST: usize = 14;
 const CHARACTERS_FIRST: usize = 900;

@@ -254,11 +254,13 @@ impl Rate {
 }
 
 impl Rule {
-    /// How restrictive it is.
-    pub(super) const fn weight(&self) -> u8 {
+    /// How restrictive it is. Of two that hold the one whose people are harder to convince counts, so that no rule
+    /// that stands before another takes its security key or its quorum away.
+    pub(super) fn weight(&self) -> (u8, bool, u32) {
         match &self.says {
-            Says::Allow if self.rewrite.is_some() => 1,
-            says => says.weight(),
+            Says::Allow if self.rewrite.is_some() => (1, false, 0),
+            says @ Says::Hold(terms) => (says.weight(), terms.security_key, terms.quorum),
+            says => (says.weight(), false, 0),
         }
     }
 

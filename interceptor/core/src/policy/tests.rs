@@ -157,6 +157,7 @@ fn mistakes_are_told_with_their_place_and_a_remedy() {
         (hold("otherwise: maybe"), "maybe"),
         (hold("within: 5m, escalate: [{after: 5m, groups: [leads]}]"), "nobody is asked after `5m`"),
         (hold("escalate: [{after: 5m, groups: []}]"), "an escalation names `groups`"),
+        (hold("security_key: true, otherwise: allow"), "which no security key has signed"),
         (hold("windows: {scope: shape, for: 25h, at_most: 5}"), "longer than a day"),
         (hold("windows: {scope: shape, for: 1h, at_most: 0}"), "from 1 to 10000"),
         (hold("windows: {scope: all, for: 1h, at_most: 1}"), "all"),
@@ -247,6 +248,32 @@ fn a_rule_that_restricts_needs_only_a_part() {
         ),
         "default"
     );
+}
+
+#[test]
+fn of_two_that_hold_the_one_that_is_harder_to_convince_counts() {
+    let held = operation(&["DELETE"], WRITE, &[("public.orders", Touch::Write)]);
+    let hold = |id: &str, reviewers: &str| {
+        format!(
+            "  - {{id: {id}, match: {{class: write}}, action: hold, reviewers: {{{reviewers}}}}}\n"
+        )
+    };
+    let (plain, two, key) = (
+        hold("plain", "groups: [dba]"),
+        hold("two", "quorum: 2"),
+        hold("key", "security_key: true"),
+    );
+    for (rules, expected) in [
+        (vec![&plain, &two], "two"),
+        (vec![&two, &plain], "two"),
+        (vec![&plain, &two, &key], "key"),
+        (vec![&key, &two, &plain], "key"),
+        (vec![&plain, &hold("later", "groups: [ops]")], "plain"),
+    ] {
+        let rules: String = rules.into_iter().map(String::as_str).collect();
+        let policy = format!("default: {{action: allow}}\nrules:\n{rules}");
+        assert_eq!(rule_for(&policy, &held), expected, "{policy}");
+    }
 }
 
 #[test]

@@ -46,7 +46,7 @@ const RECORDS_BYTES_MAX: usize = 16 << 20;
 pub(in crate::console) struct Card {
     pub(in crate::console) id: ApprovalId,
     is_pending: bool,
-    state: String,
+    state: Html,
     style: &'static str,
     agent: Html,
     labels: Vec<Html>,
@@ -55,7 +55,7 @@ pub(in crate::console) struct Card {
     destination: Html,
     resources: Vec<(Html, &'static str)>,
     effects: Vec<&'static str>,
-    summary: String,
+    summary: Html,
     rule: Html,
     reason: Html,
     content: Option<Shown>,
@@ -115,7 +115,7 @@ pub(in crate::console) fn card(detail: &Detail) -> Card {
     Card {
         id: summary.id,
         is_pending: summary.state == State::Pending,
-        state,
+        state: text::line(&state),
         style,
         agent: text::line(&summary.agent),
         labels: view::labels(&summary.labels)
@@ -139,7 +139,7 @@ pub(in crate::console) fn card(detail: &Detail) -> Card {
             })
             .collect(),
         effects: summary.effects.names().collect(),
-        summary: in_words(summary),
+        summary: text::line(&in_words(summary)),
         rule: text::line(&summary.rule),
         reason: text::line(&summary.reason),
         content,
@@ -257,7 +257,20 @@ struct ListPage<'a> {
     cards: Vec<Card>,
     more: usize,
     ended: Vec<Card>,
-    grants: Vec<Standing>,
+    grants: Vec<Grant>,
+}
+
+/// What was approved and isn't used up.
+struct Grant {
+    id: String,
+    agent: Html,
+    action: Html,
+    scope: &'static str,
+    destination: Html,
+    rule: Html,
+    left: u32,
+    until: String,
+    by: String,
 }
 
 /// What waits, and what became of the latest.
@@ -278,7 +291,7 @@ pub(super) async fn list(
     }
 }
 
-type Found = (Vec<Card>, usize, Vec<Card>, Vec<Standing>);
+type Found = (Vec<Card>, usize, Vec<Card>, Vec<Grant>);
 
 async fn find(app: &App, session: &Session) -> Result<Found, Refused> {
     let by = &session.identity;
@@ -304,8 +317,19 @@ async fn find(app: &App, session: &Session) -> Result<Found, Refused> {
         .into_iter()
         .take(ENDED_MAX)
         .map(|summary| card(&ended(summary)));
-    let grants = app.daemon.get(by, "/v1/approvals/grants").await?;
-    Ok((cards, more, ended.collect(), grants))
+    let grants: Vec<Standing> = app.daemon.get(by, "/v1/approvals/grants").await?;
+    let grants = grants.iter().map(|standing| Grant {
+        id: standing.id.to_string(),
+        agent: text::line(&standing.agent),
+        action: text::line(&standing.action),
+        scope: standing.scope.name(),
+        destination: text::line(&standing.destination),
+        rule: text::line(&standing.rule),
+        left: standing.left,
+        until: view::time(standing.until),
+        by: standing.by.join(", "),
+    });
+    Ok((cards, more, ended.collect(), grants.collect()))
 }
 
 fn ended(summary: Summary) -> Detail {
