@@ -6,6 +6,7 @@
 use std::{
     borrow::Cow,
     io,
+    net::SocketAddr,
     os::fd::{AsFd, BorrowedFd},
     sync::Arc,
     time::Duration,
@@ -17,6 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::{
     books::{Books, Tally},
     clock::now,
+    console,
     journal::Journal,
     kernel::Kernel,
     namespaces::Network,
@@ -29,6 +31,8 @@ pub(crate) struct Acceptor {
     journal: Journal,
     books: Arc<Books>,
     proxy: Proxy,
+    /// Where the console listens, if there is one.
+    console: Option<SocketAddr>,
 }
 
 /// How long a connection waits for a proxy.
@@ -46,12 +50,14 @@ impl Acceptor {
         journal: Journal,
         books: Arc<Books>,
         proxy: Proxy,
+        console: Option<SocketAddr>,
     ) -> Self {
         Self {
             kernel,
             journal,
             books,
             proxy,
+            console,
         }
     }
 
@@ -93,6 +99,11 @@ impl Acceptor {
         };
         let name = agent.name.clone();
         let tally = self.books.tally(note.agent);
+        let is_ours = |console| console::is_at(console, note.destination, network.is_host());
+        if self.console.is_some_and(is_ours) {
+            let why = "it is to the console, where people answer agents' questions: no agent may go there, whatever the rules";
+            return refuse(why, &name, Some(&tally));
+        }
         let mut process = self.kernel.describe_process(note.pid);
         process.uid = note.uid;
         process.network_namespace = (!network.is_host()).then(|| network.cookie());

@@ -261,6 +261,7 @@ impl Daemon {
             self.journal.clone(),
             self.books.clone(),
             self.proxy.clone(),
+            self.config.console.as_ref().map(|console| console.listen),
         ));
         let own = Network::Host {
             cookie: self.kernel.own_netns(),

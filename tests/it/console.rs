@@ -1,10 +1,11 @@
 //! The console: in a browser, by programs, and by those who shouldn't be there.
 
-use std::{net::TcpListener, process::Command, time::Duration};
+use std::{process::Command, time::Duration};
 
 use interceptor_tests::{
     clients::Way,
-    cluster::Database,
+    cluster::{Database, free_port},
+    console::{self, PASSWORD},
     daemon::Daemon,
     paths,
     run::{self, Running},
@@ -12,8 +13,6 @@ use interceptor_tests::{
 use serde_json::Value;
 
 use crate::support::cluster;
-
-const PASSWORD: &str = "correct horse battery";
 
 const HOLD_WRITES: &str = "
 default: {action: allow}
@@ -34,45 +33,12 @@ struct Bench {
     url: String,
 }
 
-/// A port of loopback that nobody has just now.
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
-}
-
-/// Waits until somebody listens at `port`.
-fn listens(port: u16) {
-    let connect = || Ok(std::net::TcpStream::connect(("127.0.0.1", port)).ok());
-    run::wait_for("somebody to listen", Duration::from_secs(20), connect).unwrap();
-}
-
 impl Bench {
     fn start(policy: &str, more: &str) -> Self {
-        let port = free_port();
-        let mut hashing = Command::new(paths::interceptor().unwrap());
-        hashing.args(["console", "password"]);
-        let hash = piped(&mut hashing, PASSWORD);
-        let hash = hash.trim();
-        let people = [
-            ("alice", "admins"),
-            ("bob", "dba"),
-            ("vera", "staff"),
-            ("otto", "sre"),
-        ];
-        let people = people.map(|(name, group)| {
-            format!("    - {{name: {name}, password: '{hash}', groups: [{group}]}}\n")
-        });
-        let configuration = format!(
-            "roles: {{administrator: [admins], operator: [sre], reviewer: [dba, on-call], viewer: [staff]}}\n\
-             reviewers: {{dba: [alice, bob, carol@example.com]}}\n\
-             console:\n  listen: 127.0.0.1:{port}\n  users:\n{}{more}",
-            people.concat()
-        );
+        let port = free_port().unwrap();
+        let configuration = console::configuration(port, more).unwrap();
         let daemon = Daemon::configured(policy, |_| configuration).unwrap();
-        listens(port);
+        console::listens(port).unwrap();
         Self {
             daemon,
             url: format!("http://localhost:{port}"),
@@ -81,7 +47,7 @@ impl Bench {
 
     /// Goes `way` in a browser.
     fn browse(&self, way: &str, arguments: &[&str]) -> Running {
-        let mut command = node("console.js");
+        let mut command = console::node("console.js").unwrap();
         command.args([way, &self.url]).args(arguments);
         run::start(&mut command).unwrap()
     }
@@ -109,34 +75,6 @@ impl Bench {
         let (body, status) = said.rsplit_once('\n').unwrap();
         (status.parse().unwrap(), body.to_owned())
     }
-}
-
-fn node(script: &str) -> Command {
-    let mut command = Command::new("node");
-    command
-        .env("NODE_PATH", paths::node_modules().unwrap())
-        .env("HOME", "/tmp")
-        .arg(paths::client(script));
-    command
-}
-
-/// What `command` prints that is given `input`.
-fn piped(command: &mut Command, input: &str) -> String {
-    use std::{io::Write as _, process::Stdio};
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    child
-        .stdin
-        .take()
-        .unwrap()
-        .write_all(input.as_bytes())
-        .unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert!(output.status.success());
-    String::from_utf8(output.stdout).unwrap()
 }
 
 fn finish(browser: Running) -> String {
@@ -266,14 +204,15 @@ fn provider(port: u16, folder: &std::path::Path) -> String {
 
 #[test]
 fn people_sign_in_at_a_real_provider() {
-    let (port, folder) = (free_port(), tempfile::tempdir().unwrap());
+    let (port, folder) = (free_port().unwrap(), tempfile::tempdir().unwrap());
     let bench = Bench::start(HOLD_WRITES, &provider(port, folder.path()));
-    let mut serving = node("oidc.js")
+    let mut serving = console::node("oidc.js")
+        .unwrap()
         .args(["serve", &port.to_string(), &bench.url])
         .stdout(std::process::Stdio::null())
         .spawn()
         .unwrap();
-    listens(port);
+    console::listens(port).unwrap();
     let said = finish(bench.browse("oidc", &["carol"]));
     assert!(
         said.contains("carol@example.com") && said.contains("reviewer"),
@@ -290,9 +229,9 @@ fn people_sign_in_at_a_real_provider() {
 
 #[test]
 fn providers_that_lie_sign_nobody_in() {
-    let (port, folder) = (free_port(), tempfile::tempdir().unwrap());
+    let (port, folder) = (free_port().unwrap(), tempfile::tempdir().unwrap());
     let bench = Bench::start(HOLD_WRITES, &provider(port, folder.path()));
-    let mut command = node("oidc.js");
+    let mut command = console::node("oidc.js").unwrap();
     command.args(["hostile", &port.to_string(), &bench.url]);
     let said = finish(run::start(&mut command).unwrap());
     let refused = said
@@ -344,7 +283,7 @@ fn other_sites_and_other_names_get_nothing() {
     let freeze = format!("{url}/agents/deeds");
     let bearer = format!("authorization: Bearer {token}");
     let own = format!("origin: {url}");
-    // What is asked, and the status that it comes to: 404, because there is no such agent, is what is let by.
+    // What is asked, and the status that it comes to: 409, because there is no such agent, is what is let by.
     let table: Vec<(&str, Vec<String>, u16)> = vec![
         (
             "our own form",
@@ -357,7 +296,7 @@ fn other_sites_and_other_names_get_nothing() {
                 deed(csrf),
                 freeze.clone(),
             ],
-            404,
+            409,
         ),
         (
             "no token of the form",
@@ -558,6 +497,19 @@ fn other_sites_and_other_names_get_nothing() {
         let (status, body) = bench.curl(&arguments);
         assert_eq!(status, expected, "{what}: {body}");
     }
+    // An agent gets no answer at all, whatever the rules allow.
+    let mut agent = bench.daemon.run_as("curious", "curl");
+    let outcome = run::outcome(agent.args(["-s", "--max-time", "5", url])).unwrap();
+    assert!(
+        !outcome.status.success() && outcome.stdout.is_empty(),
+        "{outcome}"
+    );
+    let refused = bench.daemon.journal().unwrap();
+    let refused = refused
+        .mentioning("event", "connection_refused")
+        .next()
+        .unwrap();
+    assert!(refused.mentions("no agent may go there"), "{refused:?}");
     // Guessing gets slower.
     let guess = format!("{url}/sign-in/password");
     let statuses: Vec<u16> = (0..8)

@@ -7,6 +7,7 @@ pub mod agent;
 pub mod certificates;
 pub mod clients;
 pub mod cluster;
+pub mod console;
 pub mod daemon;
 pub mod dns;
 pub mod docker;

@@ -17,6 +17,7 @@ mod fuzz;
 mod load;
 mod progress;
 mod relay;
+mod screenshots;
 mod setup;
 mod shell;
 mod test;
@@ -51,6 +52,12 @@ enum Task {
         /// A command and its arguments, after `--`
         #[arg(last = true)]
         cmd: Vec<OsString>,
+    },
+    /// Take pictures of the console's pages: light, dark and on a phone
+    Screenshots {
+        /// Where they go
+        #[arg(default_value = "target/screenshots")]
+        folder: std::path::PathBuf,
     },
     /// Measure against peers
     Bench {
@@ -118,6 +125,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().task {
         Task::Setup => setup::setup(),
         Task::Build { release } => build::build(release).map(drop),
+        Task::Screenshots { folder } => screenshots::take(&folder),
         Task::Check => check::check(),
         Task::Test { filters } => test::test(&filters),
         Task::Demo { cmd } if cmd.is_empty() => demo::show(),

@@ -5,7 +5,7 @@
 //! and a yes to one question is none to another.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     fs, io,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
@@ -21,7 +21,9 @@ use aws_lc_rs::{
 };
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
-use interceptor_core::record::{ApprovalId, Consent, Timestamp};
+use interceptor_core::record::{
+    ApprovalId, ApprovalRecord, ApprovalStep, Consent, Event, Record, Timestamp,
+};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::sync::lock;
@@ -310,6 +312,61 @@ pub fn verify(consent: &Consent, text: &str, site: Option<&Site>) -> Result<(), 
         .map_err(|_| "its signature is wrong")
 }
 
+/// Whether every yes on record that a key signed was: looked at without the daemon that took it.
+#[derive(Debug, Default)]
+pub struct Consents {
+    /// Whose each key is, by its public half.
+    registered: HashMap<String, Box<str>>,
+    /// How many hold.
+    pub good: u64,
+    /// Numbers of the records of those that don't, and why.
+    pub bad: Vec<(u64, String)>,
+}
+
+impl Consents {
+    /// Takes the next record of a journal.
+    pub fn observe(&mut self, record: &Record) {
+        match &record.event {
+            Event::Event(notice) if &*notice.name == "security_key_added" => {
+                let fact = |name: &str| notice.detail.get(name);
+                if let (Some(key), Some(by)) = (fact("public_key"), fact("by")) {
+                    // `alice (console, by password)`
+                    let name = by.rsplit_once(" (").map_or(&**by, |(name, _)| name);
+                    self.registered.insert(key.to_string(), name.into());
+                }
+            }
+            Event::Approval(ApprovalRecord {
+                approval,
+                digest,
+                step:
+                    ApprovalStep::Voted {
+                        by,
+                        window,
+                        consent: Some(consent),
+                        ..
+                    },
+                ..
+            }) => {
+                let text = Consent::text(*approval, digest, *window);
+                let owner = self.registered.get(&hex::encode(&consent.public_key));
+                let why = match owner {
+                    None => Some("signed by a key that nobody registered".to_owned()),
+                    Some(owner) if owner != by => Some(format!("signed by the key of `{owner}`")),
+                    Some(_) => verify(consent, &text, None).err().map(str::to_owned),
+                };
+                match why {
+                    None => self.good += 1,
+                    Some(why) => {
+                        let what = format!("the consent of `{by}` to approval {approval}: {why}");
+                        self.bad.push((record.seq, what));
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
 /// How keys of this kind sign; nothing where it isn't one.
 fn algorithm(public_key: &[u8]) -> Option<&'static dyn VerificationAlgorithm> {
     use x509_parser::{oid_registry, prelude::FromDer as _, x509::SubjectPublicKeyInfo};
@@ -500,6 +557,74 @@ pub(super) mod tests {
             let error = refused("alice", &signed, 1);
             assert!(error.contains(what), "{what}: {error}");
         }
+    }
+
+    #[test]
+    fn a_yes_on_record_can_be_checked_without_the_daemon() {
+        let (key, stranger) = (Authenticator::new(), Authenticator::new());
+        let keys = SecurityKeys::open(Path::new("/nonexistent"), Some(site())).unwrap();
+        lock(&keys.people).insert("alice".into(), vec![key.key(b"one")]);
+        lock(&keys.people).insert("bob".into(), vec![stranger.key(b"two")]);
+        let record = |seq, event| Record {
+            seq,
+            time: Timestamp(0),
+            session: None,
+            agent: "".into(),
+            event,
+        };
+        let added = |by: &str, key: &SecurityKey| {
+            let public = hex::encode(&key.public_key);
+            Event::notice(
+                "security_key_added",
+                [("by", by.to_owned()), ("public_key", public)],
+            )
+        };
+        let voted = |by: &str, approval: u64, consent: Consent| {
+            Event::Approval(ApprovalRecord {
+                approval: ApprovalId(approval),
+                number: 1,
+                digest: Digest([7; 32]),
+                step: ApprovalStep::Voted {
+                    by: by.into(),
+                    uid: None,
+                    choice: interceptor_core::record::Choice::Approve,
+                    reason: "".into(),
+                    window: None,
+                    consent: Some(consent.into()),
+                },
+            })
+        };
+        let signed = key.sign(b"one", &text(1), |_, _| {});
+        let own = keys.consent("alice", &signed, &text(1)).unwrap();
+        let signed = stranger.sign(b"two", &text(2), |_, _| {});
+        let other = keys.consent("bob", &signed, &text(2)).unwrap();
+        let mut consents = Consents::default();
+        for (seq, event) in [
+            added("alice (console, by password)", &key.key(b"one")),
+            voted("alice", 1, own.clone()),
+            voted("alice", 2, own.clone()),
+            voted("bob", 1, own),
+            voted("bob", 2, other),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            consents.observe(&record(seq as u64 + 1, event));
+        }
+        assert_eq!(consents.good, 1);
+        let bad: Vec<String> = consents
+            .bad
+            .iter()
+            .map(|(seq, what)| format!("{seq}: {what}"))
+            .collect();
+        assert_eq!(
+            bad,
+            [
+                "3: the consent of `alice` to approval 0000000000000002: it was signed for something else",
+                "4: the consent of `bob` to approval 0000000000000001: signed by the key of `alice`",
+                "5: the consent of `bob` to approval 0000000000000002: signed by a key that nobody registered",
+            ]
+        );
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub(crate) use self::restart::Recovered;
 pub(crate) use self::tests::request as example;
 pub use self::{
     grants::Standing,
-    keys::{KeyError, SecurityKey, SecurityKeys, Signed, Site, verify},
+    keys::{Consents, KeyError, SecurityKey, SecurityKeys, Signed, Site, verify},
     pending::Pending,
     queue::Approvals,
     request::{Outcome, Recorder, Request, Say, Unrecorded, VoteError, Withdrawal},

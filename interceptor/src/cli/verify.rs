@@ -8,6 +8,8 @@ use std::{
     time::Duration,
 };
 
+use interceptor_core::record::Record;
+
 use super::{
     Context, Outcome,
     display::{Style, count, inert, paint, print},
@@ -15,9 +17,10 @@ use super::{
     offline,
 };
 use crate::{
+    approval::Consents,
     books::{Account, Ledger},
     control::Status,
-    journal::{self, Report},
+    journal::{self, Problem, Report},
 };
 
 /// Check that a journal is what was recorded, and that every connect is accounted for
@@ -85,6 +88,13 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> Outcome {
     } else {
         print(&text(&checked.report, &folder, context.color))?;
         print(&completeness(&checked.connects, context.color))?;
+        if checked.consents > 0 {
+            let signed = count(checked.consents, "approval");
+            print(&format!(
+                "{}: {signed} signed by security keys, each over exactly what it is for\n",
+                paint(Style::Good, "consented", context.color)
+            ))?;
+        }
     }
     Ok(match (&*checked.report.problems, checked.unaccounted) {
         ([], 0) => ExitCode::SUCCESS,
@@ -102,17 +112,31 @@ struct Checked {
     connects: Vec<Account>,
     /// How many of them nothing accounts for.
     unaccounted: u64,
+    /// How many approvals security keys have signed.
+    consents: u64,
 }
 
 fn look(folder: &Path, key: Option<&str>) -> Result<Checked, Failed> {
-    let mut ledger = Ledger::default();
-    let report = journal::verify(folder, key, |_, _| {}, |record| ledger.observe(record))
-        .map_err(Failed::because)?;
+    let (mut ledger, mut consents) = (Ledger::default(), Consents::default());
+    let observe = |record: &Record| {
+        ledger.observe(record);
+        consents.observe(record);
+    };
+    let mut report = journal::verify(folder, key, |_, _| {}, observe).map_err(Failed::because)?;
+    report
+        .problems
+        .extend(consents.bad.into_iter().map(|(seq, what)| Problem {
+            file: "records".to_owned(),
+            offset: 0,
+            seq: Some(seq),
+            what,
+        }));
     let connects = ledger.accounts().to_vec();
     Ok(Checked {
         report,
         unaccounted: connects.iter().map(Account::unaccounted).sum(),
         connects,
+        consents: consents.good,
     })
 }
 

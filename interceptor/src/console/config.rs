@@ -247,6 +247,28 @@ fn site(url: &str) -> Result<Site, String> {
     })
 }
 
+/// Whether `destination`, of somebody in this host's own network or in another one, is where a console listens.
+pub(crate) fn is_at(console: SocketAddr, destination: SocketAddr, is_hosts: bool) -> bool {
+    let ip = destination.ip().to_canonical();
+    if destination.port() != console.port() || (ip.is_loopback() && !is_hosts) {
+        return false;
+    }
+    if !console.ip().is_unspecified() {
+        // Linux takes what goes to no address at all to this host.
+        return ip == console.ip().to_canonical() || (ip.is_unspecified() && is_hosts);
+    }
+    let own = nix::ifaddrs::getifaddrs().map(|all| {
+        let addresses = all.filter_map(|interface| interface.address);
+        let ips = addresses.filter_map(|address| {
+            let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+            v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+        });
+        ips.collect::<Vec<_>>()
+    });
+    // Where that can't be told, what has its port is taken for it.
+    ip.is_loopback() || ip.is_unspecified() || own.map_or(true, |own| own.contains(&ip))
+}
+
 fn scopes() -> Vec<Box<str>> {
     vec!["profile".into(), "email".into()]
 }
@@ -332,6 +354,34 @@ mod tests {
             assert_eq!(console.listen.to_string(), "127.0.0.1:7676");
             assert_eq!(&*console.site.origin, "http://localhost:7676");
             assert_eq!(&*console.site.host, "localhost");
+        }
+    }
+
+    #[test]
+    fn no_agent_is_led_to_it() {
+        let at = |console: &str, destination: &str, is_hosts| {
+            super::is_at(
+                console.parse().unwrap(),
+                destination.parse().unwrap(),
+                is_hosts,
+            )
+        };
+        for (console, destination, is_hosts, expected) in [
+            ("127.0.0.1:7676", "127.0.0.1:7676", true, true),
+            ("127.0.0.1:7676", "[::ffff:127.0.0.1]:7676", true, true),
+            ("127.0.0.1:7676", "0.0.0.0:7676", true, true),
+            ("127.0.0.1:7676", "127.0.0.1:7676", false, false),
+            ("127.0.0.1:7676", "127.0.0.1:80", true, false),
+            ("127.0.0.1:7676", "192.0.2.1:7676", true, false),
+            ("192.0.2.1:7676", "192.0.2.1:7676", false, true),
+            ("0.0.0.0:7676", "127.0.0.1:7676", true, true),
+            ("0.0.0.0:7676", "192.0.2.1:7676", true, false),
+        ] {
+            assert_eq!(
+                at(console, destination, is_hosts),
+                expected,
+                "{console} {destination}"
+            );
         }
     }
 

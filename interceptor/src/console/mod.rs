@@ -19,6 +19,7 @@ mod setup;
 mod text;
 
 pub(crate) use self::child::Console;
+pub(crate) use self::config::is_at;
 pub use self::config::{ConsoleConfig, Roles};
 #[cfg(test)]
 pub(crate) use self::daemon::Daemon;

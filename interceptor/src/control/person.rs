@@ -128,8 +128,17 @@ impl Person {
         &self.voter
     }
 
-    pub(super) fn into_voter(self) -> Voter {
-        self.voter
+    /// Who answers a question, or takes an answer back.
+    ///
+    /// # Errors
+    /// Where it is a program: nobody's consent.
+    pub(super) fn into_voter(self) -> Result<Voter, Failure> {
+        if self.way == Way::Token {
+            let error = "a token is a program's, and consent is people's";
+            return Err(Failure::new(FailureKind::Forbidden, error)
+                .with_remedy("have somebody answer who is signed in"));
+        }
+        Ok(self.voter)
     }
 
     /// # Errors

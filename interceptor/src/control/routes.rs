@@ -313,7 +313,7 @@ async fn vote(
         window: ballot.window,
         signed: ballot.signed,
     };
-    let voted = host.approvals().vote(id, by.into_voter(), say).await?;
+    let voted = host.approvals().vote(id, by.into_voter()?, say).await?;
     Ok(Json(voted))
 }
 
@@ -330,7 +330,7 @@ async fn override_alone(
     let id: ApprovalId = id.parse().map_err(invalid)?;
     let Json(Reason { reason }) = body.map_err(invalid)?;
     let approvals = host.approvals();
-    let summary = approvals.override_alone(id, by.into_voter(), &reason);
+    let summary = approvals.override_alone(id, by.into_voter()?, &reason);
     Ok(Json(summary.await?))
 }
 
@@ -342,7 +342,7 @@ async fn revoke(
 ) -> Answer<Standing> {
     let id: ApprovalId = id.parse().map_err(invalid)?;
     let Json(Reason { reason }) = body.map_err(invalid)?;
-    let voter = by.into_voter();
+    let voter = by.into_voter()?;
     let standing = host.approvals().revoke(id, &voter, &reason).await?;
     Ok(Json(standing))
 }

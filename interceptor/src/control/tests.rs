@@ -119,7 +119,7 @@ impl Host for Fake {
 
     fn role(&self, voter: &Voter, way: Way) -> Option<Role> {
         match way {
-            Way::Socket | Way::Link => Some(Role::Administrator),
+            Way::Socket | Way::Link | Way::Token => Some(Role::Administrator),
             _ if voter.groups.contains(&"sre".into()) => Some(Role::Operator),
             _ if voter.groups.contains(&"staff".into()) => Some(Role::Viewer),
             _ => None,
@@ -595,6 +595,13 @@ async fn the_console_asks_for_people_and_nobody_gets_more_than_their_role() {
             "sign_in_refused name=sam way=console, by OpenID Connect from=192.0.2.1 why=no role",
         ]
     );
+    // However much a token may, it is nobody's consent.
+    let program = Identity {
+        at_most: Some(Role::Administrator),
+        ..signed_in("token:ci", "", Way::Token)
+    };
+    let refused = line.post::<Value>(&program, vote_path, &vote).await;
+    assert_eq!(refused.unwrap_err().status.as_u16(), 403);
     // A link is who made it, once; and the console has no person of its own.
     let (status, link) = bench.ask("POST", "/v1/console/links", json!({})).await;
     assert_eq!(status, 200, "{link}");

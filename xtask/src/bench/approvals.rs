@@ -16,7 +16,7 @@ use interceptor_tests::{
     agent::Agent,
     daemon::Daemon,
     keeper::{Farewell, Keeper},
-    scratch,
+    run, scratch,
 };
 use serde_json::{Value, json};
 
@@ -37,8 +37,12 @@ const AIM_US: f64 = 50_000.0;
 
 /// From the request's last byte to the line that says so to who watches.
 const SHOWN: &str = "held → shown";
+/// The same to the event that has a page show it.
+const SHOWN_ON_A_PAGE: &str = "held → on a page";
 /// From the vote's last byte to the request at the server.
 const RELEASED: &str = "voted → at the server";
+/// From the last byte of what a click sends.
+const CLICKED: &str = "clicked → at the server";
 
 /// How long anything may take before the benchmark gives up.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -61,6 +65,7 @@ struct Bench {
     asker: TcpStream,
     votes: Votes,
     watch: Watch,
+    page: Page,
     asked: u64,
     // Last: the agents end before their daemon does.
     _daemon: Daemon,
@@ -76,6 +81,19 @@ struct Server {
 /// A connection to the control API, on which votes are cast.
 #[derive(Debug)]
 struct Votes(BufReader<UnixStream>);
+
+/// A page of the console that is open in a browser, as far as the network is concerned.
+#[derive(Debug)]
+struct Page {
+    events: Receiver<(Instant, Value)>,
+    clicks: Clicks,
+    cookie: String,
+    csrf: String,
+}
+
+/// The connection on which a browser sends forms.
+#[derive(Debug)]
+struct Clicks(BufReader<TcpStream>);
 
 /// Somebody who watches: the command that people use.
 #[derive(Debug)]
@@ -96,16 +114,19 @@ pub(crate) fn bench(amount: Amount) -> Result<()> {
     })?;
     let cases = PENDING.map(|pending| {
         let title = format!("{pending} waiting");
-        Case::new(title, ["a second", "one"], pending, [SHOWN, RELEASED])
+        let targets = [SHOWN, SHOWN_ON_A_PAGE, RELEASED, CLICKED];
+        Case::new(title, ["a second", "one"], pending, targets)
     });
     let count = amount.seconds() * QUESTIONS_A_SECOND;
-    // Both are measured on every question: what is asked for one is asked for the other.
+    // All are measured on the same kind of question: those of the console are answered there.
     let measured = Measured::take(cases.into(), amount.rounds(), |pending, target| {
         bench.fill(pending)?;
         let mut times = Vec::new();
         for _ in 0..count {
-            let (shown, released) = bench.question()?;
-            times.push(if target == SHOWN { shown } else { released });
+            let is_by_page = target == SHOWN_ON_A_PAGE || target == CLICKED;
+            let (shown, released) = bench.question(is_by_page)?;
+            let is_shown = target == SHOWN || target == SHOWN_ON_A_PAGE;
+            times.push(if is_shown { shown } else { released });
         }
         Ok(sample(times))
     })?;
@@ -127,6 +148,8 @@ pub(crate) fn bench(amount: Amount) -> Result<()> {
             "notes",
             json!([
                 "shown: to `interceptor approvals watch`, a process of its own, over the control socket",
+                "on a page: the server-sent event with the card's HTML, on a connection that is open; painting it isn't counted",
+                "clicked: what a click on Approve sends, on a connection that is open already",
                 "released: from a vote on a connection to the control socket that is open already; the vote and the outcome are on disk before anything goes"
             ]),
         ),
@@ -152,7 +175,11 @@ fn sample(mut times: Vec<Duration>) -> Sample {
 
 impl Bench {
     fn new(program: &std::path::Path) -> Result<Self> {
-        let daemon = Daemon::of(program.to_owned(), POLICY, |_| String::new())?;
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
+            .local_addr()?
+            .port();
+        let console = format!("console: {{listen: '127.0.0.1:{port}'}}");
+        let daemon = Daemon::of(program.to_owned(), POLICY, |_| console)?;
         let server = Server::start()?;
         let crowd = Agent::start(&daemon, "crowd")?;
         let measured = Agent::start(&daemon, "measured")?;
@@ -167,6 +194,7 @@ impl Bench {
             asker,
             votes: Votes(BufReader::new(UnixStream::connect(daemon.control())?)),
             watch: Watch::start(&daemon)?,
+            page: Page::open(&daemon, port)?,
             asked: 0,
             _daemon: daemon,
         })
@@ -178,12 +206,14 @@ impl Bench {
         while self.waiting.len() > others {
             self.waiting.pop();
             self.watch.next("ended")?;
+            self.page.next("ended")?;
         }
         while self.waiting.len() < others {
             let stream = self.crowd.connect(self.server.port)?;
             self.ask(&stream)?;
             self.waiting.push(stream);
             self.watch.next("requested")?;
+            self.page.next("asked")?;
         }
         Ok(())
     }
@@ -200,18 +230,29 @@ impl Bench {
     }
 
     /// Asks, and has it approved: how long until it was shown, and from the vote until it was at the server.
-    fn question(&mut self) -> Result<(Duration, Duration)> {
+    fn question(&mut self, is_by_page: bool) -> Result<(Duration, Duration)> {
         let asker = self.asker.try_clone()?;
         let asked = Instant::now();
         self.ask(&asker)?;
         let (shown, held) = self.watch.next("requested")?;
-        let id = held.get("id").and_then(Value::as_str);
-        let id = id.context("a question without an id")?;
-        let voted = self.votes.approve(id)?;
+        let (on_page, _) = self.page.next("asked")?;
+        let word = |name: &str| held.get(name).and_then(Value::as_str);
+        let id = word("id").context("a question without an id")?;
+        let voted = if is_by_page {
+            self.page.click(id, word("digest").context("no digest")?)?
+        } else {
+            self.votes.approve(id)?
+        };
         let came = self.server.came.recv_timeout(PATIENCE);
         let came = came.context("what was approved didn't come to the server")?;
-        self.votes.answered()?;
+        if is_by_page {
+            self.page.clicks.answered()?;
+        } else {
+            self.votes.answered()?;
+        }
         self.watch.next("ended")?;
+        self.page.next("ended")?;
+        let shown = if is_by_page { on_page } else { shown };
         answered(&asker)?;
         Ok((shown - asked, came - voted))
     }
@@ -278,25 +319,143 @@ impl Votes {
 
     /// Reads the answer to it.
     fn answered(&mut self) -> Result<()> {
-        let (mut status, mut length, mut line) = (None, 0, String::new());
-        loop {
-            line.clear();
-            self.0.read_line(&mut line)?;
-            let field = line.trim_end().to_ascii_lowercase();
-            status = status.or(Some(field.clone()));
-            if let Some(value) = field.strip_prefix("content-length:") {
-                length = value.trim().parse()?;
-            }
-            if field.is_empty() {
-                break;
-            }
-        }
-        let mut body = vec![0; length];
-        self.0.read_exact(&mut body)?;
-        if !status.is_some_and(|status| status.starts_with("http/1.1 200")) {
-            bail!("the vote: {}", String::from_utf8_lossy(&body));
+        let (head, body) = response(&mut self.0)?;
+        if !head.starts_with("http/1.1 200") {
+            bail!("the vote: {body}");
         }
         Ok(())
+    }
+}
+
+/// A response's head, in lower case, and its body, where it has a length.
+fn response(from: &mut impl std::io::BufRead) -> Result<(String, String)> {
+    let (mut head, mut length, mut line) = (String::new(), 0, String::new());
+    loop {
+        line.clear();
+        from.read_line(&mut line)?;
+        let field = line.trim_end().to_ascii_lowercase();
+        if let Some(value) = field.strip_prefix("content-length:") {
+            length = value.trim().parse()?;
+        }
+        if field.is_empty() {
+            break;
+        }
+        // What a cookie holds has case.
+        head.push_str(if field.starts_with("set-cookie:") {
+            &line
+        } else {
+            &field
+        });
+        head.push('\n');
+    }
+    let mut body = vec![0; length];
+    from.read_exact(&mut body)?;
+    Ok((head, String::from_utf8_lossy(&body).into_owned()))
+}
+
+impl Clicks {
+    /// Sends a form: when the last byte of it was written.
+    fn send(&mut self, port: u16, path: &str, cookie: &str, form: &str) -> Result<Instant> {
+        let length = form.len();
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nHost: localhost:{port}\r\nCookie: {cookie}\r\nX-Requested-By: script\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: {length}\r\n\r\n{form}"
+        );
+        self.0.get_mut().write_all(request.as_bytes())?;
+        Ok(Instant::now())
+    }
+
+    /// Reads the answer to a vote.
+    fn answered(&mut self) -> Result<()> {
+        let (head, body) = response(&mut self.0)?;
+        if !head.starts_with("http/1.1 204") {
+            bail!("the click: {head}{body}");
+        }
+        Ok(())
+    }
+}
+
+impl Page {
+    /// Signs in by a link, and opens the page.
+    fn open(daemon: &Daemon, port: u16) -> Result<Self> {
+        let connect = || -> Result<TcpStream> {
+            let stream = run::wait_for("the console", PATIENCE, || {
+                Ok(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).ok())
+            })?;
+            stream.set_nodelay(true)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            Ok(stream)
+        };
+        let mut clicks = Clicks(BufReader::new(connect()?));
+        let link = daemon.ask(&["console", "link"])?;
+        let code = link
+            .trim()
+            .split_once('#')
+            .context("a link without a code")?
+            .1;
+        clicks.send(port, "/sign-in/link", "", &format!("code={code}"))?;
+        let (head, _) = response(&mut clicks.0)?;
+        let cookie = head
+            .lines()
+            .find_map(|line| line.strip_prefix("set-cookie: "));
+        let cookie = cookie.and_then(|cookie| cookie.split(';').next());
+        let cookie = cookie
+            .with_context(|| format!("nobody is signed in: {head}"))?
+            .to_owned();
+        let get = |path: &str| {
+            format!("GET {path} HTTP/1.1\r\nHost: localhost:{port}\r\nCookie: {cookie}\r\n\r\n")
+        };
+        clicks.0.get_mut().write_all(get("/approvals").as_bytes())?;
+        let (_, page) = response(&mut clicks.0)?;
+        let csrf = page
+            .split("data-csrf=\"")
+            .nth(1)
+            .and_then(|rest| rest.split('"').next());
+        let csrf = csrf.context("a page without a token")?.to_owned();
+        let mut stream = connect()?;
+        // It lasts for as long as the benchmark, and nothing may happen for long.
+        stream.set_read_timeout(None)?;
+        stream.write_all(get("/events").as_bytes())?;
+        let (tell, events) = channel();
+        thread::spawn(move || {
+            for line in BufReader::new(stream).lines().map_while(Result::ok) {
+                let when = Instant::now();
+                let Some(data) = line.strip_prefix("data: ") else {
+                    continue;
+                };
+                let event = serde_json::from_str(data).unwrap_or_default();
+                if tell.send((when, event)).is_err() {
+                    return;
+                }
+            }
+        });
+        thread::sleep(Duration::from_secs(1));
+        Ok(Self {
+            events,
+            clicks,
+            cookie,
+            csrf,
+        })
+    }
+
+    /// The next event of this kind, and when it came.
+    fn next(&self, what: &str) -> Result<(Instant, Value)> {
+        loop {
+            let (when, event) = self
+                .events
+                .recv_timeout(PATIENCE)
+                .context("the page hears nothing")?;
+            if event.get("what").and_then(Value::as_str) == Some(what) {
+                return Ok((when, event));
+            }
+        }
+    }
+
+    /// Approves by a click: when the last byte of it was written.
+    fn click(&mut self, id: &str, digest: &str) -> Result<Instant> {
+        let port = self.clicks.0.get_ref().peer_addr()?.port();
+        let form = format!("csrf={}&choice=approve&digest={digest}", self.csrf);
+        self.clicks
+            .send(port, &format!("/approvals/{id}/votes"), &self.cookie, &form)
     }
 }
 
