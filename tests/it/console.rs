@@ -476,7 +476,8 @@ fn other_sites_and_other_names_get_nothing() {
                 "-b".into(),
                 jar.into(),
                 "-d".into(),
-                format!("csrf={}", "x".repeat(300 << 10)),
+                // More than a command line holds.
+                format!("@{}", paths::interceptor().unwrap().display()),
                 freeze.clone(),
             ],
             413,
