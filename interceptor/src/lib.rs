@@ -20,6 +20,7 @@ pub mod doctor;
 mod engines;
 mod follow;
 mod guard;
+mod inert;
 pub mod journal;
 pub mod kernel;
 pub mod leg;
