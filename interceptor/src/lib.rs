@@ -26,6 +26,7 @@ pub mod kernel;
 pub mod leg;
 mod memory;
 pub mod namespaces;
+pub mod notify;
 pub mod patience;
 pub mod policies;
 pub mod proxy;
