@@ -219,20 +219,17 @@ impl TryFrom<Fields> for NotifierConfig {
     }
 }
 
-/// What a notifier hears that doesn't say: everything, but for tickets, which are opened once.
+/// What a notifier hears that doesn't say: everything, but for tickets, which are opened once, and pagers, which
+/// nobody wants to go off at night because something can't happen any more.
 fn usual(kind: &Kind) -> BTreeSet<Event> {
-    let opens_tickets = matches!(kind, Kind::Webhook(webhook) if webhook.opens_tickets());
-    if opens_tickets {
-        return [Event::Requested, Event::Overridden].into();
+    use Event::{Ended, Escalated, Overridden, Requested, Revoked};
+    match kind {
+        Kind::Webhook(webhook) if webhook.opens_tickets() => [Requested, Overridden].into(),
+        Kind::Webhook(webhook) if webhook.calls_people() => {
+            [Requested, Escalated, Ended, Overridden].into()
+        }
+        _ => [Requested, Escalated, Ended, Overridden, Revoked].into(),
     }
-    [
-        Event::Requested,
-        Event::Escalated,
-        Event::Ended,
-        Event::Overridden,
-        Event::Revoked,
-    ]
-    .into()
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// Names that templates may use.
-pub(super) const VARIABLES: [&str; 30] = [
+pub(super) const VARIABLES: [&str; 31] = [
     "action",
     "agent",
     "approval",
@@ -52,6 +52,7 @@ pub(super) const VARIABLES: [&str; 30] = [
     "time",
     "trigger",
     "until",
+    "whereto",
 ];
 
 /// What is told.
@@ -354,6 +355,7 @@ impl Facts {
             }
             .into(),
             "until" => time(self.until).into(),
+            "whereto" => self.whereto().into(),
             _ => return None,
         };
         Some(super::text::line(
@@ -387,6 +389,14 @@ impl Facts {
     pub(super) fn is_cut(&self, room: usize, escape: Escape) -> bool {
         let body = self.content.as_ref();
         body.is_none_or(|body| body.is_part() || block(&body.text, room, escape).more > 0)
+    }
+
+    /// Whether who asks, what for or where to doesn't fit into `room`.
+    pub(super) fn is_long(&self, room: usize, escape: Escape) -> bool {
+        let parts = [&self.agent, &self.action, &self.destination];
+        parts
+            .into_iter()
+            .any(|part| block(part, room, escape).more > 0)
     }
 
     /// What the content is called.

@@ -28,7 +28,7 @@ mod webhook;
 mod worker;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex},
 };
 
@@ -82,6 +82,9 @@ pub struct Means {
     pub timing: Timing,
     /// Messages of an earlier process that can still be changed: references of deliveries, from the record.
     pub posted: Vec<Posted>,
+    /// Ids of deliveries that an earlier process made, from the record: who starts anew can give all notices again
+    /// whose fate isn't known, and nobody is told twice.
+    pub told: Vec<Box<str>>,
 }
 
 /// The system's roots and those in the PEM files `more`, for [`Means::roots`]. Reads files, so it is for before a
@@ -129,11 +132,12 @@ impl Notifiers {
         means: Means,
         events: mpsc::Receiver<Notice>,
         intents: mpsc::Sender<Intent>,
-        deliveries: &mpsc::Sender<Delivery>,
+        deliveries: mpsc::Sender<Delivery>,
     ) -> Result<Self, StartError> {
         let net = Net::new(&means.roots, means.resolve.clone(), means.timing)
             .map_err(|error| StartError(error.to_string()))?;
         let answers = Arc::new(Answers::new(intents));
+        let told: Arc<BTreeSet<Box<str>>> = Arc::new(means.told.into_iter().collect());
         let mut all = Vec::new();
         let mut tasks = Vec::new();
         for config in configs {
@@ -145,7 +149,7 @@ impl Notifiers {
                 for_people: !matches!(config.kind, Kind::Webhook(_)),
             };
             let shared = Arc::new(Shared {
-                queue: Mutex::new(Queue::new(&config.name, terms)),
+                queue: Mutex::new(Queue::new(&config.name, terms, told.clone())),
                 wake: tokio::sync::Notify::new(),
             });
             let mut socket = None;

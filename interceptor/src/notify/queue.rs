@@ -5,10 +5,14 @@
 //! opened. What it must not do is grow: what is full lets go of what nobody needs any more, then of the oldest, which
 //! becomes a dead letter.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use interceptor_core::record::{ApprovalId, Timestamp};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::{
@@ -122,7 +126,15 @@ pub(super) struct Queue {
     reports: VecDeque<Delivery>,
     counts: Counts,
     failing: Option<(Timestamp, String)>,
+    /// While its receiver is down nothing is tried but what is urgent: until when, and how often it was down.
+    rest: Option<(Instant, u32)>,
+    /// Deliveries of an earlier process.
+    told: Arc<BTreeSet<Box<str>>>,
 }
+
+/// Longest rest of a whole notifier whose receiver is down. Its notices have their own pauses, but a thousand of them
+/// would still ask every few seconds whether it is back; once a minute is enough, and soon enough.
+const REST_MAX: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Counts {
@@ -134,12 +146,12 @@ struct Counts {
 }
 
 /// How a notifier does, as people are shown it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NotifierStatus {
     /// Its name.
     pub name: Box<str>,
     /// Which kind it is.
-    pub kind: &'static str,
+    pub kind: Box<str>,
     /// What it does.
     pub state: NotifierState,
     /// Notices that wait.
@@ -157,7 +169,7 @@ pub struct NotifierStatus {
     )]
     pub failing_since: Option<Timestamp>,
     /// Why the last attempt failed, if it did.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
     /// What couldn't be delivered.
     pub dead: Vec<DeadLetter>,
@@ -166,12 +178,12 @@ pub struct NotifierStatus {
     /// Reports of deliveries that the daemon didn't take in time.
     pub unreported: u64,
     /// How the connection does by which clicks come, where there is one.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub socket: Option<String>,
 }
 
 /// What a notifier does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NotifierState {
     /// There is nothing to tell.
@@ -183,7 +195,7 @@ pub enum NotifierState {
 }
 
 /// A notice that couldn't be delivered.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeadLetter {
     /// Its id, for [`Notifiers::redeliver`](super::Notifiers::redeliver).
     pub id: Box<str>,
@@ -214,7 +226,8 @@ pub enum RedeliverError {
 }
 
 impl Queue {
-    pub(super) fn new(notifier: &str, terms: Terms) -> Self {
+    /// The queue of `notifier`, which needn't tell again what is in `told`.
+    pub(super) fn new(notifier: &str, terms: Terms, told: Arc<BTreeSet<Box<str>>>) -> Self {
         Self {
             notifier: notifier.into(),
             terms,
@@ -223,17 +236,20 @@ impl Queue {
             reports: VecDeque::new(),
             counts: Counts::default(),
             failing: None,
+            rest: None,
+            told,
         }
     }
 
-    /// Takes a notice. One that waits already, or is a dead letter, is the same again and isn't taken twice.
+    /// Takes a notice. One that waits already, is a dead letter or was told by an earlier process is the same again
+    /// and isn't taken twice.
     pub(super) fn push(&mut self, facts: Arc<Facts>, (now, time): (Instant, Timestamp)) {
         let id = facts.delivery(&self.notifier);
         let mut known = self
             .jobs
             .iter()
             .chain(self.dead.iter().map(|dead| &dead.job));
-        if known.any(|job| job.id == id) {
+        if known.any(|job| job.id == id) || self.told.contains(&id) {
             return;
         }
         self.append(Job::new(id, facts, now), time);
@@ -250,18 +266,23 @@ impl Queue {
     }
 
     /// What is to be done at `now`.
-    pub(super) fn next(&mut self, (now, _): (Instant, Timestamp)) -> Step {
+    pub(super) fn next(&mut self, now: Instant) -> Step {
         if self.terms.for_people {
             self.withdraw_ended(now);
         }
+        let rest = self.rest.map(|(until, _)| until);
+        let rest = rest.filter(|until| *until > now);
         let ready = |job: &Job| !job.busy && job.due <= now;
-        let urgent = self
-            .jobs
-            .iter()
-            .position(|job| ready(job) && job.facts.event == Event::Overridden);
+        // Nobody else's turn comes before a rest is over; what is urgent is tried once all the same.
+        let urgent = self.jobs.iter().position(|job| {
+            let is_urgent = job.facts.event == Event::Overridden;
+            ready(job) && is_urgent && (rest.is_none() || job.attempts == 0)
+        });
         let first = urgent.or_else(|| {
-            (0..self.jobs.len())
-                .find(|index| self.jobs.get(*index).is_some_and(ready) && !self.is_behind(*index))
+            let mut indices = 0..self.jobs.len();
+            let found = indices
+                .find(|index| self.jobs.get(*index).is_some_and(ready) && !self.is_behind(*index));
+            found.filter(|_| rest.is_none())
         });
         if let Some(job) = first.and_then(|index| self.jobs.get_mut(index)) {
             job.busy = true;
@@ -271,7 +292,7 @@ impl Queue {
         let indices = (0..self.jobs.len()).filter(|index| !self.is_behind(*index));
         let waiting = indices.filter_map(|index| self.jobs.get(index));
         let due = waiting.filter(|job| !job.busy).map(|job| job.due).min();
-        Step::Sleep(due)
+        Step::Sleep(due.map(|due| rest.map_or(due, |rest| due.max(rest))))
     }
 
     /// Takes how the attempt at `id` went. `jitter` is anything from 0 to 1.
@@ -297,6 +318,7 @@ impl Queue {
                     return;
                 }
                 self.failing = None;
+                self.rest = None;
                 self.counts.delivered += 1;
                 if let Some(job) = job {
                     self.report(&job, Outcome::Delivered { reference, note });
@@ -323,6 +345,16 @@ impl Queue {
         let since = self.failing.take().map_or(time, |(since, _)| since);
         self.failing = Some((since, failure.why.clone()));
         let terms = self.terms;
+        self.rest = match failure.kind {
+            FailureKind::Down(asked) => {
+                let downs = self.rest.map_or(0, |(_, downs)| downs).saturating_add(1);
+                let rest = pause(downs, &terms, jitter).min(REST_MAX);
+                let rest = rest.max(asked.unwrap_or_default().min(terms.longest_pause));
+                Some((now + rest, downs))
+            }
+            // It is there.
+            FailureKind::Unwelcome | FailureKind::Final => None,
+        };
         let Some(job) = self.jobs.get_mut(index) else {
             return;
         };
@@ -332,8 +364,8 @@ impl Queue {
         if !is_last {
             let pause = pause(job.attempts, &terms, jitter);
             let pause = match failure.kind {
-                // A day at the most, however long the receiver would like.
-                FailureKind::Down(Some(asked)) => pause.max(asked.min(Duration::from_secs(86_400))),
+                // However long the receiver would like.
+                FailureKind::Down(Some(asked)) => pause.max(asked.min(terms.longest_pause)),
                 _ => pause,
             };
             // The last attempt is when the time is over.
@@ -392,7 +424,7 @@ impl Queue {
     }
 
     /// How it does; `kind` is what it is.
-    pub(super) fn status(&self, kind: &'static str, socket: Option<String>) -> NotifierStatus {
+    pub(super) fn status(&self, kind: &str, socket: Option<String>) -> NotifierStatus {
         let state = match (&self.failing, self.jobs.is_empty()) {
             (Some(_), _) => NotifierState::Failing,
             (None, true) => NotifierState::Idle,
@@ -410,7 +442,7 @@ impl Queue {
         };
         NotifierStatus {
             name: self.notifier.clone(),
-            kind,
+            kind: kind.into(),
             state,
             queued: self.jobs.len(),
             delivered: self.counts.delivered,

@@ -82,7 +82,7 @@ impl Named {
                         "type": "doc",
                         "version": 1,
                         "content": [
-                            {"type": "paragraph", "content": [{"type": "text", "text": "Decide at {{link}}"}]},
+                            {"type": "paragraph", "content": [{"type": "text", "text": "Decide at {{whereto}}"}]},
                             {"type": "codeBlock", "content": [{"type": "text", "text": "agent        {{agent}}\nprocess      {{process}}\ncommand      {{command}}\ndestination  {{destination}}\naction       {{action}}\ntouches      {{resources}}\nheld by      {{rule}}: {{reason}}\nasked        {{groups}}\nuntil        {{until}}\noutcome      {{outcome}}\nhost         {{host}}\napproval     {{approval}}\ndigest       {{digest}}"}]},
                             {"type": "codeBlock", "content": [{"type": "text", "text": "content\n{{content}}"}]}
                         ]
@@ -91,7 +91,7 @@ impl Named {
             }),
             Self::ServiceNow => json!({
                 "short_description": "{{summary}}",
-                "description": "Decide at {{link}}\n\nagent: {{agent}}\nprocess: {{process}}\ncommand: {{command}}\ndestination: {{destination}}\naction: {{action}}\ntouches: {{resources}}\nheld by: {{rule}}: {{reason}}\nasked: {{groups}}\nuntil: {{until}}\noutcome: {{outcome}}\nhost: {{host}}\napproval: {{approval}}\ndigest: {{digest}}\n\n{{content}}",
+                "description": "Decide at {{whereto}}\n\nagent: {{agent}}\nprocess: {{process}}\ncommand: {{command}}\ndestination: {{destination}}\naction: {{action}}\ntouches: {{resources}}\nheld by: {{rule}}: {{reason}}\nasked: {{groups}}\nuntil: {{until}}\noutcome: {{outcome}}\nhost: {{host}}\napproval: {{approval}}\ndigest: {{digest}}\n\n{{content}}",
                 "urgency": "2",
                 "correlation_id": "{{approval}}",
                 "correlation_display": "interceptor on {{host}}"
@@ -117,6 +117,12 @@ impl Template {
     #[must_use]
     pub fn opens_tickets(&self) -> bool {
         matches!(self.named, Some(Named::Jira | Named::ServiceNow))
+    }
+
+    /// Whether what it is told calls people.
+    #[must_use]
+    pub fn calls_people(&self) -> bool {
+        self.named == Some(Named::PagerDuty)
     }
 
     /// Whether all that it names there is, `values` included.
@@ -184,6 +190,14 @@ impl Template {
             text(value, &format!("the value `{name}`")).map(str::to_owned)
         };
         substitute(&mut document, &mut lookup)?;
+        if self.named == Some(Named::PagerDuty)
+            && facts.link.is_none()
+            && let Some(document) = document.as_object_mut()
+        {
+            // An empty URL is none, and PagerDuty would refuse it.
+            document.remove("client_url");
+            document.remove("links");
+        }
         serde_json::to_vec(&document)
             .map(Zeroizing::new)
             .map_err(|error| Failure::last(format!("its template gives no JSON: {error}")))

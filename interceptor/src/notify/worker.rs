@@ -1,7 +1,11 @@
 //! One notifier at work: takes what its queue says, tells it, and reports. A task of its own, so that it delays nobody.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex},
+};
 
+use futures_util::FutureExt as _;
 use interceptor_core::record::Timestamp;
 use tokio::{
     sync::{
@@ -57,10 +61,16 @@ pub(super) async fn work(
                 Err(TrySendError::Closed(())) => return,
             }
         }
-        let step = lock(&shared.queue).next((Instant::now(), clock()));
+        let step = lock(&shared.queue).next(Instant::now());
         match step {
             Step::Attempt(job) => {
-                let told = timeout(timing.attempt, sink.deliver(&job)).await;
+                // A notice that breaks a library ends itself, and not the notifier.
+                let told = AssertUnwindSafe(sink.deliver(&job)).catch_unwind();
+                let told = timeout(timing.attempt, told).await;
+                let told = told.map(|told| {
+                    let broken = "interceptor fails over it: this is a bug";
+                    told.unwrap_or_else(|_| Err(Failure::last(broken)))
+                });
                 let told = told.unwrap_or_else(|_| {
                     let seconds = timing.attempt.as_secs_f32();
                     Err(Failure::down(format!("no answer within {seconds} s")))

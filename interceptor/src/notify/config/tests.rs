@@ -34,7 +34,9 @@ fn every_kind_can_be_configured() {
     assert_eq!(all[0].filter.on, [Event::Requested, Event::Ended].into());
     assert_eq!(all[0].secrets().len(), 2);
     assert_eq!(all[1].retry_for, Duration::from_secs(86_400));
-    assert_eq!(all[1].filter.on.len(), 5);
+    // A pager doesn't go off because nothing happens any more.
+    assert!(all[1].filter.on.len() == 4 && !all[1].filter.on.contains(&Event::Revoked));
+    assert_eq!(all[4].filter.on.len(), 5);
     // A ticket is opened once.
     assert_eq!(
         all[2].filter.on,
@@ -195,4 +197,22 @@ fn errors_name_what_is_wrong_and_what_would_be_right() {
         assert_eq!(rest, expected, "{yaml}");
         assert!(!error.contains("s3cret"), "{error}");
     }
+}
+
+#[test]
+fn the_examples_of_the_readme_can_be_taken_as_they_are() {
+    let readme = include_str!("../../../../README.md");
+    let (_, section) = readme.split_once("## Telling reviewers\n").unwrap();
+    let (section, _) = section.split_once("\n## ").unwrap();
+    let examples = section.split("```yaml\n").skip(1);
+    let examples: Vec<&str> = examples
+        .map(|rest| rest.split_once("```").unwrap().0)
+        .collect();
+    assert_eq!(examples.len(), 2);
+    let all = Config::parse(examples[0], Path::new("i.yaml"))
+        .unwrap()
+        .notify;
+    assert_eq!(all.len(), 5);
+    let own = configs(&format!("  - name: own\n{}", examples[1]));
+    assert_eq!(own.len(), 1);
 }

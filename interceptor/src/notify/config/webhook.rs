@@ -52,6 +52,11 @@ impl WebhookConfig {
         texts.filter_map(Text::source).chain(&self.secret).collect()
     }
 
+    /// Whether what it is told calls people.
+    pub(super) fn calls_people(&self) -> bool {
+        self.template.as_ref().is_some_and(Template::calls_people)
+    }
+
     /// Whether what it is told becomes a ticket.
     pub(super) fn opens_tickets(&self) -> bool {
         self.template.as_ref().is_some_and(Template::opens_tickets)

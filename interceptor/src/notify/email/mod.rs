@@ -53,7 +53,8 @@ impl Sink for Email {
             Some((_, source)) => Some(secrets::read(source, &self.secrets).await?),
             None => None,
         };
-        let done = self.partial.remove(&job.id).unwrap_or_default();
+        // Kept until the end: an attempt that takes too long is dropped at any point.
+        let done = self.partial.get(&job.id).cloned().unwrap_or_default();
         let left = (0..self.config.to.len()).filter(|index| !done.contains(index));
         let left: Vec<usize> = left.collect();
         let result = self.server.send(&self.config, password, &left, &mail).await;
@@ -61,13 +62,7 @@ impl Sink for Email {
             taken,
             later,
             never,
-        } = match result {
-            Ok(accepted) => accepted,
-            Err(failure) => {
-                self.remember(&job.id, done);
-                return Err(failure);
-            }
-        };
+        } = result?;
         let told: BTreeSet<usize> = done.into_iter().chain(taken).collect();
         if !later.is_empty() || told.is_empty() {
             let whom = if later.is_empty() { &never } else { &later };
@@ -79,6 +74,7 @@ impl Sink for Email {
             self.remember(&job.id, told);
             return Err(failure);
         }
+        self.partial.remove(&job.id);
         let note = (!never.is_empty()).then(|| {
             let names = self.names(&never);
             format!(
@@ -99,7 +95,7 @@ impl Email {
         if done.is_empty() {
             return;
         }
-        if self.partial.len() >= PARTIAL_MAX {
+        if self.partial.len() >= PARTIAL_MAX && !self.partial.contains_key(id) {
             self.partial.pop_first();
         }
         self.partial.insert(id.into(), done);

@@ -39,7 +39,8 @@ pub(super) struct Rendered {
 /// The message that asks. With `buttons` it can be decided there, as far as all of it is shown there.
 pub(super) fn asking(facts: &Facts, buttons: bool) -> Rendered {
     let mut rendered = body(facts);
-    let can_approve = buttons && !facts.needs_console && !facts.is_cut(CONTENT_ROOM, slack);
+    let is_whole = !facts.is_cut(CONTENT_ROOM, slack) && !facts.is_long(VALUE_ROOM, slack);
+    let can_approve = buttons && !facts.needs_console && is_whole;
     if buttons && !can_approve {
         // What a reviewer agrees to they have to have seen.
         rendered.blocks.push(json!({

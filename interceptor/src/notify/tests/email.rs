@@ -1,7 +1,7 @@
 //! Mail, to a server that knows as much of SMTP as it has to.
 
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
+    io::{AsyncBufRead, AsyncBufReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader},
     net::TcpListener,
 };
 
@@ -97,19 +97,21 @@ async fn server(
         loop {
             let (stream, _) = listener.accept().await.unwrap();
             let (sender, answer) = (sender.clone(), answer.clone());
-            tokio::spawn(async move { _ = converse(stream, &*answer, &sender).await });
+            tokio::spawn(async move {
+                let mut stream = BufReader::new(stream);
+                stream.write_all(b"220 fake ESMTP\r\n").await.unwrap();
+                _ = converse(stream, &*answer, &sender).await;
+            });
         }
     });
     (address, mails)
 }
 
 async fn converse(
-    stream: tokio::net::TcpStream,
+    mut stream: impl AsyncBufRead + AsyncWrite + Unpin,
     answer: &(impl Fn(&str) -> Option<String> + ?Sized),
     mails: &mpsc::UnboundedSender<Mail>,
 ) -> std::io::Result<()> {
-    let mut stream = BufReader::new(stream);
-    stream.write_all(b"220 fake ESMTP\r\n").await?;
     let (mut from, mut to, mut logins) = (String::new(), Vec::new(), Vec::new());
     loop {
         let mut line = String::new();
@@ -374,4 +376,62 @@ async fn without_tls_nothing_is_said() {
     };
     assert!(why.starts_with("no TLS with 127.0.0.1"), "{why}");
     assert!(mails.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn mail_goes_by_tls_from_the_first_byte_or_after_the_first_words() {
+    for security in ["smtps", "starttls"] {
+        let (acceptor, certificate) = acceptor();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (sender, mut mails) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                if security == "starttls" {
+                    let mut stream = BufReader::new(&mut stream);
+                    stream.write_all(b"220 fake ESMTP\r\n").await.unwrap();
+                    let mut line = String::new();
+                    stream.read_line(&mut line).await.unwrap();
+                    let hello = b"250-fake\r\n250 STARTTLS\r\n";
+                    stream.write_all(hello).await.unwrap();
+                    stream.read_line(&mut line).await.unwrap();
+                    assert_eq!(line, "EHLO example.com\r\nSTARTTLS\r\n");
+                    stream.write_all(b"220 go\r\n").await.unwrap();
+                }
+                let Ok(stream) = acceptor.accept(stream).await else {
+                    continue;
+                };
+                let mut stream = BufReader::new(stream);
+                if security == "smtps" {
+                    stream.write_all(b"220 fake ESMTP\r\n").await.unwrap();
+                }
+                _ = converse(stream, &|_: &str| None, &sender).await;
+            }
+        });
+        let yaml = yaml(address)
+            .replace("server: 127.0.0.1", "server: localhost")
+            .replace(
+                "security: none",
+                &format!("security: {security}\n    user: bot\n    password: {{env: P}}"),
+            );
+        let mut means = means(&[("P", "s3cret")]);
+        means.resolve = Arc::new(move |_, _| Box::pin(std::future::ready(Ok(vec![address]))));
+        // Nobody vouches for it.
+        let mut bench = Bench::new(&yaml, means.clone());
+        bench.tell(requested(1)).await;
+        let Outcome::Failed { why, .. } = bench.report().await.outcome else {
+            panic!()
+        };
+        assert!(why.contains("no TLS"), "{why}");
+        drop(bench);
+        assert!(mails.try_recv().is_err());
+
+        means.roots = vec![certificate];
+        let bench = Bench::new(&yaml, means);
+        bench.tell(requested(1)).await;
+        let mail = mail(&mut mails).await;
+        assert_eq!(mail.to.len(), 2);
+        assert_eq!(mail.logins, ["AUTH PLAIN AGJvdABzM2NyZXQ="]);
+    }
 }

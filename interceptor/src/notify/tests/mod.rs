@@ -230,6 +230,7 @@ pub(super) fn means(secrets: &[(&str, &str)]) -> Means {
             answer: Duration::from_millis(500),
         },
         posted: Vec::new(),
+        told: Vec::new(),
     }
 }
 
@@ -246,8 +247,7 @@ impl Bench {
         let (events, receiver) = mpsc::channel(4_096);
         let (intent, intents) = mpsc::channel(16);
         let (delivery, deliveries) = mpsc::channel(4_096);
-        let notifiers =
-            Notifiers::start(configs(yaml), means, receiver, intent, &delivery).unwrap();
+        let notifiers = Notifiers::start(configs(yaml), means, receiver, intent, delivery).unwrap();
         Self {
             notifiers,
             events,
@@ -368,4 +368,19 @@ pub(super) fn app(answer: Answer) -> (Router, mpsc::UnboundedReceiver<Got>) {
         Router::new().fallback(handler).with_state((answer, sender)),
         requests,
     )
+}
+
+/// What takes TLS as `localhost`, and the certificate that it shows.
+pub(super) fn acceptor() -> (tokio_rustls::TlsAcceptor, CertificateDer<'static>) {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let certificate = made.cert.der().clone();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.clone()], key)
+        .unwrap();
+    (Arc::new(config).into(), certificate)
 }

@@ -25,7 +25,7 @@ fn terms(for_people: bool) -> Terms {
 }
 
 fn queue(for_people: bool) -> Queue {
-    Queue::new("x", terms(for_people))
+    Queue::new("x", terms(for_people), Arc::default())
 }
 
 fn shared(notice: &Notice) -> Arc<Facts> {
@@ -33,14 +33,14 @@ fn shared(notice: &Notice) -> Arc<Facts> {
 }
 
 fn attempt(queue: &mut Queue, now: Instant) -> Job {
-    match queue.next((now, NOW)) {
+    match queue.next(now) {
         Step::Attempt(job) => job,
         other @ Step::Sleep(_) => panic!("{other:?}"),
     }
 }
 
 fn sleeps(queue: &mut Queue, now: Instant) -> Option<Instant> {
-    match queue.next((now, NOW)) {
+    match queue.next(now) {
         Step::Sleep(until) => until,
         Step::Attempt(job) => panic!("{job:?}"),
     }
@@ -101,9 +101,9 @@ fn jitter_takes_up_to_half_of_a_pause() {
 }
 
 #[test]
-fn a_receiver_that_says_when_to_come_again_is_believed_up_to_a_day() {
+fn a_receiver_that_says_when_to_come_again_is_believed_up_to_the_longest_pause() {
     let now = Instant::now();
-    for (asked, pause) in [(1, 5), (600, 600), (1_000_000, 86_400)] {
+    for (asked, pause) in [(1, 5), (600, 600), (1_000_000, 3_600)] {
         let mut queue = queue(false);
         queue.push(shared(&requested(1)), (now, NOW));
         let job = attempt(&mut queue, now);
@@ -159,22 +159,65 @@ fn an_end_is_told_after_its_beginning() {
 fn who_is_back_gets_all_that_waits_at_once() {
     let now = Instant::now();
     let mut queue = queue(false);
-    queue.push(shared(&requested(1)), (now, NOW));
-    queue.push(shared(&requested(2)), (now, NOW));
-    for _ in 0..2 {
-        let job = attempt(&mut queue, now);
-        queue.settle(&job.id, Err(Failure::down("away")), (now, NOW), 1.0);
+    for id in 1..=3 {
+        queue.push(shared(&requested(id)), (now, NOW));
     }
-    queue.push(shared(&requested(3)), (now, NOW));
+    let job = attempt(&mut queue, now);
+    queue.settle(&job.id, Err(Failure::down("away")), (now, NOW), 1.0);
+    let later = now + Duration::from_secs(5);
+    let job = attempt(&mut queue, later);
+    assert_eq!(job.attempts, 2);
+    queue.settle(&job.id, Err(Failure::down("away")), (later, NOW), 1.0);
     assert_eq!(queue.status("webhook", None).state, NotifierState::Failing);
-    let third = attempt(&mut queue, now);
-    queue.settle(&third.id, Ok(Told::default()), (now, NOW), 1.0);
-    assert_eq!(attempt(&mut queue, now).facts.approval, ApprovalId(1));
+    let later = later + Duration::from_secs(10);
+    let job = attempt(&mut queue, later);
+    queue.settle(&job.id, Ok(Told::default()), (later, NOW), 1.0);
     assert_eq!(
         queue.status("webhook", None).state,
         NotifierState::Delivering
     );
-    assert_eq!(attempt(&mut queue, now).facts.approval, ApprovalId(2));
+    for _ in 0..2 {
+        let job = attempt(&mut queue, later);
+        queue.settle(&job.id, Ok(Told::default()), (later, NOW), 1.0);
+    }
+    assert_eq!(queue.status("webhook", None).delivered, 3);
+}
+
+#[test]
+fn who_is_down_is_asked_once_a_minute_however_much_waits_and_for_emergencies_at_once() {
+    let start = Instant::now();
+    let mut queue = queue(false);
+    for id in 1..=100 {
+        queue.push(shared(&requested(id)), (start, NOW));
+    }
+    let mut now = start;
+    let mut attempts = 0;
+    while now < start + HOUR {
+        match queue.next(now) {
+            Step::Attempt(job) => {
+                attempts += 1;
+                queue.settle(&job.id, Err(Failure::down("away")), (now, NOW), 1.0);
+            }
+            Step::Sleep(until) => now = until.unwrap(),
+        }
+    }
+    assert!((55..=70).contains(&attempts), "{attempts}");
+
+    queue.push(shared(&overridden(1)), (now, NOW));
+    let urgent = attempt(&mut queue, now);
+    assert_eq!(urgent.facts.event, Event::Overridden);
+    queue.settle(&urgent.id, Err(Failure::down("away")), (now, NOW), 1.0);
+    assert!(sleeps(&mut queue, now).is_some_and(|until| until <= now + Duration::from_secs(60)));
+}
+
+#[test]
+fn what_an_earlier_process_told_is_not_told_again() {
+    let now = Instant::now();
+    let told = [facts(&requested(1)).delivery("x")].into();
+    let mut queue = Queue::new("x", terms(false), Arc::new(told));
+    queue.push(shared(&requested(1)), (now, NOW));
+    queue.push(shared(&approved(1)), (now, NOW));
+    assert_eq!(attempt(&mut queue, now).facts.event, Event::Ended);
 }
 
 #[test]
@@ -408,5 +451,110 @@ async fn reports_that_nobody_takes_keep_no_notice_back() {
     assert_eq!(attempts.load(Ordering::Relaxed), 10);
     for id in 1..=10 {
         assert_eq!(reports.recv().await.unwrap().approval, ApprovalId(id));
+    }
+}
+
+/// Breaks.
+struct Broken;
+
+impl Sink for Broken {
+    async fn deliver(&mut self, job: &Job) -> Result<Told, Failure> {
+        assert_ne!(job.facts.approval, ApprovalId(1), "as libraries do");
+        Ok(Told::default())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_notice_that_breaks_a_library_ends_itself_alone() {
+    let worker = Arc::new(worker::Shared {
+        queue: Mutex::new(queue(false)),
+        wake: tokio::sync::Notify::new(),
+    });
+    let (sender, mut reports) = mpsc::channel(16);
+    let clock: Clock = Arc::new(|| NOW);
+    let work = work(worker.clone(), Broken, Timing::default(), clock, sender);
+    let _task = Aborted(tokio::spawn(work));
+    for id in 1..=2 {
+        lock(&worker.queue).push(shared(&requested(id)), (Instant::now(), NOW));
+    }
+    worker.wake.notify_one();
+    let why = "interceptor fails over it: this is a bug".into();
+    assert_eq!(reports.recv().await.unwrap().outcome, Outcome::Dead { why });
+    let told = reports.recv().await.unwrap();
+    assert!(matches!(told.outcome, Outcome::Delivered { .. }));
+}
+
+proptest::proptest! {
+    /// Whatever happens in whatever order, every notice comes to an end that is reported once, nothing of one approval
+    /// overtakes what isn't refused, and nothing grows without bound.
+    #[test]
+    fn every_notice_comes_to_one_end(
+        steps in proptest::collection::vec((0_u8..8, 1_u64..6, 0_u64..400), 1..300),
+        for_people: bool,
+    ) {
+        let mut now = Instant::now();
+        let mut queue = queue(for_people);
+        let mut pushed = std::collections::BTreeSet::new();
+        let mut ended = std::collections::BTreeSet::new();
+        let mut under_way: Option<Job> = None;
+        let mut ends = BTreeMap::new();
+        let mut settle = |queue: &mut Queue| {
+            while let Some(report) = queue.take_report() {
+                if !matches!(report.outcome, Outcome::Failed { .. }) {
+                    *ends.entry(report.id).or_insert(0) += 1;
+                }
+            }
+        };
+        for (what, id, seconds) in steps {
+            now += Duration::from_secs(seconds);
+            match what {
+                0 | 1 if !ended.contains(&id) => {
+                    let facts = shared(&requested(id));
+                    if pushed.insert(facts.delivery("x")) {
+                        queue.push(facts, (now, NOW));
+                    }
+                }
+                2 if ended.insert(id) => {
+                    queue.end(ApprovalId(id));
+                    let notice = if seconds % 2 == 0 { approved(id) } else { overridden(id) };
+                    let facts = shared(&notice);
+                    pushed.insert(facts.delivery("x"));
+                    queue.push(facts, (now, NOW));
+                }
+                _ => match under_way.take() {
+                    None => {
+                        if let Step::Attempt(job) = queue.next(now) {
+                            under_way = Some(job);
+                        }
+                    }
+                    Some(job) => {
+                        let result = match what {
+                            3 | 4 => Ok(Told::default()),
+                            5 => Err(Failure::down("away")),
+                            6 => Err(Failure::unwelcome("no")),
+                            _ => Err(Failure::last("never")),
+                        };
+                        queue.settle(&job.id, result, (now, NOW), 0.5);
+                    }
+                },
+            }
+            settle(&mut queue);
+        }
+        // Then it is there for good, and all that is left is told.
+        if let Some(job) = under_way {
+            queue.settle(&job.id, Ok(Told::default()), (now, NOW), 0.5);
+        }
+        for _ in 0..2_000 {
+            match queue.next(now) {
+                Step::Attempt(job) => queue.settle(&job.id, Ok(Told::default()), (now, NOW), 0.5),
+                Step::Sleep(Some(until)) => now = until,
+                Step::Sleep(None) => break,
+            }
+            settle(&mut queue);
+        }
+        settle(&mut queue);
+        proptest::prop_assert_eq!(queue.status("webhook", None).queued, 0);
+        proptest::prop_assert!(ends.values().all(|count| *count == 1), "{:?}", ends);
+        proptest::prop_assert_eq!(ends.keys().cloned().collect::<std::collections::BTreeSet<_>>(), pushed);
     }
 }

@@ -468,7 +468,16 @@ fn what_is_not_shown_whole_is_not_approved_by_a_button() {
         panic!()
     };
     *count = 2;
-    for notice in [long, longer, nothing, reason, values] {
+    let name = format!("{}, not this", "x".repeat(500));
+    let agent = of(
+        Event::Requested,
+        Summary {
+            agent: name.into(),
+            ..summary(1)
+        },
+        Some("x"),
+    );
+    for notice in [long, longer, nothing, reason, values, agent] {
         assert!(!has(&notice, "approve") && has(&notice, "deny") && has(&notice, "open"));
         let text = json!(asking_blocks(&facts(&notice), true)).to_string();
         assert!(text.contains("It can be approved in the console"), "{text}");

@@ -98,6 +98,31 @@ fn pagerduty_is_triggered_and_resolved_under_one_key() {
 }
 
 #[test]
+fn without_a_console_no_link_is_made_up() {
+    let facts = Facts::new(&requested(1), None, "db1");
+    let values = [
+        ("routing_key", "k3y"),
+        ("project", "OPS"),
+        ("issue_type", "Task"),
+    ];
+    let values: BTreeMap<Box<str>, Secret> = values
+        .into_iter()
+        .map(|(name, value)| (name.into(), Secret::new(value.into())))
+        .collect();
+    let render = |name: &str| -> Value {
+        let body = template(json!(name)).render(&facts, "msg_1", &values);
+        serde_json::from_slice(&body.unwrap()).unwrap()
+    };
+    let event = render("pagerduty");
+    assert!(event.get("links").is_none() && event.get("client_url").is_none());
+    assert!(
+        render("jira")
+            .to_string()
+            .contains("Decide at `interceptor approvals show 0000000000000001` on db1")
+    );
+}
+
+#[test]
 fn jira_and_servicenow_get_what_their_fields_take() {
     let jira = template(json!("jira"));
     let values = [("project", "OPS"), ("issue_type", "Task")];

@@ -186,6 +186,8 @@ async fn who_is_gone_gets_no_more_and_what_is_dead_can_be_sent_again() {
     assert_eq!(status.dead[0].id, report.id);
     let json = serde_json::to_value(status).unwrap();
     assert_eq!(json["state"], "failing");
+    let read: NotifierStatus = serde_json::from_value(json.clone()).unwrap();
+    assert_eq!(read, *status);
     assert_eq!(json["failing_since"], "2026-11-22T03:00:00.000000000Z");
     assert_eq!(json["dead"][0]["event"], "requested");
     bench.notifiers.redeliver(&report.id).unwrap();
@@ -316,17 +318,7 @@ async fn secure() -> (
     CertificateDer<'static>,
     mpsc::UnboundedReceiver<Got>,
 ) {
-    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
-    let certificate = made.cert.der().clone();
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate.clone()], key)
-        .unwrap();
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let (acceptor, certificate) = acceptor();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (app, requests) = app(Arc::new(|_| (StatusCode::OK, String::new())));
