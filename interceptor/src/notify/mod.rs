@@ -19,12 +19,14 @@ mod notice;
 mod queue;
 mod secrets;
 mod slack;
+mod status;
 mod teams;
 mod template;
 #[cfg(test)]
 pub(crate) mod tests;
 mod text;
 mod webhook;
+mod words;
 mod worker;
 
 use std::{
@@ -45,8 +47,8 @@ pub use self::{
     limits::Timing,
     net::{Resolve, system_resolver},
     notice::{Delivery, Event, Intent, Notice, Outcome, Posted, Subject},
-    queue::{DeadLetter, NotifierState, NotifierStatus, RedeliverError},
     secrets::{Secrets, Text, given, read_each_time},
+    status::{DeadLetter, NotifierState, NotifierStatus, RedeliverError},
     template::Template,
     worker::Clock,
 };

@@ -244,10 +244,14 @@ pub(super) struct Bench {
 
 impl Bench {
     pub(super) fn new(yaml: &str, means: Means) -> Self {
+        Self::of(configs(yaml), means)
+    }
+
+    pub(super) fn of(configs: Vec<NotifierConfig>, means: Means) -> Self {
         let (events, receiver) = mpsc::channel(4_096);
         let (intent, intents) = mpsc::channel(16);
         let (delivery, deliveries) = mpsc::channel(4_096);
-        let notifiers = Notifiers::start(configs(yaml), means, receiver, intent, delivery).unwrap();
+        let notifiers = Notifiers::start(configs, means, receiver, intent, delivery).unwrap();
         Self {
             notifiers,
             events,

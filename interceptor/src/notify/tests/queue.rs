@@ -485,6 +485,8 @@ async fn a_notice_that_breaks_a_library_ends_itself_alone() {
 }
 
 proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+
     /// Whatever happens in whatever order, every notice comes to an end that is reported once, nothing of one approval
     /// overtakes what isn't refused, and nothing grows without bound.
     #[test]
