@@ -4,6 +4,7 @@
 //! never guesses: an unknown name or a value out of range is an error with its line and column.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     fmt, fs, io,
     net::{IpAddr, SocketAddr},
@@ -19,6 +20,7 @@ use crate::{
     console::{ConsoleConfig, Roles},
     credentials::{Credential, Servers},
     kernel::{OnEscape, SocketName, UnixSockets},
+    notify::NotifierConfig,
     patience::Patience,
     secret::Source,
     tls::certificate_path,
@@ -70,6 +72,9 @@ pub struct Config {
     /// Pages for people, if there are any.
     #[serde(deserialize_with = "given")]
     pub console: Option<ConsoleConfig>,
+    /// Who is told of approvals besides, and how.
+    #[serde(deserialize_with = "crate::notify::list")]
+    pub notify: Vec<NotifierConfig>,
     /// What to log in to servers with, in agents' place; the first that matches is taken.
     pub credentials: Vec<Credential>,
     /// What the daemon tells on stderr: a level, or `tracing` directives.
@@ -107,6 +112,7 @@ impl Default for Config {
             approvals: ApprovalsConfig::default(),
             roles: None,
             console: None,
+            notify: Vec::new(),
             credentials: Vec::new(),
             log: LogFilter::default(),
             proxy: ProxyConfig::default(),
@@ -141,7 +147,8 @@ impl Config {
     /// The daemon's own files: those that no agent sees, those that none changes.
     #[must_use]
     pub fn places(&self) -> Places {
-        let secrets = self.credentials.iter().flat_map(Credential::secrets);
+        let credentials = self.credentials.iter().flat_map(Credential::secrets);
+        let secrets = credentials.chain(self.notify.iter().flat_map(NotifierConfig::secrets));
         let keys = self.tls.client_certificates.iter();
         let console = self.console.as_ref();
         let mut hidden = vec![Path::new("/run").join(self.instance.as_str())];
@@ -567,14 +574,19 @@ impl ConfigError {
 }
 
 fn unknown_field(field: &str, expected: &[&str]) -> String {
+    // Of two that are as near, people rather mistake the end of a name than its beginning.
+    let begin = |name: &str| {
+        let same = field.chars().zip(name.chars()).take_while(|(a, b)| a == b);
+        Reverse(same.count())
+    };
     let nearest = expected
         .iter()
-        .map(|name| (strsim::damerau_levenshtein(field, name), name))
-        .filter(|(distance, name)| *distance <= name.len() / 2)
+        .map(|name| (strsim::damerau_levenshtein(field, name), begin(name), name))
+        .filter(|(distance, _, name)| *distance <= name.len() / 2)
         .min();
     let field = field.escape_debug();
     match nearest {
-        Some((_, name)) => format!("unknown name `{field}`; did you mean `{name}`?"),
+        Some((_, _, name)) => format!("unknown name `{field}`; did you mean `{name}`?"),
         None => format!(
             "unknown name `{field}`; the names here are {}",
             expected.join(", ")
