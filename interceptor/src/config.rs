@@ -183,6 +183,16 @@ impl Config {
         let config: Self =
             serde_saphyr::from_str(text).map_err(|error| ConfigError::invalid(path, &error))?;
         let people = |console: &ConsoleConfig| !console.users.is_empty() || console.oidc.is_some();
+        if config.console.is_none() && !config.notify.is_empty() {
+            return Err(ConfigError::Invalid {
+                path: path.to_owned(),
+                line: 1,
+                column: 1,
+                message:
+                    "`notify` is the console's work, and its links lead there: add `console: {}`"
+                        .to_owned(),
+            });
+        }
         if config.roles.is_none() && config.console.as_ref().is_some_and(people) {
             return Err(ConfigError::Invalid {
                 path: path.to_owned(),

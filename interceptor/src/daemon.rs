@@ -23,11 +23,11 @@ use crate::{
     clock,
     config::{Config, OldSockets},
     confine::Places,
-    console::Console,
+    console::{Console, sources},
     control::{
         self, AgentConnects, ConsoleDesk, ConsoleStatus, ControlSocket, Deed, Done, Failure,
         FailureKind, Host, JournalStatus, Links, NewDeed, NewTag, OldSocketCounts, Person,
-        PolicyFile, PolicyStatus, PolicyText, Role, SocketError, Status, TagTarget, Tagged,
+        PolicyFile, PolicyStatus, PolicyText, Role, SocketError, Status, TagTarget, Tagged, Told,
         Trouble, Way,
     },
     cores::Cores,
@@ -141,7 +141,7 @@ pub fn serve(config: Config, remove_hooks: bool) -> Result<(), ServeError> {
     let policies = Arc::new(Policies::open(&config.policies)?);
     let journal = Journal::open(&config.state)?;
     let authority = Authority::open(&config.state, &config.tls.ca.name, config.tls.ca.days)?;
-    let (recovered, past) = take_up(&journal)?;
+    let (recovered, past, told) = take_up(&journal)?;
     let control = ControlSocket::bind(&config.control)?;
     // Moves this process into its own cgroup: every socket opened from here on is the daemon's.
     let kernel = Arc::new(Kernel::open(config.instance.as_str())?);
@@ -183,6 +183,8 @@ pub fn serve(config: Config, remove_hooks: bool) -> Result<(), ServeError> {
     let desk = config.console.as_ref().map(|console| ConsoleDesk {
         url: console.site.origin.clone(),
         links: Links::default(),
+        secrets: sources(&config.notify).cloned().collect(),
+        told,
     });
     let daemon = Arc::new(Daemon {
         desk,
@@ -222,20 +224,22 @@ pub fn serve(config: Config, remove_hooks: bool) -> Result<(), ServeError> {
 }
 
 /// What is left of earlier daemons: questions and approvals, of which those that are over are recorded as such, and
-/// what they had on record of each agent's connects.
-fn take_up(journal: &Journal) -> Result<(Recovered, Ledger), ServeError> {
+/// what they had on record of each agent's connects, and of who was told of what.
+fn take_up(journal: &Journal) -> Result<(Recovered, Ledger, Told), ServeError> {
     let mut unfinished = Unfinished::default();
     let mut ledger = Ledger::default();
+    let told = Told::default();
     journal.reader()?.each(|record| {
         unfinished.observe(&record);
         ledger.observe(&record);
+        told.observe(&record);
         true
     })?;
     let mut recovered = unfinished.recovered(clock::now());
     for (session, agent, event) in recovered.withdrawals.drain(..) {
         journal.append(session, &agent, clock::now(), [event])?;
     }
-    Ok((recovered, ledger))
+    Ok((recovered, ledger, told))
 }
 
 /// Has as many descriptors as the hard limit allows: two a connection, and some for the rest.

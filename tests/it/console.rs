@@ -544,6 +544,7 @@ fn pages_keep_nobody_out() {
         "/agents",
         "/policy",
         "/log",
+        "/notifications",
         "/account",
     ];
     let browser = bench.browse("axe", &[&paths.join(",")]);
@@ -594,4 +595,102 @@ fn a_console_that_dies_comes_back_and_takes_nothing_with_it() {
         .unwrap_err();
     finish(bench.browse("approve", &["shop.orders"]));
     agent.outcome().unwrap().success().unwrap();
+}
+
+/// What a webhook was told so far, each with the right signature.
+fn heard(file: &std::path::Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    let lines = text
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap());
+    lines
+        .inspect(|line| assert_eq!(line["signed"], true, "{line}"))
+        .collect()
+}
+
+fn wait_for_told(file: &std::path::Path, count: usize) -> Vec<Value> {
+    run::wait_for("people to be told", Duration::from_secs(40), || {
+        Ok(Some(heard(file)).filter(|told| told.len() >= count))
+    })
+    .unwrap()
+}
+
+#[test]
+fn people_are_told_once_whoever_is_down() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    let (secret, file) = (folder.path().join("secret"), folder.path().join("heard"));
+    const KEY: &str = "0123456789abcdef0123456789abcdef";
+    std::fs::write(
+        &secret,
+        "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=",
+    )
+    .unwrap();
+    std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let (port, nobody) = (free_port().unwrap(), free_port().unwrap());
+    let mut bench = Bench::start(
+        HOLD_WRITES,
+        &format!(
+            "notify:\n  - name: hook\n    webhook: {{url: 'http://127.0.0.1:{port}/hook', secret: {{file: {secret}}}}}\n  \
+             - name: down\n    webhook: {{url: 'http://127.0.0.1:{nobody}/hook', secret: {{file: {secret}}}}}\n",
+            secret = secret.display()
+        ),
+    );
+    let listen = || {
+        let mut command = Command::new(paths::python().unwrap());
+        command
+            .arg(paths::client("hook.py"))
+            .args([&port.to_string(), KEY])
+            .arg(&file);
+        let child = command.spawn().unwrap();
+        console::listens(port).unwrap();
+        child
+    };
+    let mut receiver = listen();
+    let database = cluster().database().unwrap();
+    let agent = bench.psql("told", &database, "DELETE FROM shop.orders WHERE id = 1");
+    let held = bench.daemon.held().unwrap();
+    let id = held["id"].as_str().unwrap().to_owned();
+    let told = wait_for_told(&file, 1);
+    let text = told[0]["body"].to_string();
+    for fact in [
+        &*id,
+        "requested",
+        "told",
+        "DELETE FROM shop.orders",
+        &format!("{}/approvals/{id}", bench.url),
+    ] {
+        assert!(text.contains(fact), "no {fact} in {text}");
+    }
+    // Another console tells nobody what this one has told.
+    let pid = bench.daemon.ask_json(&["status"]).unwrap()["console"]["pid"]
+        .as_i64()
+        .unwrap();
+    let pid = nix::unistd::Pid::from_raw(pid.try_into().unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    finish(bench.browse("approve", &["shop.orders"]));
+    agent.outcome().unwrap().success().unwrap();
+    let told = wait_for_told(&file, 2);
+    assert!(told[1]["body"].to_string().contains("ended"), "{}", told[1]);
+    // Who is down hears of it when they are back, and nobody waits for them.
+    receiver.kill().unwrap();
+    receiver.wait().unwrap();
+    let agent = bench.psql("told", &database, "DELETE FROM shop.orders WHERE id = 2");
+    let id = bench.daemon.held().unwrap()["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    std::thread::sleep(Duration::from_secs(2));
+    bench.daemon.restart().unwrap();
+    let mut receiver = listen();
+    let told = wait_for_told(&file, 3);
+    assert!(told[2]["body"].to_string().contains(&id), "{}", told[2]);
+    let ids: std::collections::BTreeSet<&str> =
+        told.iter().filter_map(|told| told["id"].as_str()).collect();
+    assert_eq!(ids.len(), told.len(), "nobody is told twice: {told:?}");
+    drop(agent);
+    let journal = bench.daemon.journal().unwrap();
+    assert!(journal.mentioning("event", "notified").count() >= 3);
+    receiver.kill().unwrap();
+    receiver.wait().unwrap();
 }

@@ -136,7 +136,7 @@ pub(crate) fn take(folder: &Path) -> Result<()> {
     let session = of(&sessions, "report-writer", "id").context("no session")?;
     fs::create_dir_all(folder)?;
     let paths = format!(
-        "/approvals,/approvals/{question},/sessions,/sessions/{session},/agents,/policy,/log,/account"
+        "/approvals,/approvals/{question},/sessions,/sessions/{session},/agents,/policy,/log,/notifications,/account"
     );
     step("pictures", |_| {
         let mut browser = console::node("console.js")?;

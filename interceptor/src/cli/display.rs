@@ -9,8 +9,7 @@ use std::{
 
 use interceptor_core::record::Timestamp;
 
-pub(crate) use crate::inert::acts_or_hides;
-pub(super) use crate::inert::inert;
+pub(super) use crate::inert::{acts_or_hides, inert};
 
 /// `text` on as many lines as it has, each behind `gutter`, so that no line of it can pass for one
 /// of ours. Says so where characters had to be written out.

@@ -9,7 +9,7 @@ mod ca;
 mod client;
 mod completions;
 mod console;
-pub(crate) mod display;
+mod display;
 mod doctor;
 mod engines;
 mod export;

@@ -16,13 +16,14 @@ mod pages;
 mod people;
 mod server;
 mod setup;
+mod telling;
 mod text;
 
-pub(crate) use self::child::Console;
 pub(crate) use self::config::is_at;
 pub use self::config::{ConsoleConfig, Roles};
 #[cfg(test)]
 pub(crate) use self::daemon::Daemon;
+pub(crate) use self::{child::Console, telling::sources};
 
 use std::{
     io,

@@ -35,7 +35,8 @@ use super::{
     fetch::Fetch,
     pages,
     people::{Limits, Oidc, Passwords, Session, Sessions, Tokens},
-    setup::Setup,
+    setup::{Setup, Telling},
+    telling::Teller,
 };
 
 /// Connections at once: tabs of some hundred reviewers.
@@ -51,7 +52,9 @@ const BODY_BYTES_MAX: usize = 256 << 10;
 pub(super) struct App {
     pub(super) daemon: Daemon,
     pub(super) sessions: Sessions,
-    pub(super) passwords: Passwords,
+    pub(super) passwords: Arc<Passwords>,
+    /// Who tells people, if anybody does.
+    pub(super) teller: Option<Teller>,
     pub(super) oidc: Option<Oidc>,
     pub(super) tokens: Tokens,
     pub(super) limits: Limits,
@@ -70,6 +73,7 @@ pub(super) struct Prepared {
     line: UnixStream,
     listener: TcpListener,
     fetch: Fetch,
+    telling: Telling,
     tls: Option<TlsAcceptor>,
 }
 
@@ -85,6 +89,7 @@ impl Prepared {
         let tls = setup.tls.as_ref().map(|(chain, key)| acceptor(chain, key));
         Ok(Self {
             fetch,
+            telling: Telling::read(&setup)?,
             tls: tls.transpose()?,
             setup,
             line,
@@ -107,14 +112,20 @@ impl Prepared {
             line,
             listener,
             fetch,
+            telling,
             tls,
         } = self;
         let (daemon, ends) = Daemon::connect(line).await?;
+        let ends = tokio::spawn(ends);
+        let passwords = Arc::new(Passwords::new(setup.users));
+        let teller = Teller::start(telling, &setup.origin, daemon.clone(), passwords.clone());
+        let teller = teller.await.map_err(io::Error::other)?;
         let origin = setup.origin.clone();
         let app = Arc::new(App {
             daemon,
             sessions: Sessions::new(setup.idle, setup.absolute),
-            passwords: Passwords::new(setup.users),
+            passwords,
+            teller,
             oidc: setup
                 .oidc
                 .map(|provider| Oidc::new(provider, origin, fetch)),
@@ -129,7 +140,7 @@ impl Prepared {
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let router = router(app);
         tokio::select! {
-            () = ends => Ok(()),
+            _ = ends => Ok(()),
             () = accept(listener, tls, router) => Ok(()),
         }
     }

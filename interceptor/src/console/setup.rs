@@ -2,10 +2,11 @@
 
 use std::{collections::BTreeMap, fs, io, path::Path, time::Duration};
 
+use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use serde::{Deserialize, Serialize};
 
 use super::config::{Certificate, ConsoleConfig};
-use crate::{config::Config, control::Role};
+use crate::{config::Config, control::Role, notify::NotifierConfig};
 
 /// Largest set-up that is taken, in bytes: certificates, and some hundreds of people.
 pub(super) const SETUP_BYTES_MAX: u32 = 4 << 20;
@@ -33,10 +34,43 @@ pub(super) struct Setup {
     pub(super) tokens: Vec<(Box<str>, Box<str>, Role)>,
     /// Authorities that are believed besides the system's, as PEM.
     pub(super) roots: Vec<String>,
+    /// The configuration: text and file. Notifiers are read from it.
+    pub(super) config: (String, std::path::PathBuf),
     /// How long who does nothing stays signed in.
     pub(super) idle: Duration,
     /// How long anybody does.
     pub(super) absolute: Duration,
+}
+
+/// What notifiers are started with.
+pub(super) struct Telling {
+    pub(super) notifiers: Vec<NotifierConfig>,
+    /// What this host is called.
+    pub(super) host: String,
+    pub(super) roots: Vec<CertificateDer<'static>>,
+}
+
+impl Telling {
+    /// Reads the system's roots, so it is for before this process is confined.
+    ///
+    /// # Errors
+    /// Where the configuration can't be read any more, which was.
+    pub(super) fn read(setup: &Setup) -> io::Result<Self> {
+        let (text, path) = &setup.config;
+        let config = Config::parse(text, path).map_err(io::Error::other)?;
+        let mut roots = rustls_native_certs::load_native_certs().certs;
+        for pem in &setup.roots {
+            for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+                roots.push(certificate.map_err(io::Error::other)?);
+            }
+        }
+        let host = nix::unistd::gethostname().unwrap_or_default();
+        Ok(Self {
+            notifiers: config.notify,
+            host: host.to_string_lossy().into_owned(),
+            roots,
+        })
+    }
 }
 
 /// An OpenID provider.
@@ -107,6 +141,7 @@ impl Setup {
                 .iter()
                 .map(|path| text(path))
                 .collect::<io::Result<_>>()?,
+            config: config.source.clone(),
             idle: console.idle,
             absolute: console.absolute,
         })

@@ -8,7 +8,7 @@ use std::fmt::{self, Write as _};
 
 use interceptor_core::protocol::postgres::highlight::{self, Kind};
 
-use crate::cli::display::acts_or_hides;
+use crate::inert::acts_or_hides;
 
 /// HTML that needs no escaping.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! What the control API asks of the daemon.
 
-use std::fmt;
+use std::{collections::VecDeque, fmt, sync::Mutex};
 
 use axum::{
     Json,
@@ -8,8 +8,10 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
+use interceptor_core::record::{Event, Record};
+
 use super::{
-    api::{Done, ErrorBody, NewDeed, NewTag, PolicyStatus, PolicyText, Status, Tagged},
+    api::{Done, ErrorBody, NewDeed, NewTag, Note, PolicyStatus, PolicyText, Status, Tagged},
     links::Links,
     person::{Person, Role, Way},
 };
@@ -18,6 +20,8 @@ use crate::{
     confine::Places,
     journal::{Journal, JournalError, Stopped},
     kernel::KernelError,
+    secret::Source,
+    sync::lock,
 };
 
 /// The daemon, as the control API sees it. All methods may block.
@@ -113,6 +117,43 @@ pub struct ConsoleDesk {
     pub url: Box<str>,
     /// Links that sign people in.
     pub links: Links,
+    /// Where the secrets of notifiers stand.
+    pub secrets: Vec<Source>,
+    /// What people were told.
+    pub told: Told,
+}
+
+/// The latest of what people were told, so that nobody is told twice. Its daemon's, and those before it.
+#[derive(Debug, Default)]
+pub struct Told(Mutex<VecDeque<Note>>);
+
+/// How many of them are kept: those of all questions that may be open.
+const TOLD_MAX: usize = 10_000;
+
+impl Told {
+    /// Takes in what `record` says that was told, if it does.
+    pub fn observe(&self, record: &Record) {
+        if let Event::Event(notice) = &record.event
+            && &*notice.name == "notified"
+        {
+            self.add(Note {
+                name: notice.name.clone(),
+                detail: notice.detail.clone(),
+            });
+        }
+    }
+
+    pub(super) fn add(&self, note: Note) {
+        let mut all = lock(&self.0);
+        if all.len() >= TOLD_MAX {
+            all.pop_front();
+        }
+        all.push_back(note);
+    }
+
+    pub(super) fn all(&self) -> Vec<Note> {
+        lock(&self.0).iter().cloned().collect()
+    }
 }
 
 /// Why a request fails, for people.

@@ -23,7 +23,7 @@ pub use self::{
         Session, SignIn, Status, TagTarget, Tagged, Trouble, agent_name,
     },
     channel::IDENTITY,
-    host::{ConsoleDesk, Failure, FailureKind, Host},
+    host::{ConsoleDesk, Failure, FailureKind, Host, Told},
     links::Links,
     person::{Identity, Person, Role, Way, user},
     socket::{ControlSocket, SocketError},

@@ -12,7 +12,10 @@ use axum::{
     response::{IntoResponse as _, Response},
     routing::{get, post},
 };
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use base64::{
+    Engine as _,
+    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
+};
 use interceptor_core::record::{ApprovalId, SessionId};
 use serde::Deserialize;
 use tokio::sync::watch;
@@ -62,6 +65,8 @@ pub(super) fn console(host: Arc<dyn Host>, stopping: Stopping) -> Router {
     let own = Router::new()
         .route("/console/sign-ins", post(sign_in))
         .route("/console/links", post(redeem))
+        .route("/console/told", post(told))
+        .route("/console/secrets/{place}", post(secret))
         .route("/console/notes", post(note));
     let asked = everyones().layer(middleware::from_fn_with_state(
         host.clone(),
@@ -478,12 +483,43 @@ async fn note(State(host): HostState, body: Result<Json<Note>, JsonRejection>) -
     if !NAMES.contains(&&*name) {
         return Err(invalid("the console has nothing of that name to record"));
     }
+    if &*name == "notified"
+        && let Some(desk) = host.console()
+    {
+        desk.told.add(Note {
+            name: name.clone(),
+            detail: detail.clone(),
+        });
+    }
     blocking(move || {
         let detail: Vec<(&str, &str)> = detail
             .iter()
             .map(|(name, value)| (&**name, &**value))
             .collect();
         host.note(&name, &detail).map(Json)
+    })
+    .await
+}
+
+/// The console asks what it, or one before it, has told people.
+async fn told(State(host): HostState) -> Json<Vec<Note>> {
+    Json(
+        host.console()
+            .map(|desk| desk.told.all())
+            .unwrap_or_default(),
+    )
+}
+
+/// The console asks for a secret of a notifier's, by its place in the configuration; in base64.
+async fn secret(State(host): HostState, Path(place): Path<usize>) -> Answer<String> {
+    blocking(move || {
+        let desk = host.console();
+        let source = desk.and_then(|desk| desk.secrets.get(place));
+        let source = source.ok_or_else(|| missing("the configuration has no such secret"))?;
+        let secret = source
+            .read()
+            .map_err(|error| Failure::new(FailureKind::Unavailable, error))?;
+        Ok(Json(STANDARD.encode(secret.expose())))
     })
     .await
 }

@@ -198,6 +198,8 @@ impl Bench {
             desk: ConsoleDesk {
                 url: "http://localhost:7676".into(),
                 links: Links::default(),
+                secrets: Vec::new(),
+                told: Told::default(),
             },
             notes: Mutex::default(),
             is_agent: AtomicBool::new(false),

@@ -5,6 +5,7 @@ mod agents;
 mod api;
 mod approvals;
 mod log;
+mod notifications;
 mod policy;
 mod sessions;
 mod sign_in;
@@ -50,6 +51,8 @@ pub(super) fn routes() -> Router<Arc<App>> {
         .route("/policy", get(policy::show))
         .route("/policy/reload", post(policy::reload))
         .route("/log", get(log::show))
+        .route("/notifications", get(notifications::list))
+        .route("/notifications/redelivery", post(notifications::redeliver))
         .route("/account", get(account::show))
         .route("/account/keys", post(account::add_key))
         .route("/account/keys/removal", post(account::remove_key))

@@ -36,6 +36,12 @@ impl Passwords {
         }
     }
 
+    /// The groups of `name`; none where nobody is called so.
+    pub(in crate::console) fn groups(&self, name: &str) -> Box<[Box<str>]> {
+        let groups = self.users.get(name).map(|(_, groups)| groups.clone());
+        groups.unwrap_or_default().into()
+    }
+
     /// Whether there are any.
     pub(in crate::console) fn is_empty(&self) -> bool {
         self.users.is_empty()

@@ -81,6 +81,7 @@ pub(super) fn summary(id: u64) -> Summary {
         people: Vec::new(),
         quorum: 1,
         reason_required: false,
+        security_key: false,
         otherwise: Otherwise::Deny,
         windows: None,
         waits: true,
