@@ -24,6 +24,7 @@ pub mod kernel;
 pub mod leg;
 mod memory;
 pub mod namespaces;
+pub mod past;
 pub mod patience;
 pub mod policies;
 pub mod proxy;
