@@ -820,6 +820,7 @@ impl Host for Daemon {
             files: files
                 .map(|(path, text)| PolicyFile { path, text })
                 .collect(),
+            hits: self.proxy.sessions().hits(),
         })
     }
 

@@ -27,6 +27,7 @@ pub mod leg;
 mod memory;
 pub mod namespaces;
 pub mod notify;
+pub mod past;
 pub mod patience;
 pub mod policies;
 pub mod proxy;

@@ -147,8 +147,18 @@ fn tested(files: &Files) -> Result<Arc<Policy>, PolicyError> {
 /// Runs the policy's own cases: the name of each, and how it went.
 #[must_use]
 pub fn test(policy: &Arc<Policy>) -> Vec<(String, Outcome)> {
+    let describe = describer();
+    policy
+        .cases()
+        .iter()
+        .map(|case| (case.name.clone(), case.run(policy, &describe)))
+        .collect()
+}
+
+/// Makes operations of statements, as cases give them.
+pub fn describer() -> impl Fn(Protocol, &str) -> Option<Operation> {
     let describer = Describer::default();
-    let describe = |protocol, statement: &str| match protocol {
+    move |protocol, statement: &str| match protocol {
         Protocol::Postgres => Some(Operation {
             protocol,
             description: describer
@@ -163,12 +173,7 @@ pub fn test(policy: &Arc<Policy>) -> Vec<(String, Outcome)> {
         Protocol::Http => http::describe::example(statement),
         Protocol::Dns => dns::describe::example(statement),
         Protocol::Tls | Protocol::Opaque => None,
-    };
-    policy
-        .cases()
-        .iter()
-        .map(|case| (case.name.clone(), case.run(policy, &describe)))
-        .collect()
+    }
 }
 
 /// Name and text of the files that make up the policy at `path`, in the order of their names.

@@ -272,6 +272,19 @@ fn other_sites_and_other_names_get_nothing() {
     assert_eq!(status, 303);
     let (status, page) = bench.curl(&["-b", jar, &format!("{url}/approvals")]);
     assert_eq!(status, 200);
+    // What the policy would say, asked there.
+    let trial = format!("{url}/policy?agent=a&statement=DROP+TABLE+x");
+    let (status, said) = bench.curl(&["-b", jar, &trial]);
+    assert!(
+        status == 200 && said.contains(">hold</span> by <b>writes-wait</b>"),
+        "{said}"
+    );
+    let (_, said) = bench.curl(&[
+        "-b",
+        jar,
+        &format!("{url}/policy?destination=nowhere&statement=x"),
+    ]);
+    assert!(said.contains("is no destination"), "{said}");
     let csrf = page
         .split("data-csrf=\"")
         .nth(1)
@@ -543,6 +556,8 @@ fn pages_keep_nobody_out() {
         &session,
         "/agents",
         "/policy",
+        "/policy?protocol=postgres&statement=DROP+TABLE+x",
+        "/policy/observed",
         "/log",
         "/notifications",
         "/account",

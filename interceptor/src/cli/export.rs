@@ -207,7 +207,7 @@ fn unwritable(path: &Path, error: &io::Error) -> Failed {
 }
 
 /// A moment: RFC 3339, or how long ago.
-fn moment(text: &str) -> Result<Timestamp, String> {
+pub(super) fn moment(text: &str) -> Result<Timestamp, String> {
     match ago(text) {
         Some(ago) => {
             let ago_ns = u64::try_from(ago.as_nanos()).unwrap_or(u64::MAX);

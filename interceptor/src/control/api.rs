@@ -365,6 +365,8 @@ pub struct PolicyText {
     pub enforced: bool,
     /// The files that make it.
     pub files: Vec<PolicyFile>,
+    /// How many operations each rule has decided since the daemon started, `default` included.
+    pub hits: BTreeMap<Box<str>, u64>,
 }
 
 /// A file of a policy.
@@ -374,6 +376,17 @@ pub struct PolicyFile {
     pub path: String,
     /// All of it.
     pub text: String,
+}
+
+/// Which part of the past: the query of `GET /v1/policy/observed`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ObservedQuery {
+    /// Nothing before, in RFC 3339.
+    #[serde(default, with = "crate::rfc3339::option")]
+    pub since: Option<Timestamp>,
+    /// Only this agent, by name.
+    pub agent: Option<String>,
 }
 
 /// A security key to be registered: `POST /v1/keys`.

@@ -19,8 +19,8 @@ pub use self::{
     api::{
         AgentConnects, AuthorityCertificate, Ballot, ConsoleLink, ConsoleStatus, Deed, Done,
         ErrorBody, ExportQuery, JournalStatus, KeyQuery, Label, LinkCode, Me, NewDeed, NewKey,
-        NewTag, Note, OldSocketCounts, PolicyFile, PolicyStatus, PolicyText, ProxyStatus, Reason,
-        Session, SignIn, Status, TagTarget, Tagged, Trouble, agent_name,
+        NewTag, Note, ObservedQuery, OldSocketCounts, PolicyFile, PolicyStatus, PolicyText,
+        ProxyStatus, Reason, Session, SignIn, Status, TagTarget, Tagged, Trouble, agent_name,
     },
     channel::IDENTITY,
     host::{ConsoleDesk, Failure, FailureKind, Host, Told},

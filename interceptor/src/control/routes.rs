@@ -23,8 +23,8 @@ use tokio::sync::watch;
 use super::{
     api::{
         AuthorityCertificate, Ballot, ConsoleLink, Done, ExportQuery, KeyQuery, Label, LinkCode,
-        Me, NewDeed, NewKey, NewTag, Note, PolicyStatus, PolicyText, Reason, Session, SignIn,
-        Status, Tagged,
+        Me, NewDeed, NewKey, NewTag, Note, ObservedQuery, PolicyStatus, PolicyText, Reason,
+        Session, SignIn, Status, Tagged,
     },
     channel,
     host::{Failure, FailureKind, Host},
@@ -37,6 +37,7 @@ use crate::{
     clock,
     confine::Places,
     journal::Filter,
+    past::{self, Observed},
 };
 
 /// Largest request body, in bytes: an agent with its labels is far below.
@@ -91,7 +92,8 @@ fn everyones() -> Router<Arc<dyn Host>> {
         .route("/v1/approvals/watch", get(watch_approvals))
         .route("/v1/approvals/{id}", get(approval))
         .route("/v1/approvals/grants", get(grants))
-        .route("/v1/policy", get(policy));
+        .route("/v1/policy", get(policy))
+        .route("/v1/policy/observed", get(observed));
     let reviewers = Router::new()
         .route("/v1/approvals/{id}/votes", post(vote))
         .route("/v1/approvals/{id}/override", post(override_alone))
@@ -359,6 +361,21 @@ async fn me(person: Person) -> Json<Me> {
 
 async fn policy(State(host): HostState) -> Answer<PolicyText> {
     blocking(move || host.policy()).await.map(Json)
+}
+
+/// What the policy would have done, of what is on record, had it been enforced.
+async fn observed(
+    State(host): HostState,
+    query: Result<Query<ObservedQuery>, QueryRejection>,
+) -> Answer<Observed> {
+    let Query(ObservedQuery { since, agent }) = query.map_err(invalid)?;
+    caught_up(&host).await;
+    blocking(move || {
+        let reader = host.journal().reader()?;
+        let asked = past::Asked { since, agent };
+        Ok(Json(past::observed(&reader, &asked)?))
+    })
+    .await
 }
 
 async fn keys(State(host): HostState, by: Person) -> Json<Vec<SecurityKey>> {

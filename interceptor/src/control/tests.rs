@@ -135,6 +135,7 @@ impl Host for Fake {
             status: self.status()?.policy,
             enforced: true,
             files: Vec::new(),
+            hits: BTreeMap::new(),
         })
     }
 

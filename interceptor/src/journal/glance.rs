@@ -1,7 +1,10 @@
 //! What has to be known of an encoded record to take it, without decoding all of it: most of what goes on record
 //! is content, which only whoever asks for it looks at.
 
-use interceptor_core::record::{Event, Record, SessionId, Timestamp};
+use interceptor_core::{
+    record::{Event, Record, SessionId, Timestamp},
+    ruling::HoldTerms,
+};
 use serde::{Deserialize, Serialize};
 
 /// An encoded record of another process, and what it says at a glance.
@@ -23,8 +26,8 @@ pub(crate) enum What {
     Started(Box<Record>),
     /// An operation of this number.
     Operation(u64),
-    /// A decision.
-    Decision(Answer),
+    /// A decision, and the rule that decided.
+    Decision(Answer, Box<str>),
     /// What people do.
     Approval,
     /// The end of its session.
@@ -87,9 +90,19 @@ impl Fed {
                 What::Operation(number)
             }
             Kind::Decision => {
-                let ((_, answer), _) =
+                let ((_, answer), rest) =
                     postcard::take_from_bytes::<(u64, Answer)>(rest).map_err(|_| NONE)?;
-                What::Decision(answer)
+                let rest = match answer {
+                    Answer::Allow | Answer::Deny => rest,
+                    Answer::Hold => {
+                        postcard::take_from_bytes::<HoldTerms>(rest)
+                            .map_err(|_| NONE)?
+                            .1
+                    }
+                };
+                let ((_enforced, rule), _) =
+                    postcard::take_from_bytes::<(bool, &str)>(rest).map_err(|_| NONE)?;
+                What::Decision(answer, rule.into())
             }
             Kind::Approval => What::Approval,
             Kind::Response | Kind::Event | Kind::Content => What::Other,

@@ -644,11 +644,12 @@ impl Waiting {
         self.count += 1;
         self.facts.extend(match &record.what {
             What::Started(whole) | What::Ended(whole) => index::Fact::of(whole),
-            What::Decision(Answer::Deny) => Some(index::Fact::Denied(record.session)),
-            What::Decision(Answer::Hold) => Some(index::Fact::Held(record.session)),
-            What::Decision(Answer::Allow) | What::Operation(_) | What::Approval | What::Other => {
-                None
-            }
+            What::Decision(Answer::Deny, _) => Some(index::Fact::Denied(record.session)),
+            What::Decision(Answer::Hold, _) => Some(index::Fact::Held(record.session)),
+            What::Decision(Answer::Allow, _)
+            | What::Operation(_)
+            | What::Approval
+            | What::Other => None,
         });
         if self.sessions.last() != Some(&record.session) {
             self.sessions.push(record.session);

@@ -1,7 +1,7 @@
 //! The sessions that are open: what the proxy is believed about.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, MutexGuard},
 };
 
@@ -32,6 +32,8 @@ struct Open {
     sessions: HashMap<SessionId, Session>,
     /// How many each agent has, by its number.
     of_agent: HashMap<u64, u32>,
+    /// How many operations each rule has decided.
+    hits: BTreeMap<Box<str>, u64>,
 }
 
 /// One of them, as the daemon knows it.
@@ -61,10 +63,12 @@ struct Progress {
 }
 
 /// What a record that was taken says of its session.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) enum Fact {
     Started(SessionId),
     Operation(SessionId, u64),
+    /// By this rule.
+    Decided(Box<str>),
     Ended(SessionId),
 }
 
@@ -202,7 +206,8 @@ impl Sessions {
             What::Operation(number) => Ok(Some(Fact::Operation(id, *number))),
             What::Ended(_) => Ok(Some(Fact::Ended(id))),
             What::Approval => Err("it says what people do"),
-            What::Decision(_) | What::Other => Ok(None),
+            What::Decision(_, rule) => Ok(Some(Fact::Decided(rule.clone()))),
+            What::Other => Ok(None),
         }
     }
 
@@ -210,7 +215,16 @@ impl Sessions {
     pub(super) fn recorded(&self, facts: Vec<Fact>) {
         let mut open = self.open();
         for fact in facts {
-            let (Fact::Started(id) | Fact::Operation(id, _) | Fact::Ended(id)) = fact;
+            let id = match &fact {
+                Fact::Started(id) | Fact::Operation(id, _) | Fact::Ended(id) => *id,
+                Fact::Decided(rule) => {
+                    match open.hits.get_mut(rule) {
+                        Some(hits) => *hits += 1,
+                        None => drop(open.hits.insert(rule.clone(), 1)),
+                    }
+                    continue;
+                }
+            };
             let Some(session) = open.sessions.get_mut(&id) else {
                 continue;
             };
@@ -223,8 +237,14 @@ impl Sessions {
                 }
                 Fact::Operation(_, number) => session.progress.operations = number,
                 Fact::Ended(_) => session.progress.ended = true,
+                Fact::Decided(_) => {}
             }
         }
+    }
+
+    /// How many operations each rule has decided since the daemon started.
+    pub(crate) fn hits(&self) -> BTreeMap<Box<str>, u64> {
+        self.open().hits.clone()
     }
 
     fn open(&self) -> MutexGuard<'_, Open> {

@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Names that are looked up for one connection in the clear: an agent can't have us ask for ever.
-const CLAIMED_NAMES_MAX: usize = 64;
+pub(crate) const CLAIMED_NAMES_MAX: usize = 64;
 
 /// A held operation and the question that people were asked about it.
 pub(super) struct Held {
@@ -220,6 +220,10 @@ impl Session {
                 let is_name = name.parse::<std::net::IpAddr>().is_err();
                 let is_own = is_name && upstream::is_address_of(name, destination).await;
                 self.claimed_names.push((name.clone(), is_own));
+                // Rules may go by it, and who decides this again can't look it up as it was then.
+                let learned = [("name", name.to_string()), ("known", is_own.to_string())];
+                self.record(Event::notice("destination_name", learned))
+                    .await;
                 is_own
             }
         };

@@ -34,12 +34,12 @@ use interceptor_core::{
 };
 use tokio::time::Instant;
 
-pub(crate) use self::datagrams::Datagrams;
 use self::{
     circumstances::Circumstances,
     decide::{Decided, Held, cancelled},
     secure::Secured,
 };
+pub(crate) use self::{datagrams::Datagrams, decide::CLAIMED_NAMES_MAX};
 use crate::{
     approval::{Outcome, Withdrawal},
     cancellations::{Cancellable, Cancellations},

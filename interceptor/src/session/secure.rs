@@ -4,7 +4,7 @@ use std::{io, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 use interceptor_core::{
-    operation::{Description, Effects, Operation, Protocol},
+    operation::{Description, Effects, Operation, Protocol, attribute},
     origin::Origin,
     protocol::tls::{Alert, ClientHello},
     record::{DecisionRecord, Event, OperationRecord},
@@ -321,7 +321,7 @@ fn operation(hello: &ClientHello, facts: &[(&'static str, String)]) -> Operation
         .collect::<Vec<_>>()
         .join(", ");
     let mut attributes = [
-        ("tls.server_name", name.to_owned()),
+        (attribute::TLS_SERVER_NAME, name.to_owned()),
         ("tls.offered_alpn", alpn.clone()),
         ("tls.offered_versions", version_names(&hello.versions)),
     ]

@@ -2,6 +2,7 @@
 
 pub mod dns;
 pub mod http;
+pub mod recalled;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
@@ -64,6 +65,10 @@ pub mod attribute {
     pub const HTTP_PATH: &str = "http.path";
     /// Why an HTTP request isn't for the server that its connection was made to.
     pub const HTTP_FRONTING: &str = "http.fronting";
+    /// Whether an HTTP/2 request has a body: `none`, or `follows`. The head of one of HTTP/1 says so.
+    pub const HTTP_BODY: &str = "http.body";
+    /// The name by which a client asks for the server of a TLS connection; empty where it gives none.
+    pub const TLS_SERVER_NAME: &str = "tls.server_name";
     /// The name that a DNS message asks for, lower case, without the last dot.
     pub const DNS_NAME: &str = "dns.name";
     /// The type of record that it asks for.

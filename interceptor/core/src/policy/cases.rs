@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
+use serde::{Deserialize, de::IgnoredAny};
 use serde_saphyr::Spanned;
 
 use super::{
@@ -17,6 +18,44 @@ use crate::{
     record::Timestamp,
 };
 
+/// An operation in words, as cases give it; what isn't said is as it is in a case that doesn't say it.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Given {
+    /// The agent's name.
+    pub agent: Option<String>,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Where it goes: `192.0.2.1:5432`, `unix:/run/docker.sock`.
+    pub destination: Option<String>,
+    /// The name that the destination has proved to have.
+    pub host: Option<String>,
+    /// The protocol, `postgres` unless it is said.
+    pub protocol: Option<String>,
+    /// What is sent, as its protocol is written in cases.
+    pub statement: Option<String>,
+    /// Without a statement: what is done, in the protocol's words.
+    pub actions: Vec<String>,
+    /// Without a statement: what that does.
+    pub effects: Vec<String>,
+    /// What a case is called; nothing depends on it.
+    pub name: Option<String>,
+    /// What a case expects; nothing depends on it.
+    pub expect: Option<IgnoredAny>,
+}
+
+/// An operation that somebody gave in words, with who attempts it.
+#[derive(Debug)]
+pub struct Attempt {
+    origin: Arc<Origin>,
+    protocol: Protocol,
+    statement: Option<String>,
+    description: Description,
+}
+
+/// Makes an operation of a statement of a protocol, where that is known: policies know no protocols.
+pub type Describe<'a> = &'a dyn Fn(Protocol, &str) -> Option<Operation>;
+
 /// One test case.
 #[derive(Debug)]
 pub struct Case {
@@ -25,10 +64,7 @@ pub struct Case {
     file: String,
     line: u64,
     column: u64,
-    origin: Arc<Origin>,
-    protocol: Protocol,
-    statement: Option<String>,
-    description: Description,
+    attempt: Attempt,
     verdict: ActionSpec,
     rule: Option<String>,
 }
@@ -42,70 +78,100 @@ pub enum Outcome {
     Failed(Problem),
 }
 
-impl Case {
-    pub(super) fn new(file: &str, spanned: &Spanned<CaseSpec>) -> Result<Self, Problem> {
-        let (spec, place) = (&spanned.value, spanned.referenced);
-        let problem = |what: String| Problem::at(file, place, what);
-        let destination = spec.destination.as_deref().unwrap_or("192.0.2.1:5432");
+impl Given {
+    /// Reads the file `name`, whose `text` is one case: its name and what it expects may be left out.
+    ///
+    /// # Errors
+    /// What is wrong with it, with its place.
+    pub fn read(name: &str, text: &str) -> Result<Self, Problem> {
+        serde_saphyr::from_str(text).map_err(|error| Problem::of_yaml(name, &error))
+    }
+
+    fn of(spec: &CaseSpec) -> Self {
+        let CaseSpec {
+            name,
+            agent,
+            labels,
+            destination,
+            host,
+            protocol,
+            statement,
+            actions,
+            effects,
+            expect: _,
+        } = spec.clone();
+        Self {
+            agent,
+            labels,
+            destination,
+            host,
+            protocol,
+            statement,
+            actions,
+            effects,
+            name: Some(name),
+            expect: None,
+        }
+    }
+}
+
+impl Attempt {
+    /// The operation that `given` means.
+    ///
+    /// # Errors
+    /// Where it says something that there isn't.
+    pub fn new(given: &Given) -> Result<Self, String> {
+        let destination = given.destination.as_deref().unwrap_or("192.0.2.1:5432");
         let destination: Destination = destination.parse().map_err(|_| {
-            problem(format!(
+            format!(
                 "`{destination}` is no destination; `192.0.2.1:5432` and `unix:/run/docker.sock` are"
-            ))
+            )
         })?;
-        let protocol = spec.protocol.as_deref().unwrap_or("postgres");
+        let protocol = given.protocol.as_deref().unwrap_or("postgres");
         let protocol = Protocol::ALL
             .into_iter()
             .find(|known| known.name() == protocol)
             .ok_or_else(|| {
-                problem(unknown(
+                unknown(
                     "protocol",
                     protocol,
                     Protocol::ALL.into_iter().map(Protocol::name),
-                ))
+                )
             })?;
         let mut effects = Effects::empty();
-        for name in &spec.effects {
+        for name in &given.effects {
             effects |= Effects::named(name).ok_or_else(|| {
-                problem(unknown(
+                unknown(
                     "effect",
                     name,
                     Effects::NAMES.into_iter().map(|(_, name)| name),
-                ))
+                )
             })?;
         }
-        if spec.statement.is_some() != (spec.actions.is_empty() && spec.effects.is_empty()) {
-            return Err(problem(
-                "a case has a `statement`, or else `actions` and `effects`".to_owned(),
-            ));
+        if given.statement.is_some() != (given.actions.is_empty() && given.effects.is_empty()) {
+            return Err("a case has a `statement`, or else `actions` and `effects`".to_owned());
         }
-        let labels: BTreeMap<Box<str>, Box<str>> = spec
+        let labels: BTreeMap<Box<str>, Box<str>> = given
             .labels
             .iter()
             .map(|(name, value)| (name.as_str().into(), value.as_str().into()))
             .collect();
         let agent = Agent {
-            name: spec.agent.as_deref().unwrap_or("agent").into(),
+            name: given.agent.as_deref().unwrap_or("agent").into(),
             labels,
         };
+        let name = given.host.iter();
         Ok(Self {
-            name: spec.name.clone(),
-            file: file.to_owned(),
-            line: place.line(),
-            column: place.column(),
             origin: Arc::new(Origin {
                 agent: Arc::new(agent),
                 process: Process::default(),
                 destination,
-                names: spec
-                    .host
-                    .iter()
-                    .map(|name| name.to_ascii_lowercase().into())
-                    .collect(),
+                names: name.map(|name| name.to_ascii_lowercase().into()).collect(),
             }),
             protocol,
-            statement: spec.statement.clone(),
+            statement: given.statement.clone(),
             description: Description {
-                actions: spec
+                actions: given
                     .actions
                     .iter()
                     .map(|action| action.as_str().into())
@@ -113,27 +179,15 @@ impl Case {
                 effects,
                 ..Description::default()
             },
-            verdict: spec.expect.verdict,
-            rule: spec.expect.rule.clone(),
         })
     }
 
-    /// Runs it against `policy`. `describe` makes an operation of a statement of a protocol, where that
-    /// is known: policies know no protocols.
-    pub fn run(
-        &self,
-        policy: &Arc<Policy>,
-        describe: &dyn Fn(Protocol, &str) -> Option<Operation>,
-    ) -> Outcome {
-        let failed = |what: String| {
-            let what = format!("test \"{}\": {what}", self.name);
-            Outcome::Failed(Problem {
-                file: self.file.clone(),
-                line: self.line,
-                column: self.column,
-                what,
-            })
-        };
+    /// It as an operation, and of whom. A host that it asks for is one that the destination has proved to be, unless
+    /// another is given.
+    ///
+    /// # Errors
+    /// Where the statement can't be read.
+    pub fn operation(&self, describe: Describe<'_>) -> Result<(Arc<Origin>, Operation), String> {
         let operation = match &self.statement {
             None => Operation {
                 protocol: self.protocol,
@@ -143,23 +197,64 @@ impl Case {
                 options: Vec::new(),
                 http: None,
             },
-            Some(statement) => match describe(self.protocol, statement) {
-                Some(operation) => operation,
-                None => {
-                    return failed(format!(
-                        "this can't be read as {}; give `actions` and `effects`",
-                        self.protocol
-                    ));
-                }
-            },
+            Some(statement) => describe(self.protocol, statement).ok_or_else(|| {
+                format!(
+                    "this can't be read as {}; give `actions` and `effects`",
+                    self.protocol
+                )
+            })?,
         };
-        let mut origin = (*self.origin).clone();
         let claimed = operation.description.attributes.get(attribute::HTTP_HOST);
-        if let Some(name) = claimed.filter(|_| origin.names.is_empty()) {
-            origin.names.push(name.clone());
-        }
+        let origin = match claimed {
+            Some(name) if self.origin.names.is_empty() => Arc::new(Origin {
+                names: vec![name.clone()],
+                ..(*self.origin).clone()
+            }),
+            _ => self.origin.clone(),
+        };
+        Ok((origin, operation))
+    }
+}
+
+impl Case {
+    pub(super) fn new(file: &str, spanned: &Spanned<CaseSpec>) -> Result<Self, Problem> {
+        let (spec, place) = (&spanned.value, spanned.referenced);
+        let attempt =
+            Attempt::new(&Given::of(spec)).map_err(|what| Problem::at(file, place, what))?;
+        Ok(Self {
+            name: spec.name.clone(),
+            file: file.to_owned(),
+            line: place.line(),
+            column: place.column(),
+            attempt,
+            verdict: spec.expect.verdict,
+            rule: spec.expect.rule.clone(),
+        })
+    }
+
+    /// What is attempted in it.
+    #[must_use]
+    pub const fn attempt(&self) -> &Attempt {
+        &self.attempt
+    }
+
+    /// Runs it against `policy`.
+    pub fn run(&self, policy: &Arc<Policy>, describe: Describe<'_>) -> Outcome {
+        let failed = |what: String| {
+            let what = format!("test \"{}\": {what}", self.name);
+            Outcome::Failed(Problem {
+                file: self.file.clone(),
+                line: self.line,
+                column: self.column,
+                what,
+            })
+        };
+        let (origin, operation) = match self.attempt.operation(describe) {
+            Ok(attempted) => attempted,
+            Err(what) => return failed(what),
+        };
         let super::scope::Evaluated { decision, .. } =
-            Policy::scope(policy, Arc::new(origin)).evaluate(&operation, Timestamp(0));
+            Policy::scope(policy, origin).evaluate(&operation, Timestamp(0));
         let Decision { verdict, rule, .. } = &*decision;
         let found = match verdict {
             Verdict::Allow => ActionSpec::Allow,

@@ -66,6 +66,99 @@ pub enum Verdict {
     Hold(HoldTerms),
 }
 
+/// What a decision would have done, and didn't, because it only observes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Observation<'a> {
+    /// The rule that would have done it.
+    pub rule: &'a str,
+    /// What.
+    pub would: Would,
+}
+
+/// What a rule would have done that only observes, the least of it first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Would {
+    /// Masked what came back, where it had something to mask.
+    Mask,
+    /// Asked people.
+    Hold,
+    /// Refused it.
+    Deny,
+}
+
+impl Would {
+    /// As a word after `would`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Mask => "mask",
+            Self::Hold => "hold",
+            Self::Deny => "deny",
+        }
+    }
+}
+
+/// What stands before and behind it in the reason of a decision that a rule which isn't enforced would have made
+/// stricter: `rule \`x\` would deny it, but is not enforced`.
+const OBSERVED: [&str; 3] = ["rule `", "` would ", " it, but is not enforced"];
+
+impl Observation<'_> {
+    /// `reason`, followed by that.
+    pub(super) fn behind(&self, reason: &str) -> Arc<str> {
+        let [before, between, behind] = OBSERVED;
+        let Self { rule, would } = self;
+        let semicolon = if reason.is_empty() { "" } else { "; " };
+        format!(
+            "{reason}{semicolon}{before}{rule}{between}{}{behind}",
+            would.name()
+        )
+        .into()
+    }
+}
+
+impl Decision {
+    /// What it would have done, where it is one that only observes, or one that a rule which only observes would have
+    /// made stricter.
+    #[must_use]
+    pub fn observations(&self) -> Vec<Observation<'_>> {
+        if !self.enforced {
+            let would = match &self.verdict {
+                Verdict::Allow => None,
+                Verdict::Hold(_) => Some(Would::Hold),
+                Verdict::Deny => Some(Would::Deny),
+            };
+            let own = would.map(|would| Observation {
+                rule: &self.rule,
+                would,
+            });
+            // What would be refused has nothing that comes back.
+            let masks = match self.verdict {
+                Verdict::Deny => &[][..],
+                _ => &*self.masked_by,
+            };
+            let masks = masks.iter().map(|rule| Observation {
+                rule,
+                would: Would::Mask,
+            });
+            return own.into_iter().chain(masks).collect();
+        }
+        self.stricter().into_iter().collect()
+    }
+
+    /// What a rule that isn't enforced would have done in place of the one that decided.
+    fn stricter(&self) -> Option<Observation<'_>> {
+        let [before, between, behind] = OBSERVED;
+        let rest = self.reason.strip_suffix(behind)?;
+        let (rest, would) = rest.rsplit_once(between)?;
+        let would = [Would::Hold, Would::Deny]
+            .into_iter()
+            .find(|known| known.name() == would)?;
+        let (_, rule) = rest.rsplit_once(before)?;
+        Some(Observation { rule, would })
+    }
+}
+
 /// Who has to agree to a held operation, by when, and what their yes may be for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HoldTerms {
@@ -172,6 +265,60 @@ impl Default for HoldTerms {
             reason: false,
             windows: None,
             security_key: false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn decision(verdict: Verdict, enforced: bool, reason: &str) -> Decision {
+        Decision {
+            verdict,
+            enforced,
+            rule: "own".into(),
+            reason: reason.into(),
+            masked_by: [Box::from("masks")].into(),
+            strict: false,
+            policy: PolicyHash([0; 32]),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_a_rule_would_have_done_is_read_as_it_was_said(
+            rule in "[a-z`: -]{1,20}",
+            reason in "[a-z`;, ]{0,20}",
+            denies in any::<bool>(),
+        ) {
+            let would = if denies { Would::Deny } else { Would::Hold };
+            prop_assume!(!rule.contains("rule `"));
+            let observation = Observation { rule: &rule, would };
+            let decision = decision(Verdict::Allow, true, &observation.behind(&reason));
+            prop_assert_eq!(decision.observations(), [observation]);
+        }
+    }
+
+    #[test]
+    fn a_policy_that_only_observes_says_what_it_would_have_done() {
+        let said = |decision: &Decision| {
+            let observations = decision.observations();
+            let said = observations.iter();
+            let said = said.map(|said| format!("{} {}", said.rule, said.would.name()));
+            said.collect::<Vec<_>>().join(", ")
+        };
+        let held = Verdict::Hold(HoldTerms::default());
+        for (verdict, enforced, reason, expected) in [
+            (Verdict::Allow, true, "", ""),
+            (Verdict::Deny, true, "rule `x` is not enforced", ""),
+            (Verdict::Allow, false, "", "masks mask"),
+            (held, false, "", "own hold, masks mask"),
+            (Verdict::Deny, false, "", "own deny"),
+        ] {
+            assert_eq!(said(&decision(verdict, enforced, reason)), expected);
         }
     }
 }

@@ -9,6 +9,7 @@ use std::{
 
 use aws_lc_rs::digest;
 
+use super::rule::Unmet;
 use crate::{
     glob::Glob,
     limits,
@@ -34,13 +35,13 @@ pub(super) struct DnsMatch {
 /// Different names below one registered domain that one agent may ask for before a rule matches.
 #[derive(Debug)]
 pub(super) struct Distinct {
-    over: u32,
-    per: Duration,
+    pub(super) over: u32,
+    pub(super) per: Duration,
     seen: Mutex<HashMap<Box<str>, Seen>>,
 }
 
 /// What one agent has asked for, by hashes.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Seen {
     window: u64,
     names: HashSet<u64>,
@@ -48,40 +49,60 @@ struct Seen {
 }
 
 impl DnsMatch {
-    /// Whether `operation` is what is meant, apart from how many names were asked for. A rule that allows
-    /// without a word on what (`says_what`: by class or action) means questions: no transfers or updates.
-    pub(super) fn matches(&self, operation: &Operation, permissive: bool, says_what: bool) -> bool {
+    /// The first condition that `operation` doesn't meet, apart from how many names were asked for. A rule that
+    /// allows without a word on what (`says_what`: by class or action) means questions: no transfers or updates.
+    pub(super) fn unmet(
+        &self,
+        operation: &Operation,
+        permissive: bool,
+        says_what: bool,
+    ) -> Option<Unmet> {
         let description = &operation.description;
         if operation.protocol != Protocol::Dns {
-            return false;
+            return Some(Unmet::NoQuestion);
         }
         if permissive
             && !says_what
             && self.types.is_none()
             && !Effects::READ.contains(description.effects)
         {
-            return false;
+            return Some(Unmet::MoreThanQuestion);
         }
-        self.types_match(operation, permissive)
-            && self.options_match(operation, permissive)
-            && self.names.as_ref().is_none_or(|globs| {
-                let meant = |name: &str| globs.iter().any(|glob| glob.matches(name));
-                let mut names = names(operation);
-                if permissive {
-                    names.clone().next().is_some() && names.all(meant)
-                } else {
-                    names.any(meant)
-                }
-            })
-            && self
-                .longer_than
-                .is_none_or(|bytes| names(operation).any(|name| dns::name_bytes(name) > bytes))
-            && self
-                .label_longer_than
-                .is_none_or(|bytes| names(operation).any(|name| dns::label_bytes(name) > bytes))
-            && self.entropy_over.is_none_or(|bits| {
-                names(operation).any(|name| dns::entropy(dns::below_registered(name)) > bits)
-            })
+        if !self.types_match(operation, permissive) {
+            return Some(Unmet::Type);
+        }
+        if !self.options_match(operation, permissive) {
+            return Some(Unmet::Extension);
+        }
+        let is_name = self.names.as_ref().is_none_or(|globs| {
+            let meant = |name: &str| globs.iter().any(|glob| glob.matches(name));
+            let mut names = names(operation);
+            if permissive {
+                names.clone().next().is_some() && names.all(meant)
+            } else {
+                names.any(meant)
+            }
+        });
+        if !is_name {
+            return Some(Unmet::Question);
+        }
+        let any = |is: &dyn Fn(&str) -> bool| names(operation).any(is);
+        if let Some(bytes) = self.longer_than
+            && !any(&|name| dns::name_bytes(name) > bytes)
+        {
+            return Some(Unmet::LongerThan);
+        }
+        if let Some(bytes) = self.label_longer_than
+            && !any(&|name| dns::label_bytes(name) > bytes)
+        {
+            return Some(Unmet::LabelLongerThan);
+        }
+        if let Some(bits) = self.entropy_over
+            && !any(&|name| dns::entropy(dns::below_registered(name)) > bits)
+        {
+            return Some(Unmet::Entropy);
+        }
+        None
     }
 
     /// The type is a question's: of what isn't one (UPDATE names the type of a zone) it only restricts.
@@ -136,10 +157,7 @@ impl Distinct {
     /// Counts the names of `operation`; whether one of them is one too many. Those that were counted before
     /// aren't: to ask again, as clients do that got no answer, tells nobody more.
     pub(super) fn exceeded(&self, agent: &str, operation: &Operation, now: Timestamp) -> bool {
-        let window = now.0
-            / u64::try_from(self.per.as_nanos())
-                .unwrap_or(u64::MAX)
-                .max(1);
+        let window = self.window(now);
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if seen.get(agent).is_none_or(|seen| seen.window != window) {
             // Of agents that are gone, too.
@@ -153,21 +171,50 @@ impl Distinct {
         let Some(seen) = seen.get_mut(agent) else {
             return true;
         };
-        let asked_folded = operation.description.attributes.get(attribute::DNS_NAME);
-        let asked = asked(operation);
         let mut exceeded = false;
-        for name in names(operation) {
-            // Case goes on as it was sent and can carry a bit a letter.
-            let written = match asked_folded {
-                Some(folded) if **folded == *name => asked.unwrap_or(name.as_bytes()),
-                _ => name.as_bytes(),
-            };
-            let written = hash(written);
-            let domain = hash(dns::registered(name).as_bytes());
-            exceeded |= seen.exceeded(written, domain, self.over);
+        for (name, domain) in hashes(operation) {
+            exceeded |= seen.exceeded(name, domain, self.over);
         }
         exceeded
     }
+
+    /// As [`Self::exceeded`] would say, without counting.
+    pub(super) fn would_exceed(&self, agent: &str, operation: &Operation, now: Timestamp) -> bool {
+        let window = self.window(now);
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        // Of what is asked about at once there are few names: an update's zone and its records'.
+        let of_agent = seen.get(agent).filter(|seen| seen.window == window);
+        let mut seen = of_agent.cloned().unwrap_or_default();
+        let mut exceeded = false;
+        for (name, domain) in hashes(operation) {
+            exceeded |= seen.exceeded(name, domain, self.over);
+        }
+        exceeded
+    }
+
+    pub(super) fn forget(&self) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.clear();
+    }
+
+    fn window(&self, now: Timestamp) -> u64 {
+        let per = u64::try_from(self.per.as_nanos()).unwrap_or(u64::MAX);
+        now.0 / per.max(1)
+    }
+}
+
+/// Each name that `operation` is about, as it was written, with the domain that it is below.
+fn hashes(operation: &Operation) -> impl Iterator<Item = (u64, u64)> {
+    let asked_folded = operation.description.attributes.get(attribute::DNS_NAME);
+    let asked = asked(operation);
+    names(operation).map(move |name| {
+        // Case goes on as it was sent and can carry a bit a letter.
+        let written = match asked_folded {
+            Some(folded) if **folded == *name => asked.unwrap_or(name.as_bytes()),
+            _ => name.as_bytes(),
+        };
+        (hash(written), hash(dns::registered(name).as_bytes()))
+    })
 }
 
 impl Seen {

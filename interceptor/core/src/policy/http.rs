@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, fmt};
 use regex::Regex;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
+use super::rule::Unmet;
 use crate::{
     glob::Glob,
     operation::{
@@ -28,7 +29,10 @@ pub(super) struct HttpMatch {
 /// A path: `*` stands for any text, `{name}` for one segment, which is further limited by what the rule says
 /// of that name.
 #[derive(Debug)]
-pub(super) struct PathPattern(Regex);
+pub(super) struct PathPattern {
+    pub(super) text: Box<str>,
+    expression: Regex,
+}
 
 impl PathPattern {
     pub(super) fn new(
@@ -68,12 +72,15 @@ impl PathPattern {
         }
         expression.push('$');
         Regex::new(&expression)
-            .map(Self)
+            .map(|expression| Self {
+                text: pattern.into(),
+                expression,
+            })
             .map_err(|error| error.to_string())
     }
 
     fn matches(&self, path: &str) -> bool {
-        self.0.is_match(path)
+        self.expression.is_match(path)
     }
 
     /// Whether `pattern` has a segment called `name`.
@@ -107,30 +114,47 @@ impl HttpMatch {
             || self.larger_than.is_some()
     }
 
-    /// Whether all but the body is as it has to be.
-    pub(super) fn matches_head(&self, operation: &Operation) -> bool {
+    /// The first condition on anything but the body that `operation` doesn't meet.
+    pub(super) fn unmet_head(&self, operation: &Operation) -> Option<Unmet> {
         let path = operation.description.attributes.get(attribute::HTTP_PATH);
         let Some(request) = &operation.http else {
-            return false;
+            return Some(Unmet::NoRequest);
         };
-        self.paths.as_ref().is_none_or(|patterns| {
+        let is_path = self.paths.as_ref().is_none_or(|patterns| {
             path.is_some_and(|path| patterns.iter().any(|pattern| pattern.matches(path)))
-        }) && self.query.iter().all(|(name, glob)| {
+        });
+        if !is_path {
+            return Some(Unmet::Path);
+        }
+        let is_other = |(name, glob): &(String, Glob)| {
             let values = request.query_values(name);
-            values.iter().any(|value| glob.matches(value))
-        }) && self.headers.iter().all(|(name, glob)| {
+            !values.iter().any(|value| glob.matches(value))
+        };
+        if let Some(place) = self.query.iter().position(is_other) {
+            return Some(Unmet::Query(place));
+        }
+        let is_other = |(name, glob): &(String, Glob)| {
             let mut values = request.fields.all(name);
-            values.any(|value| glob.matches(&String::from_utf8_lossy(value)))
-        }) && self.content_types.as_ref().is_none_or(|globs| {
+            !values.any(|value| glob.matches(&String::from_utf8_lossy(value)))
+        };
+        if let Some(place) = self.headers.iter().position(is_other) {
+            return Some(Unmet::Header(place));
+        }
+        let is_type = self.content_types.as_ref().is_none_or(|globs| {
             let media = request.content_type().unwrap_or_default();
             globs.iter().any(|glob| glob.matches(&media))
-        }) && self.larger_than.is_none_or(|bytes| match &request.body {
+        });
+        if !is_type {
+            return Some(Unmet::ContentType);
+        }
+        let is_larger = self.larger_than.is_none_or(|bytes| match &request.body {
             Body::None => false,
             Body::Whole(body) => body.len() as u64 > bytes,
             Body::Coming(Some(length)) => *length > bytes,
             // It may be.
             Body::Coming(None) => true,
-        })
+        });
+        (!is_larger).then_some(Unmet::LargerThan)
     }
 
     /// Whether the body is as it has to be. A body that claims or seems to be JSON and isn't, or that
@@ -148,7 +172,7 @@ impl HttpMatch {
         match serde_json::from_slice::<Json>(body) {
             Ok(json) => self.json.iter().all(|(path, glob)| {
                 let mut found = Vec::new();
-                json.find(&path.0, &mut found);
+                json.find(&path.segments, &mut found);
                 if permissive {
                     !found.is_empty() && found.iter().all(|value| glob.matches(value))
                 } else {
@@ -168,7 +192,10 @@ impl HttpMatch {
 
 /// `$.messages[*].content`: names, `[n]`, `[*]`.
 #[derive(Debug)]
-pub(super) struct JsonPath(Vec<Segment>);
+pub(super) struct JsonPath {
+    pub(super) text: Box<str>,
+    segments: Vec<Segment>,
+}
 
 #[derive(Debug)]
 enum Segment {
@@ -201,7 +228,10 @@ impl JsonPath {
                 rest = after;
             }
         }
-        Ok(Self(segments))
+        Ok(Self {
+            text: text.into(),
+            segments,
+        })
     }
 }
 

@@ -14,10 +14,13 @@ pub mod decision;
 mod direct;
 mod dns;
 mod error;
+mod explain;
 mod file;
 mod http;
+mod replay;
 mod rule;
 pub mod scope;
+mod suggest;
 #[cfg(test)]
 mod tests;
 
@@ -25,11 +28,15 @@ use std::sync::Arc;
 
 use aws_lc_rs::digest;
 
+pub use self::decision::{Observation, Would};
 pub use self::direct::{Meeting, Reach};
 pub use self::rule::Treatment;
 pub use self::{
-    cases::{Case, Outcome},
+    cases::{Attempt, Case, Describe, Given, Outcome},
     error::{PolicyError, Problem},
+    explain::{Answer, Explanation, RuleExplained, Standing},
+    replay::{Again, Difference, Recorded, Replay, Within},
+    suggest::{Suggesting, Suggestion},
 };
 use self::{
     compile::Compiler,
@@ -161,12 +168,8 @@ impl Policy {
     /// The most restrictive of the rules that match counts; without any it is intercepted.
     #[must_use]
     pub fn tls(&self, origin: &Origin, name: Option<&str>) -> TlsDecision {
-        let matching = self.tls.iter().filter(|rule| {
-            rule.scope.matches(origin)
-                && rule.names.as_ref().is_none_or(|globs| {
-                    name.is_some_and(|name| globs.iter().any(|glob| glob.matches(name)))
-                })
-        });
+        let matching = self.tls.iter();
+        let matching = matching.filter(|rule| rule.unmet(origin, name).is_none());
         // Of equals the first.
         let found = matching.reduce(|best, rule| {
             if rule.treatment > best.treatment {

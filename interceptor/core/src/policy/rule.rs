@@ -117,6 +117,53 @@ pub(super) struct Network {
     pub(super) prefix_bits: u8,
 }
 
+/// A condition of a rule that an operation doesn't meet; of what there are several of, with its place among them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unmet {
+    Agent,
+    Label(usize),
+    Address,
+    Port,
+    Socket,
+    Protocol,
+    Action,
+    Class,
+    /// It isn't about data, and a rule that allows doesn't say that it means such.
+    Beyond,
+    Resources,
+    Name,
+    Attribute(usize),
+    /// It asks for something of HTTP, and this is none.
+    NoRequest,
+    Path,
+    Query(usize),
+    Header(usize),
+    ContentType,
+    LargerThan,
+    /// It asks for something of the DNS, and this isn't asked of it.
+    NoQuestion,
+    /// It is more than a question, and a rule that allows doesn't say that it means such.
+    MoreThanQuestion,
+    Type,
+    Extension,
+    Question,
+    LongerThan,
+    LabelLongerThan,
+    Entropy,
+    Content,
+    Json,
+    Time,
+    Rate,
+    Distinct,
+}
+
+/// Whether looking at a rule counts as an operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Counting {
+    Count,
+    Look,
+}
+
 /// A pattern for resources of one kind.
 #[derive(Debug)]
 pub(super) struct ResourceMatch {
@@ -156,38 +203,59 @@ impl Says {
 impl ScopeMatch {
     /// Whether `agent` is one of those meant.
     pub(super) fn is_for(&self, agent: &Agent) -> bool {
-        self.agents
-            .as_ref()
-            .is_none_or(|globs| globs.iter().any(|glob| glob.matches(&agent.name)))
-            && self.labels.iter().all(|(name, glob)| {
-                agent
-                    .labels
-                    .get(&**name)
-                    .is_some_and(|value| glob.matches(value))
-            })
+        self.unmet_by(agent).is_none()
     }
 
     /// Whether sessions of `origin` can be concerned at all.
     pub(super) fn matches(&self, origin: &Origin) -> bool {
+        self.unmet(origin).is_none()
+    }
+
+    fn unmet_by(&self, agent: &Agent) -> Option<Unmet> {
+        let is_meant = self
+            .agents
+            .as_ref()
+            .is_none_or(|globs| globs.iter().any(|glob| glob.matches(&agent.name)));
+        if !is_meant {
+            return Some(Unmet::Agent);
+        }
+        let is_other = |(name, glob): &(String, Glob)| {
+            let value = agent.labels.get(&**name);
+            !value.is_some_and(|value| glob.matches(value))
+        };
+        self.labels.iter().position(is_other).map(Unmet::Label)
+    }
+
+    /// The first of these conditions that sessions of `origin` don't meet.
+    pub(super) fn unmet(&self, origin: &Origin) -> Option<Unmet> {
         let Origin {
             agent, destination, ..
         } = origin;
-        self.is_for(agent)
-            && self.addresses.as_ref().is_none_or(|networks| {
-                destination
-                    .ip()
-                    .is_some_and(|ip| networks.iter().any(|network| network.contains(ip)))
-            })
-            && self.ports.as_ref().is_none_or(|ranges| {
-                destination
-                    .port()
-                    .is_some_and(|port| ranges.iter().any(|range| range.contains(&port)))
-            })
-            && self.sockets.as_ref().is_none_or(|globs| {
-                destination
-                    .socket()
-                    .is_some_and(|path| globs.iter().any(|glob| glob.matches(path)))
-            })
+        if let Some(unmet) = self.unmet_by(agent) {
+            return Some(unmet);
+        }
+        let is_there = self.addresses.as_ref().is_none_or(|networks| {
+            destination
+                .ip()
+                .is_some_and(|ip| networks.iter().any(|network| network.contains(ip)))
+        });
+        if !is_there {
+            return Some(Unmet::Address);
+        }
+        let is_port = self.ports.as_ref().is_none_or(|ranges| {
+            destination
+                .port()
+                .is_some_and(|port| ranges.iter().any(|range| range.contains(&port)))
+        });
+        if !is_port {
+            return Some(Unmet::Port);
+        }
+        let is_socket = self.sockets.as_ref().is_none_or(|globs| {
+            destination
+                .socket()
+                .is_some_and(|path| globs.iter().any(|glob| glob.matches(path)))
+        });
+        (!is_socket).then_some(Unmet::Socket)
     }
 }
 
@@ -237,12 +305,29 @@ impl Time {
 }
 
 impl Rate {
+    fn window(&self, now: Timestamp) -> u64 {
+        let per = u64::try_from(self.per.as_nanos()).unwrap_or(u64::MAX);
+        now.0 / per.max(1)
+    }
+
+    /// Operations of `agent` that count at `now`.
+    pub(super) fn count(&self, agent: &str, now: Timestamp) -> u32 {
+        let window = self.window(now);
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        match seen.get(agent) {
+            Some((of, count)) if *of == window => *count,
+            _ => 0,
+        }
+    }
+
+    /// Whether one more operation of `agent` would be one too many.
+    fn would_exceed(&self, agent: &str, now: Timestamp) -> bool {
+        self.count(agent, now).saturating_add(1) > self.over
+    }
+
     /// Counts one operation of `agent`; whether that is one too many.
     fn exceeded(&self, agent: &str, now: Timestamp) -> bool {
-        let window = now.0
-            / u64::try_from(self.per.as_nanos())
-                .unwrap_or(u64::MAX)
-                .max(1);
+        let window = self.window(now);
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = seen.entry(agent.into()).or_insert((window, 0));
         if entry.0 != window {
@@ -253,10 +338,13 @@ impl Rate {
     }
 }
 
+/// How restrictive a rule is: what it says, and where it holds whether it asks for a security key, and its quorum.
+pub(super) type Weight = (u8, bool, u32);
+
 impl Rule {
     /// How restrictive it is. Of two that hold the one whose people are harder to convince counts, so that no rule
     /// that stands before another takes its security key or its quorum away.
-    pub(super) fn weight(&self) -> (u8, bool, u32) {
+    pub(super) fn weight(&self) -> Weight {
         match &self.says {
             Says::Allow if self.rewrite.is_some() => (1, false, 0),
             says @ Says::Hold(terms) => (says.weight(), terms.security_key, terms.quorum),
@@ -276,31 +364,85 @@ impl Rule {
                 .is_some_and(HttpMatch::looks_beyond_description)
     }
 
-    fn distinct(&self) -> Option<&Distinct> {
+    pub(super) fn distinct(&self) -> Option<&Distinct> {
         self.dns.as_ref()?.distinct.as_ref()
+    }
+
+    /// Forgets what it has counted.
+    pub(super) fn forget(&self) {
+        if let Some(rate) = &self.rate {
+            let mut seen = rate.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            seen.clear();
+        }
+        if let Some(distinct) = self.distinct() {
+            distinct.forget();
+        }
+    }
+
+    /// Whether it counts what matches it, so that the same operation may be decided otherwise the next time.
+    pub(super) fn counts(&self) -> bool {
+        self.rate.is_some() || self.distinct().is_some()
     }
 
     /// Whether `operation` is one of those meant. A restrictive rule matches when any part of it is; a
     /// permissive one only when it covers all of it.
-    pub(super) fn matches(&self, operation: &Operation, origin: &Origin, now: Timestamp) -> bool {
-        self.matches_head(operation, origin)
-            && self.content_matches(operation)
-            && self.time.is_none_or(|time| time.contains(now))
-            && self.counts_match(operation, origin, now)
+    pub(super) fn matches(
+        &self,
+        operation: &Operation,
+        origin: &Origin,
+        now: Timestamp,
+        counting: Counting,
+    ) -> bool {
+        self.unmet(operation, origin, now, counting).is_none()
     }
 
-    /// Counts an operation that matches otherwise; whether it is one too many by every count.
-    fn counts_match(&self, operation: &Operation, origin: &Origin, now: Timestamp) -> bool {
+    /// The first of its conditions that `operation` doesn't meet, but for those of its scope.
+    pub(super) fn unmet(
+        &self,
+        operation: &Operation,
+        origin: &Origin,
+        now: Timestamp,
+        counting: Counting,
+    ) -> Option<Unmet> {
+        let unmet = self
+            .unmet_head(operation, origin)
+            .or_else(|| self.unmet_content(operation));
+        if unmet.is_some() {
+            return unmet;
+        }
+        if !self.time.is_none_or(|time| time.contains(now)) {
+            return Some(Unmet::Time);
+        }
+        self.unmet_counts(operation, origin, now, counting)
+    }
+
+    /// Counts an operation that matches otherwise, or looks at the counts; it matches where it is one too many by
+    /// every one.
+    fn unmet_counts(
+        &self,
+        operation: &Operation,
+        origin: &Origin,
+        now: Timestamp,
+        counting: Counting,
+    ) -> Option<Unmet> {
         let agent = &*origin.agent.name;
-        let rate = self.rate.as_ref().map(|rate| rate.exceeded(agent, now));
-        let distinct = self
-            .distinct()
-            .map(|distinct| distinct.exceeded(agent, operation, now));
-        rate != Some(false) && distinct != Some(false)
+        let rate = self.rate.as_ref().map(|rate| match counting {
+            Counting::Count => rate.exceeded(agent, now),
+            Counting::Look => rate.would_exceed(agent, now),
+        });
+        let distinct = self.distinct().map(|distinct| match counting {
+            Counting::Count => distinct.exceeded(agent, operation, now),
+            Counting::Look => distinct.would_exceed(agent, operation, now),
+        });
+        match (rate, distinct) {
+            (Some(false), _) => Some(Unmet::Rate),
+            (_, Some(false)) => Some(Unmet::Distinct),
+            _ => None,
+        }
     }
 
-    /// Whether what is known of `operation` before its content is what is meant.
-    fn matches_head(&self, operation: &Operation, origin: &Origin) -> bool {
+    /// The first condition on what is known of `operation` before its content that it doesn't meet.
+    fn unmet_head(&self, operation: &Operation, origin: &Origin) -> Option<Unmet> {
         let description = &operation.description;
         let permissive = matches!(self.says, Says::Allow);
         if self
@@ -308,7 +450,7 @@ impl Rule {
             .protocol
             .is_some_and(|protocol| protocol != operation.protocol)
         {
-            return false;
+            return Some(Unmet::Protocol);
         }
         if let Some(globs) = &self.actions {
             let meant = |action: &str| {
@@ -322,7 +464,7 @@ impl Rule {
             } else {
                 actions.any(|a| meant(a))
             }) {
-                return false;
+                return Some(Unmet::Action);
             }
         }
         if let Some(classes) = self.classes {
@@ -332,34 +474,33 @@ impl Rule {
                 classes.intersects(description.effects)
             };
             if !covered {
-                return false;
+                return Some(Unmet::Class);
             }
         }
         if permissive && !self.means_beyond_data(&description.actions, description.effects) {
-            return false;
+            return Some(Unmet::Beyond);
         }
         if !self.resources_match(&description.resources, permissive) {
-            return false;
+            return Some(Unmet::Resources);
         }
         if !self.names_match(operation, origin, permissive) {
-            return false;
+            return Some(Unmet::Name);
         }
         let attributes = &description.attributes;
-        if !self.attributes.iter().all(|(name, glob)| {
-            attributes
-                .get(&**name)
-                .is_some_and(|value| glob.matches(value))
-        }) {
-            return false;
+        let is_other = |(name, glob): &(String, Glob)| {
+            let value = attributes.get(&**name);
+            !value.is_some_and(|value| glob.matches(value))
+        };
+        if let Some(place) = self.attributes.iter().position(is_other) {
+            return Some(Unmet::Attribute(place));
         }
         let says_what = self.classes.is_some() || self.actions.is_some();
-        self.http
-            .as_ref()
-            .is_none_or(|http| http.matches_head(operation))
-            && self
-                .dns
-                .as_ref()
-                .is_none_or(|dns| dns.matches(operation, permissive, says_what))
+        let http = self.http.as_ref();
+        http.and_then(|http| http.unmet_head(operation))
+            .or_else(|| {
+                let dns = self.dns.as_ref()?;
+                dns.unmet(operation, permissive, says_what)
+            })
     }
 
     /// Whether what it says can depend on an HTTP request's body.
@@ -374,20 +515,26 @@ impl Rule {
         origin: &Origin,
         now: Timestamp,
     ) -> bool {
-        self.matches_head(operation, origin) && self.time.is_none_or(|time| time.contains(now))
+        self.unmet_head(operation, origin).is_none()
+            && self.time.is_none_or(|time| time.contains(now))
     }
 
-    fn content_matches(&self, operation: &Operation) -> bool {
-        self.content
+    fn unmet_content(&self, operation: &Operation) -> Option<Unmet> {
+        let is_meant = self
+            .content
             .as_ref()
-            .is_none_or(|regex| regex.is_match(&operation.content))
-            && match (&self.http, &operation.http) {
-                (Some(http), Some(request)) => {
-                    http.matches_body(request, matches!(self.says, Says::Allow))
-                }
-                (Some(_), None) => false,
-                (None, _) => true,
+            .is_none_or(|regex| regex.is_match(&operation.content));
+        if !is_meant {
+            return Some(Unmet::Content);
+        }
+        match (&self.http, &operation.http) {
+            (Some(http), Some(request)) => {
+                let is_meant = http.matches_body(request, matches!(self.says, Says::Allow));
+                (!is_meant).then_some(Unmet::Json)
             }
+            (Some(_), None) => Some(Unmet::NoRequest),
+            (None, _) => None,
+        }
     }
 
     /// Whether a destination that has these names is one of those meant.
@@ -460,12 +607,6 @@ impl Rule {
                 .any(|pattern| pattern.matches(resource, permissive))
         };
         if permissive {
-            // Built-in functions and settings that change nothing come with every statement.
-            let counts = |resource: &&Resource| match resource.kind {
-                ResourceKind::Function => false,
-                ResourceKind::Setting | ResourceKind::Channel => resource.touch == Touch::Write,
-                _ => true,
-            };
             let mut any = false;
             resources.iter().filter(counts).all(|resource| {
                 any = true;
@@ -476,5 +617,43 @@ impl Rule {
                 .iter()
                 .any(|resource| meant(resource) && touched(resource))
         }
+    }
+
+    /// Whether a rule that allows doesn't because of `resource`.
+    pub(super) fn is_kept_from(&self, resource: &Resource) -> bool {
+        let is_touched = self.touch.is_none_or(|touch| resource.touch == touch);
+        match &self.resources {
+            None => !is_touched,
+            Some(patterns) => {
+                let is_meant = patterns
+                    .iter()
+                    .any(|pattern| pattern.matches(resource, true));
+                counts(&resource) && !(is_meant && is_touched)
+            }
+        }
+    }
+}
+
+/// Whether a rule that allows has to cover `resource`: built-in functions and settings that change nothing come with
+/// every statement.
+pub(super) fn counts(resource: &&Resource) -> bool {
+    match resource.kind {
+        ResourceKind::Function => false,
+        ResourceKind::Setting | ResourceKind::Channel => resource.touch == Touch::Write,
+        _ => true,
+    }
+}
+
+impl TlsRule {
+    /// The first of its conditions that a connection of `origin` to what the client calls `name` doesn't meet.
+    pub(super) fn unmet(&self, origin: &Origin, name: Option<&str>) -> Option<Unmet> {
+        let unmet = self.scope.unmet(origin);
+        if unmet.is_some() {
+            return unmet;
+        }
+        let is_meant = self.names.as_ref().is_none_or(|globs| {
+            name.is_some_and(|name| globs.iter().any(|glob| glob.matches(name)))
+        });
+        (!is_meant).then_some(Unmet::Name)
     }
 }

@@ -6,8 +6,8 @@ use rustc_hash::FxHashMap;
 
 use super::{
     Policy,
-    decision::{Decision, Verdict},
-    rule::{Rule, Says},
+    decision::{Decision, Observation, Verdict, Would},
+    rule::{Counting, Rule, Says},
 };
 use crate::{
     mask::{MaskPlan, Patterns, body::BodyPlan},
@@ -71,11 +71,21 @@ impl Masks {
             // A destination whose name isn't known may be any.
             rules.filter(|rule| {
                 rule.enforced
-                    && policy.enforced
                     && rule.scope.protocol.is_none_or(|of| of == protocol)
                     && (origin.names.is_empty() || rule.is_for_names(&origin.names))
             })
         };
+        let by = masking().filter(|rule| {
+            !rule.columns.is_empty() || !rule.patterns.is_empty() || !rule.web.is_empty()
+        });
+        let by = by.map(|rule| Box::from(&*rule.id)).collect();
+        if !policy.enforced {
+            // It is said who would mask, and nothing is.
+            return Self {
+                plan: Arc::default(),
+                by,
+            };
+        }
         let patterns = Patterns::new(
             masking()
                 .flat_map(|rule| rule.patterns.iter().cloned())
@@ -101,12 +111,9 @@ impl Masks {
             patterns,
             body: Arc::new(body),
         };
-        let by = masking().filter(|rule| {
-            !rule.columns.is_empty() || !rule.patterns.is_empty() || !rule.web.is_empty()
-        });
         Self {
             plan: Arc::new(plan),
-            by: by.map(|rule| Box::from(&*rule.id)).collect(),
+            by,
         }
     }
 }
@@ -191,8 +198,17 @@ impl Scope {
 
     /// Decides `operation` at `now`.
     pub fn evaluate(&mut self, operation: &Operation, now: Timestamp) -> Evaluated {
+        self.decide(operation, now, Counting::Count)
+    }
+
+    /// What [`Self::evaluate`] would say, without it counting as an operation.
+    pub fn look(&mut self, operation: &Operation, now: Timestamp) -> Evaluated {
+        self.decide(operation, now, Counting::Look)
+    }
+
+    fn decide(&mut self, operation: &Operation, now: Timestamp, counting: Counting) -> Evaluated {
         let decided = self.decided(operation, now);
-        let matches = |rule: &Rule| rule.matches(operation, &self.origin, now);
+        let matches = |rule: &Rule| rule.matches(operation, &self.origin, now, counting);
         let rewrite = |found: &Found| found.best.as_ref()?.1.rewrite.clone();
         let (decision, rewrite) = if self.varying.is_empty() {
             (decided.decision.clone(), rewrite(&decided.found))
@@ -222,7 +238,8 @@ impl Scope {
         }
         let mut found = Found::default();
         found.add(&self.fixed, |rule| {
-            rule.matches(operation, &self.origin, now)
+            // None of these counts.
+            rule.matches(operation, &self.origin, now, Counting::Look)
         });
         let description = operation.description.clone();
         let decided = Arc::new(Decided {
@@ -261,17 +278,12 @@ impl Scope {
         };
         let reason = match observed {
             Some(observed) if observed.says.weight() > says.weight() => {
-                let would = if matches!(observed.says, Says::Deny) {
-                    "deny"
-                } else {
-                    "hold"
+                let would = match observed.says {
+                    Says::Deny => Would::Deny,
+                    _ => Would::Hold,
                 };
-                format!(
-                    "{reason}{}rule `{}` would {would} it, but is not enforced",
-                    if reason.is_empty() { "" } else { "; " },
-                    observed.id
-                )
-                .into()
+                let rule = &observed.id;
+                Observation { rule, would }.behind(&reason)
             }
             _ => reason,
         };

@@ -423,60 +423,88 @@ fn what_is_not_enforced_only_observes() {
     );
 }
 
-#[test]
-fn the_packs_say_what_their_cases_say() {
-    let describer = crate::protocol::postgres::describe::Describer::default();
-    let lexing = crate::protocol::postgres::describe::Lexing::default();
-    for (name, pack, cases) in [
-        (
-            "starter",
-            include_str!("../../../../policies/starter.yaml"),
-            include_str!("../../../../policies/starter.test.yaml"),
-        ),
-        (
-            "postgres",
-            include_str!("../../../../policies/postgres.yaml"),
-            include_str!("../../../../policies/postgres.test.yaml"),
-        ),
-        (
-            "dns",
-            include_str!("../../../../policies/dns.yaml"),
-            include_str!("../../../../policies/dns.test.yaml"),
-        ),
-        (
-            "web",
-            include_str!("../../../../policies/web.yaml"),
-            include_str!("../../../../policies/web.test.yaml"),
-        ),
-        (
-            "docker",
-            include_str!("../../../../policies/docker.yaml"),
-            include_str!("../../../../policies/docker.test.yaml"),
-        ),
-    ] {
+/// The packs with the texts of their cases.
+const PACKS: [(&str, &str, &str); 5] = [
+    (
+        "starter",
+        include_str!("../../../../policies/starter.yaml"),
+        include_str!("../../../../policies/starter.test.yaml"),
+    ),
+    (
+        "postgres",
+        include_str!("../../../../policies/postgres.yaml"),
+        include_str!("../../../../policies/postgres.test.yaml"),
+    ),
+    (
+        "dns",
+        include_str!("../../../../policies/dns.yaml"),
+        include_str!("../../../../policies/dns.test.yaml"),
+    ),
+    (
+        "web",
+        include_str!("../../../../policies/web.yaml"),
+        include_str!("../../../../policies/web.test.yaml"),
+    ),
+    (
+        "docker",
+        include_str!("../../../../policies/docker.yaml"),
+        include_str!("../../../../policies/docker.test.yaml"),
+    ),
+];
+
+/// Operations, each with whose it is.
+pub(super) type Attempts = Vec<(Arc<Origin>, Operation)>;
+
+/// Each pack, with what its cases attempt.
+pub(super) fn corpus() -> Vec<(Arc<Policy>, Attempts)> {
+    let pack = |(name, pack, cases): (&str, &str, &str)| {
         let files = [
             (name.to_owned(), pack.to_owned()),
             (format!("{name}.test"), cases.to_owned()),
         ];
         let policy = Arc::new(Policy::parse(&files).unwrap_or_else(|error| panic!("{error}")));
+        let describe = |protocol, text: &str| Some(described(protocol, text));
+        let attempts = policy.cases().iter();
+        let attempts = attempts.map(|case| case.attempt().operation(&describe).unwrap());
+        let attempts = attempts.collect();
+        (policy, attempts)
+    };
+    PACKS.into_iter().map(pack).collect()
+}
+
+/// The operation that `text` is in `protocol`, as cases give it.
+pub(super) fn described(protocol: Protocol, text: &str) -> Operation {
+    describe(protocol, text).unwrap()
+}
+
+/// As [`described`], of what may be none.
+pub(super) fn describe(protocol: Protocol, text: &str) -> Option<Operation> {
+    use crate::protocol::{dns, http, postgres::describe};
+
+    match protocol {
+        Protocol::Http => http::describe::example(text),
+        Protocol::Dns => dns::describe::example(text),
+        _ => {
+            let describer = describe::Describer::default();
+            let described = describer.describe(text.as_bytes(), describe::Lexing::default());
+            Some(Operation {
+                protocol: Protocol::Postgres,
+                description: described.description.clone(),
+                content: text.to_owned().into(),
+                parameters: [].into(),
+                options: Vec::new(),
+                http: None,
+            })
+        }
+    }
+}
+
+#[test]
+fn the_packs_say_what_their_cases_say() {
+    for (policy, _) in corpus() {
         assert!(policy.cases().len() >= 10);
         for case in policy.cases() {
-            let describe = |protocol, text: &str| {
-                match protocol {
-                    Protocol::Http => return crate::protocol::http::describe::example(text),
-                    Protocol::Dns => return crate::protocol::dns::describe::example(text),
-                    _ => {}
-                }
-                let described = describer.describe(text.as_bytes(), lexing);
-                Some(Operation {
-                    protocol: Protocol::Postgres,
-                    description: described.description.clone(),
-                    content: text.to_owned().into(),
-                    parameters: [].into(),
-                    options: Vec::new(),
-                    http: None,
-                })
-            };
+            let describe = |protocol, text: &str| Some(described(protocol, text));
             assert_eq!(case.run(&policy, &describe), Outcome::Passed);
         }
     }

@@ -9,7 +9,7 @@ pub mod tls;
 use bytes::Bytes;
 
 use self::postgres::shape::Trace;
-use crate::operation::{Operation, Protocol};
+use crate::operation::{Operation, Protocol, recalled::Recalled};
 
 /// What `operation` is but for its values, so that people can agree to more than one like it; `None` where that
 /// can't be told.
@@ -19,6 +19,17 @@ pub fn shape(operation: &Operation) -> Option<Bytes> {
         Protocol::Postgres => postgres::shape::shape(operation),
         Protocol::Http => http::shape::shape(operation),
         _ => None,
+    }
+}
+
+/// What `recorded` was when it was decided, from what is on record of it.
+///
+/// # Errors
+/// Why that can't be told.
+pub fn recall(recorded: Operation) -> Result<Recalled, &'static str> {
+    match recorded.protocol {
+        Protocol::Http => http::recall(&recorded),
+        _ => Ok(Recalled::whole(recorded)),
     }
 }
 

@@ -49,6 +49,7 @@ pub(super) fn routes() -> Router<Arc<App>> {
         .route("/agents", get(agents::list))
         .route("/agents/deeds", post(agents::act))
         .route("/policy", get(policy::show))
+        .route("/policy/observed", get(policy::observed))
         .route("/policy/reload", post(policy::reload))
         .route("/log", get(log::show))
         .route("/notifications", get(notifications::list))

@@ -119,7 +119,15 @@ impl Connection<'_> {
         let (mut parts, mut from_client) = request.into_parts();
         let fields = fields(&parts);
         let described = match self.describe(&parts, &fields) {
-            Ok(described) => described,
+            Ok(mut described) => {
+                let body = match from_client.is_end_stream() {
+                    true => "none",
+                    false => "follows",
+                };
+                let attributes = &mut Arc::make_mut(&mut described.description).attributes;
+                attributes.insert(attribute::HTTP_BODY.into(), body.into());
+                described
+            }
             Err(malformed) => {
                 self.refused(&malformed.status.to_string(), &malformed.reason)
                     .await?;

@@ -294,14 +294,14 @@ fn covers(name: &str, host: &str) -> bool {
 
 /// A request's target (RFC 9112, section 3.2).
 #[derive(Debug, Default)]
-struct Target<'a> {
+pub(super) struct Target<'a> {
     authority: Option<&'a [u8]>,
     path: Option<&'a [u8]>,
-    query: Option<&'a [u8]>,
+    pub(super) query: Option<&'a [u8]>,
 }
 
 impl<'a> Target<'a> {
-    fn read(method: &str, target: &'a [u8]) -> Result<Self, Malformed> {
+    pub(super) fn read(method: &str, target: &'a [u8]) -> Result<Self, Malformed> {
         if !target.iter().all(|byte| matches!(byte, b'!'..=b'~')) {
             return Err(Malformed::new(
                 "a target with characters that have to be percent-encoded",

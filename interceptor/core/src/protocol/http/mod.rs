@@ -11,6 +11,7 @@ mod edit;
 mod framing;
 mod h1;
 mod head;
+mod recall;
 pub mod recorder;
 pub mod refuse;
 pub mod shape;
@@ -22,6 +23,7 @@ pub use self::{
     describe::Context,
     h1::{Http1, is_request},
     head::Malformed,
+    recall::recall,
 };
 
 /// What all HTTP sessions share.
