@@ -93,7 +93,7 @@ pub(super) struct Facts {
     /// Who decided.
     pub(super) by: String,
     pub(super) content: Option<Body>,
-    /// A yes can't be given by a button: it needs a reason, or there is more to it than is shown.
+    /// A yes can't be given by a button: it needs a reason or a security key, or there is more to it than is shown.
     pub(super) needs_console: bool,
 }
 
@@ -133,7 +133,8 @@ impl Facts {
     ) -> Self {
         let process = &summary.process;
         let (state, by, outcome) = outcome(summary);
-        let needs_console = summary.reason_required || content.as_ref().is_none_or(Body::is_part);
+        let is_more_than_a_click = summary.reason_required || summary.security_key;
+        let needs_console = is_more_than_a_click || content.as_ref().is_none_or(Body::is_part);
         Self {
             event: notice.event,
             time: notice.time,

@@ -6,7 +6,7 @@ use super::*;
 use crate::{config::Config, notify::tests::configs};
 
 fn error(yaml: &str) -> String {
-    let text = format!("notify:\n{yaml}");
+    let text = format!("console: {{}}\nnotify:\n{yaml}");
     let error = Config::parse(&text, Path::new("i.yaml")).unwrap_err();
     error.to_string()
 }
@@ -51,7 +51,8 @@ fn every_kind_can_be_configured() {
 
 #[test]
 fn secrets_in_files_are_hidden_from_agents() {
-    let text = "notify: [{name: t, teams: {url: {file: /etc/interceptor/secrets/teams}}}]";
+    let text =
+        "console: {}\nnotify: [{name: t, teams: {url: {file: /etc/interceptor/secrets/teams}}}]";
     let config = Config::parse(text, Path::new("i.yaml")).unwrap();
     let hidden = config.places().hidden;
     assert!(hidden.contains(&"/etc/interceptor/secrets/teams".into()));
@@ -209,9 +210,8 @@ fn the_examples_of_the_readme_can_be_taken_as_they_are() {
         .map(|rest| rest.split_once("```").unwrap().0)
         .collect();
     assert_eq!(examples.len(), 2);
-    let all = Config::parse(examples[0], Path::new("i.yaml"))
-        .unwrap()
-        .notify;
+    let text = format!("console: {{}}\n{}", examples[0]);
+    let all = Config::parse(&text, Path::new("i.yaml")).unwrap().notify;
     assert_eq!(all.len(), 5);
     let own = configs(&format!("  - name: own\n{}", examples[1]));
     assert_eq!(own.len(), 1);

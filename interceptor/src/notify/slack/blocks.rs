@@ -47,7 +47,7 @@ pub(super) fn asking(facts: &Facts, buttons: bool) -> Rendered {
             "type": "context",
             "elements": [{
                 "type": "plain_text",
-                "text": "It can be approved in the console: it needs a reason, or not all of it is shown here.",
+                "text": "It can be approved in the console: it needs a reason or a security key, or not all of it is shown here.",
                 "emoji": false,
             }],
         }));

@@ -204,7 +204,10 @@ pub(super) fn deceptive(text: &str) -> Notice {
 
 /// The notifiers that `yaml` says, below `notify:`.
 pub(super) fn configs(yaml: &str) -> Vec<NotifierConfig> {
-    let config = Config::parse(&format!("notify:\n{yaml}"), Path::new("i.yaml"));
+    let config = Config::parse(
+        &format!("console: {{}}\nnotify:\n{yaml}"),
+        Path::new("i.yaml"),
+    );
     config.unwrap_or_else(|error| panic!("{error}")).notify
 }
 

@@ -455,6 +455,14 @@ fn what_is_not_shown_whole_is_not_approved_by_a_button() {
     let long = of(Event::Requested, summary(1), Some(&"x".repeat(2_701)));
     let longer = of(Event::Requested, summary(1), Some(&"x".repeat(1 << 20)));
     let nothing = of(Event::Requested, summary(1), None);
+    let key = of(
+        Event::Requested,
+        Summary {
+            security_key: true,
+            ..summary(1)
+        },
+        Some("x"),
+    );
     let reason = of(
         Event::Requested,
         Summary {
@@ -477,7 +485,7 @@ fn what_is_not_shown_whole_is_not_approved_by_a_button() {
         },
         Some("x"),
     );
-    for notice in [long, longer, nothing, reason, values, agent] {
+    for notice in [long, longer, nothing, key, reason, values, agent] {
         assert!(!has(&notice, "approve") && has(&notice, "deny") && has(&notice, "open"));
         let text = json!(asking_blocks(&facts(&notice), true)).to_string();
         assert!(text.contains("It can be approved in the console"), "{text}");
