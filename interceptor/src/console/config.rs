@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{approval::Site, control::Role, secret::Source};
 
@@ -65,7 +65,7 @@ pub struct Certificate {
 }
 
 /// Somebody with a password.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LocalUser {
     /// What they are called. Whoever is called so on this host is the same person.

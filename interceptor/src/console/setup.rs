@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs, io, path::Path, time::Duration};
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use serde::{Deserialize, Serialize};
 
-use super::config::{Certificate, ConsoleConfig};
+use super::config::{Certificate, ConsoleConfig, LocalUser};
 use crate::{config::Config, control::Role, notify::NotifierConfig};
 
 /// Largest set-up that is taken, in bytes: certificates, and some hundreds of people.
@@ -26,8 +26,8 @@ pub(super) struct Setup {
     pub(super) host: Box<str>,
     /// Certificate chain and key, as PEM.
     pub(super) tls: Option<(String, String)>,
-    /// Local users: name, hash of the password, groups.
-    pub(super) users: Vec<(Box<str>, Box<str>, Vec<Box<str>>)>,
+    /// Local users.
+    pub(super) users: Vec<LocalUser>,
     /// The OpenID provider.
     pub(super) oidc: Option<Provider>,
     /// Programs: name, hash of the token, role.
@@ -113,7 +113,6 @@ impl Setup {
                 aliases: oidc.aliases.clone(),
             })
         });
-        let users = console.users.iter();
         let tokens = console.tokens.iter();
         Ok(Self {
             user,
@@ -122,15 +121,7 @@ impl Setup {
             origin: console.site.origin.clone(),
             host: console.site.host.clone(),
             tls: tls.transpose()?,
-            users: users
-                .map(|user| {
-                    (
-                        user.name.clone(),
-                        user.password.clone(),
-                        user.groups.clone(),
-                    )
-                })
-                .collect(),
+            users: console.users.clone(),
             oidc: oidc.transpose()?,
             tokens: tokens
                 .map(|token| (token.name.clone(), token.sha256.clone(), token.role))

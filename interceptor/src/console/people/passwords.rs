@@ -7,6 +7,7 @@ use tokio::sync::Semaphore;
 
 use crate::{
     approval::Voter,
+    console::config::LocalUser,
     control::{Identity, Way},
 };
 
@@ -19,26 +20,24 @@ const PASSWORD_BYTES_MAX: usize = 1_024;
 /// What a name is compared with that nobody has, so that it takes as long: a hash that no password has.
 const NOBODY: &str = "$argon2id$v=19$m=19456,t=2,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
-/// Local users by name: the hashes of their passwords, and their groups.
+/// Local users by name.
 pub(in crate::console) struct Passwords {
-    users: HashMap<Box<str>, (Box<str>, Vec<Box<str>>)>,
+    users: HashMap<Box<str>, LocalUser>,
     turn: Semaphore,
 }
 
 impl Passwords {
-    pub(in crate::console) fn new(users: Vec<(Box<str>, Box<str>, Vec<Box<str>>)>) -> Self {
+    pub(in crate::console) fn new(users: Vec<LocalUser>) -> Self {
+        let named = users.into_iter().map(|user| (user.name.clone(), user));
         Self {
-            users: users
-                .into_iter()
-                .map(|(name, hash, groups)| (name, (hash, groups)))
-                .collect(),
+            users: named.collect(),
             turn: Semaphore::new(AT_ONCE),
         }
     }
 
     /// The groups of `name`; none where nobody is called so.
     pub(in crate::console) fn groups(&self, name: &str) -> Box<[Box<str>]> {
-        let groups = self.users.get(name).map(|(_, groups)| groups.clone());
+        let groups = self.users.get(name).map(|user| user.groups.clone());
         groups.unwrap_or_default().into()
     }
 
@@ -54,16 +53,16 @@ impl Passwords {
         }
         let _turn = self.turn.acquire().await.ok()?;
         let user = self.users.get(name);
-        let hash = user.map_or_else(|| NOBODY.into(), |(hash, _)| hash.clone());
+        let hash = user.map_or_else(|| NOBODY.into(), |user| user.password.clone());
         let fits = tokio::task::spawn_blocking(move || fits(&hash, password.as_bytes()))
             .await
             .unwrap_or(false);
-        let (_, groups) = user.filter(|_| fits)?;
+        let user = user.filter(|_| fits)?;
         Some(Identity {
             voter: Voter {
                 name: name.into(),
                 uid: None,
-                groups: groups.clone().into(),
+                groups: user.groups.clone().into(),
             },
             way: Way::Password,
             at_most: None,
@@ -89,7 +88,11 @@ mod tests {
             .hash_password(b"right", &salt)
             .unwrap()
             .to_string();
-        let users = Passwords::new(vec![("alice".into(), hash.into(), vec!["dba".into()])]);
+        let users = Passwords::new(vec![LocalUser {
+            name: "alice".into(),
+            password: hash.into(),
+            groups: vec!["dba".into()],
+        }]);
         let alice = users.check("alice", "right".to_owned()).await.unwrap();
         assert_eq!(*alice.voter.groups, ["dba".into()]);
         for (name, password) in [
