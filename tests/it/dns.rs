@@ -230,6 +230,9 @@ rules:
     ready.unwrap();
     assert!(by_name.stdout.contains("got ping"), "{by_name}");
     assert!(!untrusted.stdout.contains("got ping"), "{untrusted}");
+    for daemon in [&trusting, &wary] {
+        crate::policies::is_decided_again(daemon);
+    }
     let journal = trusting.journal().unwrap();
     let named = journal
         .mentioning("event", "destination_names")

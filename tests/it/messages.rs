@@ -202,4 +202,5 @@ fn what_goes_through_a_proxy_is_looked_into() {
     assert_eq!(connects.count(), 8);
     let inside = records.iter().filter(|record| record["rule"] == "not-that");
     assert_eq!(inside.count(), 4);
+    crate::policies::is_decided_again(&daemon);
 }

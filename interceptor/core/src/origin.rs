@@ -139,8 +139,8 @@ pub struct Origin {
     /// The true destination.
     pub destination: Destination,
     /// Names that the destination has proved to have (by a certificate that was verified) or is known
-    /// by to this host's resolver; never what the agent merely claims. Lower case. A session starts
-    /// without any: what it learns is on record where it learns it.
+    /// by to this host's resolver; never what the agent merely claims. Lower case. A session starts with
+    /// those that the agent was told; these and what it learns are on record where it learns them.
     #[serde(skip)]
     pub names: Vec<Box<str>>,
 }

@@ -78,6 +78,7 @@ impl Names {
             "destination_names" => {
                 let names = fact("names").unwrap_or_default().split(' ');
                 self.resolved = names.map(Box::from).collect();
+                self.known = Known::As(self.resolved.clone());
             }
             "destination_name" => {
                 if let Some(name) = fact("name") {

@@ -403,6 +403,24 @@ fn the_same_policy_says_the_same_of_all_that_it_decided() {
 }
 
 #[test]
+fn a_name_that_a_resolver_told_counts_until_something_else_is_asked_for() {
+    const NAMED: &str = "default: {action: deny}\nrules: [{id: it, match: {destination: {name: told.example}}, action: allow}]";
+    let scene = Scene::new();
+    let mut session = scene.session(&policy(NAMED), "reporter", "192.0.2.9:5432");
+    session.note(
+        "destination_names",
+        [("names", "other.example told.example")],
+    );
+    session.named(&["other.example", "told.example"]);
+    session.statement("SELECT 1");
+    session.named(&["other.example"]);
+    session.attempt(&request("GET http://other.example/"));
+    let (_folder, reader) = scene.reader();
+    let replayed = replay(&reader, policy(NAMED), &Asked::default(), 9).unwrap();
+    assert_eq!((replayed.decided, replayed.changed), (2, 0), "{replayed:?}");
+}
+
+#[test]
 fn what_another_policy_would_have_said_is_counted_and_listed() {
     let (_folder, reader) = past(&policy(&rules("deny"))).reader();
     let stricter = rules("deny")
