@@ -206,11 +206,12 @@ fn provider(port: u16, folder: &std::path::Path) -> String {
 fn people_sign_in_at_a_real_provider() {
     let (port, folder) = (free_port().unwrap(), tempfile::tempdir().unwrap());
     let bench = Bench::start(HOLD_WRITES, &provider(port, folder.path()));
-    let mut serving = console::node("oidc.js")
+    let serving = console::node("oidc.js")
         .unwrap()
         .args(["serve", &port.to_string(), &bench.url])
         .stdout(std::process::Stdio::null())
         .spawn()
+        .map(Served)
         .unwrap();
     console::listens(port).unwrap();
     let said = finish(bench.browse("oidc", &["carol"]));
@@ -223,8 +224,7 @@ fn people_sign_in_at_a_real_provider() {
         signed_in[0].contains("carol@example.com (console, by OpenID Connect)"),
         "{signed_in:?}"
     );
-    serving.kill().unwrap();
-    serving.wait().unwrap();
+    drop(serving);
 }
 
 #[test]
@@ -612,6 +612,17 @@ fn a_console_that_dies_comes_back_and_takes_nothing_with_it() {
     agent.outcome().unwrap().success().unwrap();
 }
 
+/// A server of a test's, which ends with it.
+struct Served(std::process::Child);
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// What a webhook was told so far, each with the right signature.
 fn heard(file: &std::path::Path) -> Vec<Value> {
     let text = std::fs::read_to_string(file).unwrap_or_default();
@@ -657,11 +668,11 @@ fn people_are_told_once_whoever_is_down() {
             .arg(paths::client("hook.py"))
             .args([&port.to_string(), KEY])
             .arg(&file);
-        let child = command.spawn().unwrap();
+        let child = Served(command.spawn().unwrap());
         console::listens(port).unwrap();
         child
     };
-    let mut receiver = listen();
+    let receiver = listen();
     let database = cluster().database().unwrap();
     let agent = bench.psql("told", &database, "DELETE FROM shop.orders WHERE id = 1");
     let held = bench.daemon.held().unwrap();
@@ -677,7 +688,12 @@ fn people_are_told_once_whoever_is_down() {
     ] {
         assert!(text.contains(fact), "no {fact} in {text}");
     }
-    // Another console tells nobody what this one has told.
+    // Another console tells nobody what this one has told, once that is on record.
+    run::wait_for("a record of it", Duration::from_secs(5), || {
+        let journal = bench.daemon.journal()?;
+        Ok(journal.mentioning("event", "notified").next().map(drop))
+    })
+    .unwrap();
     let pid = bench.daemon.ask_json(&["status"]).unwrap()["console"]["pid"]
         .as_i64()
         .unwrap();
@@ -688,8 +704,7 @@ fn people_are_told_once_whoever_is_down() {
     let told = wait_for_told(&file, 2);
     assert!(told[1]["body"].to_string().contains("ended"), "{}", told[1]);
     // Who is down hears of it when they are back, and nobody waits for them.
-    receiver.kill().unwrap();
-    receiver.wait().unwrap();
+    drop(receiver);
     let agent = bench.psql("told", &database, "DELETE FROM shop.orders WHERE id = 2");
     let id = bench.daemon.held().unwrap()["id"]
         .as_str()
@@ -697,7 +712,7 @@ fn people_are_told_once_whoever_is_down() {
         .to_owned();
     std::thread::sleep(Duration::from_secs(2));
     bench.daemon.restart().unwrap();
-    let mut receiver = listen();
+    let receiver = listen();
     let told = wait_for_told(&file, 3);
     assert!(told[2]["body"].to_string().contains(&id), "{}", told[2]);
     let ids: std::collections::BTreeSet<&str> =
@@ -706,6 +721,5 @@ fn people_are_told_once_whoever_is_down() {
     drop(agent);
     let journal = bench.daemon.journal().unwrap();
     assert!(journal.mentioning("event", "notified").count() >= 3);
-    receiver.kill().unwrap();
-    receiver.wait().unwrap();
+    drop(receiver);
 }

@@ -50,7 +50,8 @@ const changed = ({ id, what, agent, html }) => {
   what === "ended" ? waiting.delete(id) : waiting.add(id);
   const list = byId("pending");
   const open = document.querySelector("[data-one]");
-  if (open && open.dataset.id === id && open.dataset.pending === "true" && what === "ended") location.reload();
+  // Who is answering it goes on from there.
+  if (open && !answering && open.dataset.id === id && open.dataset.pending === "true" && what === "ended") location.reload();
   if (!list) {
     badge(waiting.size);
     return;
@@ -138,6 +139,7 @@ const register = async (form) => {
 };
 
 // Forms that are answered in place.
+let answering = false;
 document.addEventListener("submit", async (event) => {
   const form = event.target;
   if (!form.matches("[data-script], [data-register]")) return;
@@ -146,6 +148,7 @@ document.addEventListener("submit", async (event) => {
   const fields = new URLSearchParams(new FormData(form));
   if (pressed?.name) fields.set(pressed.name, pressed.value);
   for (const button of form.querySelectorAll("button")) button.disabled = true;
+  answering = true;
   try {
     if (form.matches("[data-register]")) fields.set("key", JSON.stringify(await register(form)));
     if (form.matches("[data-key]") && pressed?.value === "approve") {
@@ -157,8 +160,12 @@ document.addEventListener("submit", async (event) => {
     if (!answer.ok) throw new Error(await answer.text());
     if (form.dataset.next) location.assign(form.dataset.next);
     else if (form.matches("[data-reload]")) location.reload();
-    else say("Recorded.");
+    else {
+      answering = false;
+      say("Recorded.");
+    }
   } catch (error) {
+    answering = false;
     say(error.message, true);
   } finally {
     for (const button of form.querySelectorAll("button")) button.disabled = false;
