@@ -13,7 +13,6 @@ import urllib.parse
 import jsonschema
 import openapi_spec_validator
 
-# Schemas are in place, so a `$ref` leads to a part of the document itself.
 FORMATS = jsonschema.Draft202012Validator.FORMAT_CHECKER
 
 
@@ -46,6 +45,7 @@ class Document:
 
     def wrong(self, schema, value):
         """What is wrong with `value` by `schema`."""
+        # Its references lead to parts of the document, so those come along.
         whole = {"components": self.whole["components"], "allOf": [schema]}
         validator = jsonschema.Draft202012Validator(whole, format_checker=FORMATS)
         error = jsonschema.exceptions.best_match(validator.iter_errors(value))
@@ -75,7 +75,9 @@ class Document:
         known = {each["name"]: each for each in operation.get("parameters", []) if each["in"] == "query"}
         query = dict(urllib.parse.parse_qsl(exchange["path"].partition("?")[2]))
         wrong += [f"parameter `{name}` isn't documented" for name in query if name not in known]
-        wrong += [f"parameter `{name}` is documented as required" for name, each in known.items() if each.get("required") and name not in query]
+        for name, each in known.items():
+            if each.get("required") and name not in query:
+                wrong.append(f"parameter `{name}` is documented as required")
         body = operation.get("requestBody")
         if body is not None:
             schema = body["content"]["application/json"]["schema"]
