@@ -31,6 +31,7 @@ mod leaving;
 mod masks;
 mod messages;
 mod namespaces;
+mod openapi;
 mod policies;
 mod postgres_clients;
 mod proxy;

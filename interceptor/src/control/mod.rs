@@ -12,6 +12,7 @@ mod person;
 mod routes;
 mod socket;
 mod streams;
+mod table;
 #[cfg(test)]
 mod tests;
 

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use axum::{
     Extension, Json, Router,
     extract::{
-        DefaultBodyLimit, Path, Query, Request, State,
+        DefaultBodyLimit, Path, Query, State,
         rejection::{JsonRejection, QueryRejection},
     },
-    middleware::{self, Next},
-    response::{IntoResponse as _, Response},
-    routing::{get, post},
+    http::header::CONTENT_TYPE,
+    middleware,
+    response::{IntoResponse, Response},
+    routing::post,
 };
 use base64::{
     Engine as _,
@@ -31,6 +32,7 @@ use super::{
     peer,
     person::{Identity, Person, Role, Way},
     streams,
+    table::{self, Route},
 };
 use crate::{
     approval::{Detail, KeyError, Say, SecurityKey, Standing, Summary},
@@ -46,6 +48,9 @@ const BODY_BYTES_MAX: usize = 64 << 10;
 /// Sessions that are listed unless asked for more.
 const SESSIONS_LISTED: usize = 1_000;
 
+/// What all of it is, in OpenAPI's words; tests hold it to what is served.
+pub(super) const DOCUMENT: &str = include_str!("../../../docs/openapi.json");
+
 type HostState = State<Arc<dyn Host>>;
 type Answer<T> = Result<Json<T>, Failure>;
 
@@ -54,8 +59,7 @@ pub(super) type Stopping = watch::Receiver<bool>;
 
 /// The control socket's.
 pub(super) fn socket(host: Arc<dyn Host>, stopping: Stopping) -> Router {
-    let own = Router::new().route("/v1/console/links", post(console_link));
-    let routes = everyones().merge(own.route_layer(middleware::from_fn(require::<VIEWER>)));
+    let routes = table::router(everyones()).merge(table::router(sockets()));
     finish(routes, stopping)
         .layer(middleware::from_fn_with_state(host.clone(), peer::identify))
         .with_state(host)
@@ -69,45 +73,49 @@ pub(super) fn console(host: Arc<dyn Host>, stopping: Stopping) -> Router {
         .route("/console/told", post(told))
         .route("/console/secrets/{place}", post(secret))
         .route("/console/notes", post(note));
-    let asked = everyones().layer(middleware::from_fn_with_state(
+    let asked = table::router(everyones()).layer(middleware::from_fn_with_state(
         host.clone(),
         channel::identify,
     ));
     finish(asked.merge(own), stopping).with_state(host)
 }
 
-/// What people ask for, by the role that it takes.
-fn everyones() -> Router<Arc<dyn Host>> {
-    let viewers = Router::new()
-        .route("/v1/me", get(me))
-        .route("/v1/status", get(status))
-        .route("/v1/ca", get(authority))
-        .route("/v1/places", get(places))
-        .route("/v1/agents", get(agents))
-        .route("/v1/sessions", get(sessions))
-        .route("/v1/sessions/{id}", get(session))
-        .route("/v1/tail", get(tail))
-        .route("/v1/export", get(export))
-        .route("/v1/approvals", get(approvals))
-        .route("/v1/approvals/watch", get(watch_approvals))
-        .route("/v1/approvals/{id}", get(approval))
-        .route("/v1/approvals/grants", get(grants))
-        .route("/v1/policy", get(policy))
-        .route("/v1/policy/observed", get(observed));
-    let reviewers = Router::new()
-        .route("/v1/approvals/{id}/votes", post(vote))
-        .route("/v1/approvals/{id}/override", post(override_alone))
-        .route("/v1/approvals/{id}/revocation", post(revoke))
-        .route("/v1/keys", get(keys).post(add_key).delete(remove_key));
-    let operators = Router::new()
-        .route("/v1/agents", post(tag).delete(untag))
-        .route("/v1/agents/deeds", post(act));
-    let administrators = Router::new().route("/v1/policy/reload", post(reload));
-    viewers
-        .route_layer(middleware::from_fn(require::<VIEWER>))
-        .merge(reviewers.route_layer(middleware::from_fn(require::<REVIEWER>)))
-        .merge(operators.route_layer(middleware::from_fn(require::<OPERATOR>)))
-        .merge(administrators.route_layer(middleware::from_fn(require::<ADMINISTRATOR>)))
+/// What people ask for, and the role that it takes. [`DOCUMENT`] says the rest of each.
+pub(super) fn everyones() -> Vec<Route> {
+    use Role::{Administrator, Operator, Reviewer, Viewer};
+    vec![
+        Route::get("/v1/openapi.json", Viewer, document),
+        Route::get("/v1/me", Viewer, me),
+        Route::get("/v1/status", Viewer, status),
+        Route::get("/v1/ca", Viewer, authority),
+        Route::get("/v1/places", Viewer, places),
+        Route::get("/v1/agents", Viewer, agents),
+        Route::post("/v1/agents", Operator, tag),
+        Route::delete("/v1/agents", Operator, untag),
+        Route::post("/v1/agents/deeds", Operator, act),
+        Route::get("/v1/sessions", Viewer, sessions),
+        Route::get("/v1/sessions/{id}", Viewer, session),
+        Route::get("/v1/tail", Viewer, tail),
+        Route::get("/v1/export", Viewer, export),
+        Route::get("/v1/approvals", Viewer, approvals),
+        Route::get("/v1/approvals/watch", Viewer, watch_approvals),
+        Route::get("/v1/approvals/grants", Viewer, grants),
+        Route::get("/v1/approvals/{id}", Viewer, approval),
+        Route::post("/v1/approvals/{id}/votes", Reviewer, vote),
+        Route::post("/v1/approvals/{id}/override", Reviewer, override_alone),
+        Route::post("/v1/approvals/{id}/revocation", Reviewer, revoke),
+        Route::get("/v1/policy", Viewer, policy),
+        Route::get("/v1/policy/observed", Viewer, observed),
+        Route::post("/v1/policy/reload", Administrator, reload),
+        Route::get("/v1/keys", Reviewer, keys),
+        Route::post("/v1/keys", Reviewer, add_key),
+        Route::delete("/v1/keys", Reviewer, remove_key),
+    ]
+}
+
+/// The same, of what is asked for at the control socket alone.
+pub(super) fn sockets() -> Vec<Route> {
+    vec![Route::post("/v1/console/links", Role::Viewer, console_link)]
 }
 
 fn finish(routes: Router<Arc<dyn Host>>, stopping: Stopping) -> Router<Arc<dyn Host>> {
@@ -117,25 +125,6 @@ fn finish(routes: Router<Arc<dyn Host>>, stopping: Stopping) -> Router<Arc<dyn H
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
 }
 
-const VIEWER: u8 = Role::Viewer as u8;
-const REVIEWER: u8 = Role::Reviewer as u8;
-const OPERATOR: u8 = Role::Operator as u8;
-const ADMINISTRATOR: u8 = Role::Administrator as u8;
-
-/// Lets by who has the role `LEAST`, or one that may more.
-async fn require<const LEAST: u8>(person: Person, request: Request, next: Next) -> Response {
-    let least = match LEAST {
-        VIEWER => Role::Viewer,
-        REVIEWER => Role::Reviewer,
-        OPERATOR => Role::Operator,
-        _ => Role::Administrator,
-    };
-    match person.may(least) {
-        Ok(()) => next.run(request).await,
-        Err(failure) => failure.into_response(),
-    }
-}
-
 /// Runs what may block where blocking hurts nobody.
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
@@ -143,6 +132,10 @@ pub(super) async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work)
         .await
         .unwrap_or_else(|error| Err(Failure::new(FailureKind::Broken, error)))
+}
+
+async fn document() -> impl IntoResponse {
+    ([(CONTENT_TYPE, "application/json")], DOCUMENT)
 }
 
 async fn status(State(host): HostState) -> Answer<Status> {

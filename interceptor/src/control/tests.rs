@@ -632,3 +632,97 @@ async fn the_console_asks_for_people_and_nobody_gets_more_than_their_role() {
     let (status, _) = bench.ask("POST", "/console/sign-ins", json!({})).await;
     assert_eq!(status, 404);
 }
+
+/// What the document says that there is: method, path and role.
+fn documented() -> Vec<(String, String, String)> {
+    let document: Value = serde_json::from_str(routes::DOCUMENT).unwrap();
+    let mut all = Vec::new();
+    for (path, operations) in document["paths"].as_object().unwrap() {
+        for (method, operation) in operations.as_object().unwrap() {
+            let role = operation["x-role"].as_str().unwrap();
+            all.push((method.to_uppercase(), path.clone(), role.to_owned()));
+        }
+    }
+    all.sort();
+    all
+}
+
+#[test]
+fn the_document_has_what_is_served_and_nothing_else() {
+    let routes = routes::everyones().into_iter().chain(routes::sockets());
+    let mut served: Vec<_> = routes
+        .map(|route| {
+            let role = route.role.name().to_owned();
+            (route.method.to_string(), route.path.to_owned(), role)
+        })
+        .collect();
+    served.sort();
+    assert_eq!(documented(), served);
+    // Nor is anything served past the table.
+    let source = include_str!("routes.rs");
+    let past: Vec<&str> = source
+        .split(".route(\"")
+        .skip(1)
+        .filter(|rest| !rest.starts_with("/console/"))
+        .collect();
+    assert!(past.is_empty(), "{past:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_takes_the_role_that_the_document_says() {
+    let bench = Bench::start();
+    let line = bench.line().await;
+    let roles = [
+        Role::Viewer,
+        Role::Reviewer,
+        Role::Operator,
+        Role::Administrator,
+    ];
+    for (method, path, role) in documented() {
+        let path = path.replace("{id}", "0000000000000001");
+        if path.starts_with("/v1/console/") {
+            // At the socket alone.
+            let (status, link) = bench.ask(&method, &path, json!({})).await;
+            assert_eq!(status, 200, "{link}");
+            continue;
+        }
+        for has in roles.map(Some).into_iter().chain([None]) {
+            let who = match has {
+                Some(_) => Identity {
+                    at_most: has,
+                    ..signed_in("token:ci", "", Way::Token)
+                },
+                None => signed_in("sam", "guests", Way::Oidc),
+            };
+            let answer = line
+                .send(
+                    Some(&who),
+                    method.parse().unwrap(),
+                    &path,
+                    "{}".as_bytes().into(),
+                )
+                .await
+                .unwrap();
+            let status = answer.status().as_u16();
+            let what = format!("{method} {path} by {has:?}");
+            let least = roles.into_iter().find(|least| least.name() == role);
+            if status < 400 {
+                // Streams have no end to wait for.
+                assert!(has >= least, "{what}");
+                continue;
+            }
+            let body = http_body_util::BodyExt::collect(answer.into_body())
+                .await
+                .unwrap()
+                .to_bytes();
+            let error: ErrorBody = serde_json::from_slice(&body).unwrap();
+            assert_ne!(
+                error.error, "this version of interceptor has no such request",
+                "{what}"
+            );
+            let is_refused = status == 403
+                && (error.error.contains("takes the role") || error.error.contains("do nothing"));
+            assert_eq!(is_refused, has < least, "{what}: {}", error.error);
+        }
+    }
+}
