@@ -159,16 +159,16 @@ impl SecurityKeys {
         lock(&self.people).get(person).cloned().unwrap_or_default()
     }
 
-    /// Takes `key` in for `person`. Who has one already has another one say so: `signed` is by a key that is there,
-    /// over `text`.
+    /// Whether `key` can be taken in for `person`. Who has one already has another one say so: what vouches is signed
+    /// by a key that is there, over [`SecurityKey::text`].
     ///
     /// # Errors
     /// Where it isn't a key, is there already, or nobody vouches for it.
-    pub fn add(
+    pub fn admit(
         &self,
         person: &str,
-        key: SecurityKey,
-        vouched: Option<(&Signed, &str)>,
+        key: &SecurityKey,
+        vouched: Option<&Signed>,
     ) -> Result<(), KeyError> {
         if algorithm(&key.public_key).is_none() {
             let what = "it is none of ES256 (P-256), EdDSA (Ed25519) and RS256";
@@ -178,13 +178,13 @@ impl SecurityKeys {
             return Err(KeyError::Unfit("its name is 1 to 64 bytes of text"));
         }
         if !self.of(person).is_empty() {
-            let Some((signed, text)) = vouched else {
+            let Some(signed) = vouched else {
                 let what = "you have one, and it has to vouch for the next";
                 return Err(KeyError::Unfit(what));
             };
-            self.consent(person, signed, text)?;
+            self.consent(person, signed, &key.text())?;
         }
-        let mut people = lock(&self.people);
+        let people = lock(&self.people);
         if people
             .values()
             .flatten()
@@ -192,10 +192,22 @@ impl SecurityKeys {
         {
             return Err(KeyError::Unfit("it is registered already"));
         }
-        let keys = people.entry(person.into()).or_default();
-        if keys.len() >= KEYS_MAX {
+        if people
+            .get(person)
+            .is_some_and(|keys| keys.len() >= KEYS_MAX)
+        {
             return Err(KeyError::Unfit("ten are enough; remove one first"));
         }
+        Ok(())
+    }
+
+    /// Takes in a key that [`Self::admit`] has let by.
+    ///
+    /// # Errors
+    /// Where that can't be written.
+    pub fn add(&self, person: &str, key: SecurityKey) -> Result<(), KeyError> {
+        let mut people = lock(&self.people);
+        let keys = people.entry(person.into()).or_default();
         keys.push(key);
         self.keep(&people)
     }
@@ -490,8 +502,8 @@ pub(super) mod tests {
         let folder = tempfile::tempdir().unwrap();
         let keys = SecurityKeys::open(folder.path(), Some(site())).unwrap();
         let (own, other) = (Authenticator::new(), Authenticator::new());
-        keys.add("alice", own.key(b"one"), None).unwrap();
-        keys.add("bob", other.key(b"two"), None).unwrap();
+        keys.add("alice", own.key(b"one")).unwrap();
+        keys.add("bob", other.key(b"two")).unwrap();
         let yes = own.sign(b"one", &text(1), |_, _| {});
         let consent = keys.consent("alice", &yes, &text(1)).unwrap();
         assert_eq!(verify(&consent, &text(1), None), Ok(()));
@@ -633,26 +645,34 @@ pub(super) mod tests {
         let (one, two) = (Authenticator::new(), Authenticator::new());
         {
             let keys = SecurityKeys::open(folder.path(), Some(site())).unwrap();
-            keys.add("alice", one.key(b"one"), None).unwrap();
+            keys.admit("alice", &one.key(b"one"), None).unwrap();
+            keys.add("alice", one.key(b"one")).unwrap();
         }
         let keys = SecurityKeys::open(folder.path(), Some(site())).unwrap();
         assert_eq!(keys.of("alice").len(), 1);
-        assert!(keys.add("alice", two.key(b"two"), None).is_err());
-        let itself = two.sign(b"two", "add", |_, _| {});
+        assert!(keys.admit("alice", &two.key(b"two"), None).is_err());
+        let text = two.key(b"two").text();
+        let itself = two.sign(b"two", &text, |_, _| {});
         assert!(
-            keys.add("alice", two.key(b"two"), Some((&itself, "add")))
+            keys.admit("alice", &two.key(b"two"), Some(&itself))
                 .is_err()
         );
-        let vouched = one.sign(b"one", "add", |_, _| {});
-        keys.add("alice", two.key(b"two"), Some((&vouched, "add")))
+        let vouched = one.sign(b"one", &text, |_, _| {});
+        keys.admit("alice", &two.key(b"two"), Some(&vouched))
             .unwrap();
+        let third = Authenticator::new().key(b"three");
         assert!(
-            keys.add("bob", one.key(b"one"), None).is_err(),
+            keys.admit("alice", &third, Some(&vouched)).is_err(),
+            "it vouches for another"
+        );
+        keys.add("alice", two.key(b"two")).unwrap();
+        assert!(
+            keys.admit("bob", &one.key(b"one"), None).is_err(),
             "it is alice's"
         );
         let mut broken = Authenticator::new().key(b"three");
         broken.public_key = Bytes::from_static(b"\x30\x00");
-        assert!(keys.add("carol", broken, None).is_err());
+        assert!(keys.admit("carol", &broken, None).is_err());
         assert!(keys.remove("alice", b"one").unwrap());
         assert!(!keys.remove("alice", b"one").unwrap());
         fs::write(folder.path().join("security-keys.json"), "{").unwrap();

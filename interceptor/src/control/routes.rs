@@ -8,6 +8,7 @@ use axum::{
         DefaultBodyLimit, Path, Query, State,
         rejection::{JsonRejection, QueryRejection},
     },
+    http::StatusCode,
     http::header::CONTENT_TYPE,
     middleware,
     response::{IntoResponse, Response},
@@ -121,6 +122,11 @@ pub(super) fn sockets() -> Vec<Route> {
 fn finish(routes: Router<Arc<dyn Host>>, stopping: Stopping) -> Router<Arc<dyn Host>> {
     routes
         .fallback(async || missing("this version of interceptor has no such request"))
+        .method_not_allowed_fallback(async || {
+            let failure = invalid("this can't be done to what is there")
+                .with_remedy("`/v1/openapi.json` says what can");
+            (StatusCode::METHOD_NOT_ALLOWED, Json(failure.body()))
+        })
         .layer(Extension(stopping))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
 }
@@ -382,6 +388,9 @@ async fn add_key(
 ) -> Answer<Vec<SecurityKey>> {
     let Json(new) = body.map_err(invalid)?;
     blocking(move || {
+        let keys = host.approvals().keys();
+        keys.admit(by.name(), &new.key, new.vouched.as_ref())
+            .map_err(unfit)?;
         // Before it is there, so that no yes is ever by a key that isn't on record.
         let public = hex::encode(&new.key.public_key);
         host.record(
@@ -389,14 +398,11 @@ async fn add_key(
             &by,
             &[("label", &new.key.label), ("public_key", &public)],
         )?;
-        let text = new.key.text();
-        let vouched = new.vouched.as_ref().map(|signed| (signed, text.as_str()));
-        let keys = host.approvals().keys();
         let key = SecurityKey {
             added: clock::now(),
             ..new.key
         };
-        keys.add(by.name(), key, vouched).map_err(unfit)?;
+        keys.add(by.name(), key).map_err(unfit)?;
         Ok(Json(keys.of(by.name())))
     })
     .await

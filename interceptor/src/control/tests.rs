@@ -628,6 +628,9 @@ async fn the_console_asks_for_people_and_nobody_gets_more_than_their_role() {
         .await
         .is_err()
     );
+    // What isn't done to something that is there is said like everything else.
+    let (status, error) = bench.ask("DELETE", "/v1/status", Value::Null).await;
+    assert!(status == 405 && error["remedy"].is_string(), "{error}");
     // What is the console's own isn't at the control socket.
     let (status, _) = bench.ask("POST", "/console/sign-ins", json!({})).await;
     assert_eq!(status, 404);

@@ -94,7 +94,9 @@ fn who(app: &App, from: std::net::IpAddr, request: &Request) -> Result<Identity,
         )
     };
     if let Some(authorization) = header("authorization") {
-        let wait = app.limits.attempt("a token", from, Instant::now());
+        // By address alone: nobody guesses one, and nobody is to keep others out by wrong ones.
+        let guesser = format!("a token from {from}");
+        let wait = app.limits.attempt(&guesser, from, Instant::now());
         wait.map_err(|_| {
             Refused::new(
                 StatusCode::TOO_MANY_REQUESTS,
@@ -107,7 +109,7 @@ fn who(app: &App, from: std::net::IpAddr, request: &Request) -> Result<Identity,
             .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
         let identity = token.and_then(|(_, token)| app.tokens.of(token.trim()));
         let identity = identity.ok_or_else(|| unknown("nobody has this token"))?;
-        app.limits.succeeded("a token", from);
+        app.limits.succeeded(&guesser, from);
         return Ok(identity);
     }
     let session = cookie(request.headers(), app.cookie())

@@ -12,7 +12,8 @@ use crate::sync::lock;
 /// Failures that cost nothing but themselves.
 const FREE: u32 = 5;
 
-/// Longest wait: long enough to make guessing hopeless, short enough that nobody is locked out by others.
+/// Longest wait: long enough to make guessing hopeless. Who is kept out by others who guess gets in by a link or a
+/// provider.
 const WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// How long failures are remembered.

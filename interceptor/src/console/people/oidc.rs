@@ -34,6 +34,7 @@ use crate::{
         setup::Provider,
     },
     control::{Identity, Way},
+    inert::acts_or_hides,
     sync::lock,
 };
 
@@ -310,7 +311,7 @@ impl Oidc {
             return Err("the provider doesn't say that this e-mail address is verified (`email_verified`); name another claim as `console: {oidc: {name_claim: …}}`".to_owned());
         }
         let fits = (1..=256).contains(&name.len())
-            && !name.contains(|c: char| c.is_control() || c.is_whitespace());
+            && !name.contains(|c: char| acts_or_hides(c) || c.is_whitespace());
         if !fits {
             return Err(format!("claim `{name_claim}` is no name"));
         }
