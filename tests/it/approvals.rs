@@ -171,6 +171,8 @@ fn the_reviewer_sees_the_statement_its_values_and_who_asks() {
         &format!("127.0.0.1:{}", database.port()),
         "writes-wait",
         "a person looks first",
+        "folder ",
+        "started by ",
         "sha256:",
     ] {
         assert!(shown.contains(fact), "no `{fact}` in:\n{shown}");

@@ -38,6 +38,33 @@ pub struct Process {
     pub network_namespace: Option<u64>,
 }
 
+/// What is around the process that connected, read when its operation was held; for people.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Surroundings {
+    /// The name of its user, where there is one.
+    pub user: Option<Box<str>>,
+    /// Its working folder, where it could be read.
+    pub folder: Option<Box<str>>,
+    /// The id of the container that it is in, as far as its cgroup's name tells.
+    pub container: Option<Box<str>>,
+    /// Who started it, who started that one, and so on, up to [`ANCESTORS_MAX`].
+    pub ancestors: Vec<Ancestor>,
+}
+
+/// Ancestors of a process that people are shown: a shell, a supervisor, a session and what is between.
+pub const ANCESTORS_MAX: usize = 8;
+
+/// A process that another one descends from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ancestor {
+    /// Its process id in the daemon's namespace.
+    pub pid: u32,
+    /// The executable's path, where it could be read.
+    pub executable: Option<Box<str>>,
+    /// Its command line, where it could be read.
+    pub arguments: Vec<Box<str>>,
+}
+
 /// Where the agent connected to: what it gave to `connect()`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]

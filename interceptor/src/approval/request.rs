@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use interceptor_core::{
     operation::{Digest, Operation},
-    origin::Origin,
+    origin::{Origin, Surroundings},
     record::{ApprovalId, Choice, Event, SessionId, Window},
     ruling::{Cause, Decision, HoldTerms, WindowLimits},
 };
@@ -71,6 +71,8 @@ pub struct Request {
     pub number: u64,
     /// Who asks, and where to.
     pub origin: Arc<Origin>,
+    /// What is around the process that asks.
+    pub surroundings: Surroundings,
     /// All of the operation.
     pub operation: Operation,
     /// Its digest; an approval is for exactly this.

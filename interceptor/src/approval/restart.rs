@@ -8,7 +8,7 @@ use std::{
 
 use interceptor_core::{
     operation::{Digest, Operation},
-    origin::Origin,
+    origin::{Origin, Surroundings},
     record::{
         ApprovalId, ApprovalRecord, ApprovalStep, Choice, Event, Record, SessionId, Timestamp,
         Window,
@@ -267,6 +267,8 @@ impl Unfinished {
             return None;
         }
         Some(Request {
+            // It has gone since, or isn't the same.
+            surroundings: Surroundings::default(),
             session,
             number: *number,
             origin: origin.clone(),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use interceptor_core::{
     operation::{Digest, Effects, Operation, Parameter, ParameterFormat, Protocol, Resource},
-    origin::{Destination, Process},
+    origin::{Destination, Process, Surroundings},
     protocol::postgres::transcript,
     record::{ApprovalId, Choice, SessionId, Timestamp, Window},
     ruling::{Cause, Otherwise},
@@ -30,6 +30,9 @@ pub struct Summary {
     pub labels: BTreeMap<Box<str>, Box<str>>,
     /// The process that connected.
     pub process: Process,
+    /// What is around it, as far as it could be read when its operation was held.
+    #[serde(default)]
+    pub surroundings: Surroundings,
     /// Where to.
     pub destination: Destination,
     /// The protocol.
@@ -210,6 +213,7 @@ impl Summary {
             agent: request.origin.agent.name.clone(),
             labels: request.origin.agent.labels.clone(),
             process: request.origin.process.clone(),
+            surroundings: request.surroundings.clone(),
             destination: request.origin.destination.clone(),
             protocol: request.operation.protocol,
             action: description.action(),

@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use interceptor_core::{
     operation::{Description, Digest, Effects, Operation, Parameter, ParameterFormat, Protocol},
-    origin::{Agent, Destination, Origin, Process},
+    origin::{Agent, Destination, Origin, Process, Surroundings},
     record::{ApprovalId, ApprovalStep, Choice, Event, SessionId, Timestamp, Window},
     ruling::{
         Cause, Decision, Escalation, HoldTerms, Otherwise, PolicyHash, Verdict, WindowLimits,
@@ -165,6 +165,7 @@ pub(crate) fn request(agent: &str, quorum: u32, within_s: u64, groups: &[&str]) 
         http: None,
     };
     Request {
+        surroundings: Surroundings::default(),
         session: SessionId(1),
         number: 1,
         digest: operation.digest(&origin),

@@ -164,7 +164,7 @@ fn containers<'a>(wanted: &str, cgroups: &'a [PathBuf]) -> Vec<&'a Path> {
 }
 
 /// The id of the container that a cgroup is, as far as its name tells.
-fn container(cgroup: &Path) -> Option<&str> {
+pub(super) fn container(cgroup: &Path) -> Option<&str> {
     let name = cgroup.file_name()?.to_str()?;
     if MONITORS.iter().any(|monitor| name.starts_with(monitor)) {
         return None;

@@ -40,7 +40,7 @@ use std::{
 
 use aya::maps::{HashMap as BpfHashMap, LpmTrie, MapData, RingBuf, SkStorage};
 use interceptor_abi as abi;
-use interceptor_core::origin::{Agent, Process};
+use interceptor_core::origin::{Agent, Process, Surroundings};
 use nix::time::{ClockId, clock_gettime};
 
 pub use self::{
@@ -50,7 +50,7 @@ pub use self::{
     leaving::Departure,
     netns::{Namespace, Sighting, cookie_here, namespaces_in, namespaces_of, raise_loopback},
     peers::Peer,
-    process::describe_process,
+    process::{describe_process, surroundings},
     routes::Unrouted,
     sockets::{Birth, Fate, Handling, Stray},
     tags::{Tag, TagKind},
@@ -503,6 +503,12 @@ impl Kernel {
     #[must_use]
     pub fn describe_process(&self, pid: u32) -> Process {
         describe_process(pid, &self.cgroup2)
+    }
+
+    /// What is around `process` now, for people.
+    #[must_use]
+    pub fn surroundings(&self, process: &Process) -> Surroundings {
+        surroundings(process)
     }
 
     /// Tags an existing cgroup: everything its processes connect to from now on is intercepted.

@@ -6,15 +6,17 @@ use std::{
     path::Path,
 };
 
-use interceptor_core::origin::Process;
-use nix::errno::Errno;
+use interceptor_core::origin::{ANCESTORS_MAX, Ancestor, Process, Surroundings};
+use nix::{
+    errno::Errno,
+    unistd::{Uid, User},
+};
 
 /// Longest command line that is kept, in bytes: the kernel itself allows megabytes.
 const ARGUMENTS_BYTES_MAX: usize = 8 << 10;
 
-/// What can be read of process `pid` now. A process that is gone leaves the fields empty.
-#[must_use]
-pub fn describe_process(pid: u32, cgroup2: &Path) -> Process {
+/// The executable and the command line of process `pid`, as far as they can be read.
+fn command(pid: u32) -> (Option<Box<str>>, Vec<Box<str>>) {
     let executable = fs::read_link(format!("/proc/{pid}/exe")).ok();
     let mut line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     line.truncate(ARGUMENTS_BYTES_MAX);
@@ -23,6 +25,53 @@ pub fn describe_process(pid: u32, cgroup2: &Path) -> Process {
         .filter(|argument| !argument.is_empty())
         .map(|argument| String::from_utf8_lossy(argument).into())
         .collect();
+    (
+        executable.map(|path| path.to_string_lossy().into()),
+        arguments,
+    )
+}
+
+/// What is around `process` now; nothing where another one has its number by now.
+#[must_use]
+pub fn surroundings(process: &Process) -> Surroundings {
+    let pid = process.pid;
+    if command(pid).0 != process.executable {
+        return Surroundings::default();
+    }
+    let folder = fs::read_link(format!("/proc/{pid}/cwd")).ok();
+    let user = User::from_uid(Uid::from_raw(process.uid)).ok().flatten();
+    let mut cgroups = Path::new(&*process.cgroup).ancestors();
+    let mut ancestors = Vec::new();
+    let mut next = parent(pid);
+    while let Some(pid) = next.filter(|pid| *pid != 0 && ancestors.len() < ANCESTORS_MAX) {
+        let (executable, arguments) = command(pid);
+        ancestors.push(Ancestor {
+            pid,
+            executable,
+            arguments,
+        });
+        next = parent(pid);
+    }
+    Surroundings {
+        user: user.map(|user| user.name.into()),
+        folder: folder.map(|path| path.to_string_lossy().into()),
+        container: cgroups.find_map(super::find::container).map(Into::into),
+        ancestors,
+    }
+}
+
+/// Who started process `pid`, or looks after it since that one ended.
+fn parent(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name stands in parentheses, and may hold anything: what follows the last one is numbers.
+    let (_, numbers) = stat.rsplit_once(')')?;
+    numbers.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
+/// What can be read of process `pid` now. A process that is gone leaves the fields empty.
+#[must_use]
+pub fn describe_process(pid: u32, cgroup2: &Path) -> Process {
+    let (executable, arguments) = command(pid);
     let cgroup = super::cgroup::of_process(pid, cgroup2);
     let cgroup = cgroup
         .as_deref()
@@ -30,7 +79,7 @@ pub fn describe_process(pid: u32, cgroup2: &Path) -> Process {
     Process {
         pid,
         uid: 0,
-        executable: executable.map(|path| path.to_string_lossy().into()),
+        executable,
         arguments,
         cgroup: cgroup
             .map(|path| format!("/{}", path.display()).into())

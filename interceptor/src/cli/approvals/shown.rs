@@ -212,6 +212,24 @@ pub(super) fn text(detail: &Detail, past: &Past, now: Timestamp, color: bool) ->
             &command_line(process.arguments.iter().map(AsRef::as_ref)),
         );
     }
+    let around = &summary.surroundings;
+    let named = [
+        ("user", &around.user),
+        ("folder", &around.folder),
+        ("container", &around.container),
+    ];
+    for (name, value) in named {
+        if let Some(value) = value {
+            field(name, value);
+        }
+    }
+    for ancestor in &around.ancestors {
+        let command = match ancestor.arguments.as_slice() {
+            [] => ancestor.executable.as_deref().unwrap_or("?").to_owned(),
+            arguments => command_line(arguments.iter().map(AsRef::as_ref)),
+        };
+        field("started by", &format!("{command} (pid {})", ancestor.pid));
+    }
     field(
         "destination",
         &format!("{} ({})", summary.destination, summary.protocol),

@@ -398,18 +398,47 @@ pub(super) async fn one(
     let process = &summary.process;
     let user = process.uid.to_string();
     let command = process.arguments.join(" ");
-    let process = [
+    let around = &summary.surroundings;
+    let user = match &around.user {
+        Some(name) => format!("{name} ({user})"),
+        None => user,
+    };
+    let mut process = [
         (
             "Executable",
             process.executable.as_deref().unwrap_or("can't be read"),
         ),
         ("Command line", command.as_str()),
         ("Process", &process.pid.to_string()),
-        ("User id", &user),
+        ("User", &user),
         ("Control group", &process.cgroup),
     ]
     .map(|(name, value)| (name, text::line(value)))
     .to_vec();
+    let more = [
+        ("Working folder", &around.folder),
+        ("Container", &around.container),
+    ];
+    process.extend(
+        more.iter()
+            .filter_map(|(name, value)| Some((*name, text::line(value.as_deref()?)))),
+    );
+    process.extend(around.ancestors.iter().map(|ancestor| {
+        let command = match ancestor.arguments.as_slice() {
+            [] => ancestor.executable.as_deref().unwrap_or("?").to_owned(),
+            arguments => arguments.join(" "),
+        };
+        let short: String = command.chars().take(200).collect();
+        let cut = if short.len() < command.len() {
+            " …"
+        } else {
+            ""
+        };
+        (
+            "Started by",
+            text::line(&format!("{} {short}{cut}", ancestor.pid)),
+        )
+    }));
     let keys: Vec<Value> = keys
         .iter()
         .filter_map(|key| serde_json::to_value(key).ok()?.get("credential").cloned())

@@ -62,6 +62,7 @@ pub(super) fn summary(id: u64) -> Summary {
             cgroup: "/x".into(),
             network_namespace: None,
         },
+        surroundings: Default::default(),
         destination: Destination::Ip("192.0.2.1:5432".parse().unwrap()),
         protocol: Protocol::Postgres,
         action: "DROP TABLE".into(),

@@ -69,6 +69,7 @@ impl Keeper {
             digest: ask.operation.digest(&origin),
             context: self.means.authority.keyed(ask.context),
             shape: ask.shape,
+            surroundings: self.means.kernel.surroundings(&session.origin.process),
             origin,
             terms: terms.clone(),
             operation: ask.operation,
