@@ -145,7 +145,27 @@ pub(super) fn kill(pid: u32, when: u64) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::start_in;
+    use super::*;
+
+    #[test]
+    fn a_process_is_shown_with_its_folder_and_who_started_it() {
+        let own = describe_process(std::process::id(), Path::new("/sys/fs/cgroup"));
+        let around = surroundings(&own);
+        let folder = std::env::current_dir().unwrap();
+        assert_eq!(around.folder.as_deref(), folder.to_str());
+        let parent = std::os::unix::process::parent_id();
+        assert_eq!(
+            around.ancestors.first().map(|first| first.pid),
+            Some(parent)
+        );
+        assert!(around.ancestors.len() <= ANCESTORS_MAX);
+        // Another process has its number by now.
+        let gone = Process {
+            executable: Some("/gone".into()),
+            ..own
+        };
+        assert_eq!(surroundings(&gone), Surroundings::default());
+    }
 
     #[test]
     fn a_programs_name_does_not_shift_the_fields() {
