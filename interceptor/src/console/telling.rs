@@ -175,8 +175,7 @@ async fn follow(daemon: Daemon, tell: mpsc::Sender<Notice>) {
 
 async fn listen(daemon: &Daemon, tell: &mpsc::Sender<Notice>) -> Result<(), Refused> {
     let identity = itself();
-    // What ended lately as well: a process that has just started may have missed it. Nobody is told twice.
-    let all: Vec<Summary> = daemon.get(&identity, "/v1/approvals?ended=true").await?;
+    // Watching begins before the list is made, so that nothing falls between the two.
     let response = daemon
         .send(
             Some(&identity),
@@ -185,6 +184,8 @@ async fn listen(daemon: &Daemon, tell: &mpsc::Sender<Notice>) -> Result<(), Refu
             Bytes::new(),
         )
         .await?;
+    // What ended lately as well: a process that has just started may have missed it. Nobody is told twice.
+    let all: Vec<Summary> = daemon.get(&identity, "/v1/approvals?ended=true").await?;
     for summary in all
         .into_iter()
         .filter(|summary| summary.state != State::Pending)
