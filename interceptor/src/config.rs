@@ -793,6 +793,19 @@ mod tests {
                 "i.yaml:1:29: `*` would give the password to whatever server an agent connects to; name the servers it is for",
             ),
             (
+                entry("  use: blast_radius\n  password: {env: A}\n"),
+                "i.yaml:2:3: `login` is missing: the user, who may read and no more, as whom it is found out what would be touched",
+            ),
+            (
+                entry("  use: blast_radius\n  login: r\n  placeholder: {env: B}\n  password: {env: A}\n"),
+                "i.yaml:2:3: no agent logs in with `use: blast_radius`, so there is nothing that a `placeholder` could stand for",
+            ),
+            (
+                "credentials: [{destination: a.b, protocol: http, use: blast_radius, bearer: {env: A}}]"
+                    .to_owned(),
+                "i.yaml:1:15: `use` is nothing that `protocol: http` has",
+            ),
+            (
                 "credentials: [{destination: a.b, protocol: mysql, password: {env: A}}]".to_owned(),
                 "i.yaml:1:44: ",
             ),

@@ -31,6 +31,7 @@ pub mod past;
 pub mod patience;
 pub mod policies;
 pub mod proxy;
+mod radius;
 pub mod reach;
 mod refusals;
 pub mod rfc3339;

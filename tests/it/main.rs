@@ -35,6 +35,7 @@ mod openapi;
 mod policies;
 mod postgres_clients;
 mod proxy;
+mod radius;
 mod redirect;
 mod refusals;
 mod support;

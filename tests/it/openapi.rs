@@ -22,7 +22,7 @@ rules:
     match: {protocol: postgres, class: [write, schema]}
     action: hold
     reason: \"a person looks first\"
-    reviewers: {groups: [dba], quorum: 1, within: 2m, windows: {scope: shape, for: 10m, at_most: 5}}
+    reviewers: {groups: [dba], quorum: 1, within: 2m, blast_radius: plan, windows: {scope: shape, for: 10m, at_most: 5}}
   - id: reads-are-watched
     match: {protocol: postgres, class: [read]}
     action: deny

@@ -245,10 +245,9 @@ fn agents_resume_their_sessions() {
     assert_eq!(outcome.stdout, "resumed\n", "{}", outcome.stderr);
 }
 
-#[test]
-fn postgresql_over_tls_is_decoded_like_any() {
-    let folder = interceptor_tests::scratch::folder("pgtls").unwrap();
-    let mut authority = Certificates::new(&folder).unwrap();
+/// A PostgreSQL server that proves to be `localhost` and `db.test`, and who says so; files in `folder`.
+pub(crate) fn secure_postgres(folder: &std::path::Path) -> (Cluster, Certificates) {
+    let mut authority = Certificates::new(folder).unwrap();
     let files = authority
         .issue("server", &["localhost", "db.test"])
         .unwrap();
@@ -263,6 +262,13 @@ fn postgresql_over_tls_is_decoded_like_any() {
         ("ssl_key_file", files.key.to_str().unwrap()),
     ])
     .unwrap();
+    (server, authority)
+}
+
+#[test]
+fn postgresql_over_tls_is_decoded_like_any() {
+    let folder = interceptor_tests::scratch::folder("pgtls").unwrap();
+    let (server, authority) = secure_postgres(&folder);
     let configuration = format!("tls: {{roots: [{}]}}\n", authority.authority().display());
     let policy = "default: {action: allow}\nrules:\n  - {id: no-drops, match: {protocol: postgres, action: \"DROP TABLE\", destination: {name: db.test}}, action: deny, reason: \"tables stay\"}\n";
     let daemon = Daemon::configured(policy, |_| configuration).unwrap();

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    operation::{Digest, Operation, Protocol},
+    operation::{Digest, Operation, Protocol, radius::BlastRadius},
     origin::{Agent, Origin},
     ruling::{Cause, Decision, WindowScope},
 };
@@ -222,6 +222,11 @@ pub enum ApprovalStep {
         context: Digest,
         /// What it is but for its values, where its protocol tells.
         shape: Option<Digest>,
+    },
+    /// What the operation would touch was found out, and shown to whom is asked.
+    Estimated {
+        /// What.
+        radius: Arc<BlastRadius>,
     },
     /// Further groups were asked.
     Escalated {

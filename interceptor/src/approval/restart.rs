@@ -7,7 +7,7 @@ use std::{
 };
 
 use interceptor_core::{
-    operation::{Digest, Operation},
+    operation::{Digest, Operation, radius::BlastRadius},
     origin::{Origin, Surroundings},
     record::{
         ApprovalId, ApprovalRecord, ApprovalStep, Choice, Event, Record, SessionId, Timestamp,
@@ -54,6 +54,8 @@ pub(super) struct Left {
     pub(super) requested: Timestamp,
     pub(super) until: Timestamp,
     pub(super) votes: Vec<Vote>,
+    /// What it would touch, as far as that was found out.
+    pub(super) radius: Option<Arc<BlastRadius>>,
     /// How many times further groups were asked.
     pub(super) escalations: usize,
     /// Its client waited until the daemon ended.
@@ -143,6 +145,7 @@ impl Unfinished {
                     requested: record.time,
                     until: *until,
                     votes: Vec::new(),
+                    radius: None,
                     escalations: 0,
                     waited: true,
                 });
@@ -154,6 +157,11 @@ impl Unfinished {
                     waits: true,
                 };
                 self.asked.insert(id, asked);
+            }
+            ApprovalStep::Estimated { radius } => {
+                if let Some(left) = asked.and_then(|asked| asked.left.as_mut()) {
+                    left.radius = Some(radius.clone());
+                }
             }
             ApprovalStep::Escalated { .. } => {
                 if let Some(left) = asked.and_then(|asked| asked.left.as_mut()) {

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use interceptor_core::{
-    operation::{Digest, Effects, Operation, Parameter, ParameterFormat, Protocol, Resource},
+    operation::{
+        Digest, Effects, Operation, Parameter, ParameterFormat, Protocol, Resource,
+        radius::{BlastRadius, Estimate},
+    },
     origin::{Destination, Process, Surroundings},
     protocol::postgres::transcript,
     record::{ApprovalId, Choice, SessionId, Timestamp, Window},
@@ -66,6 +69,12 @@ pub struct Summary {
     /// Whether a yes needs its giver's security key.
     #[serde(default)]
     pub security_key: bool,
+    /// How the rule has it found out what the operation would touch, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub estimate: Option<Estimate>,
+    /// What it would touch, once that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blast_radius: Option<BlastRadius>,
     /// What becomes of it where nobody decides.
     pub otherwise: Otherwise,
     /// The most that people may agree to beyond the one operation.
@@ -173,6 +182,8 @@ pub struct Value {
 pub enum Change {
     /// It was made.
     Requested(Box<Summary>),
+    /// It became known what its operation would touch.
+    Estimated(Box<Summary>),
     /// A vote was counted.
     Voted(Box<Summary>),
     /// Its client doesn't wait any more; the question stays.
@@ -202,6 +213,7 @@ impl Summary {
         (requested, until): (Timestamp, Timestamp),
         votes: Vec<Vote>,
         (escalated, waits): (&[Box<str>], bool),
+        radius: Option<&BlastRadius>,
     ) -> Self {
         let terms = &request.terms;
         let description = &request.operation.description;
@@ -229,6 +241,8 @@ impl Summary {
             quorum: terms.quorum.max(1),
             reason_required: terms.reason,
             security_key: terms.security_key,
+            estimate: terms.blast_radius,
+            blast_radius: radius.cloned(),
             otherwise: terms.otherwise,
             windows: terms.windows.map(|limits| Window {
                 scope: limits.scope,

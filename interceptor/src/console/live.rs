@@ -112,9 +112,10 @@ async fn tell(
 async fn event(app: &App, session: &Session, change: Change) -> Option<Event> {
     let (what, summary) = match change {
         Change::Requested(summary) | Change::Resumed(summary) => ("asked", summary),
-        Change::Voted(summary) | Change::Left(summary) | Change::Escalated(summary) => {
-            ("changed", summary)
-        }
+        Change::Estimated(summary)
+        | Change::Voted(summary)
+        | Change::Left(summary)
+        | Change::Escalated(summary) => ("changed", summary),
         Change::Ended(summary) => ("ended", summary),
         Change::Admitted(_) | Change::Revoked(_) => {
             return Some(Event::default().event("grants").data("changed"));

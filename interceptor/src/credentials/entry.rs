@@ -39,6 +39,15 @@ pub enum Purpose {
         /// The user to log in as; the agent's where there is none.
         login: Option<User>,
     },
+    /// Finding out what a held operation would touch, as a user of PostgreSQL who may read and no more.
+    BlastRadius {
+        /// The users of the agents' sessions that it is for.
+        user: Names,
+        /// Their databases.
+        database: Names,
+        /// The user to log in as.
+        login: User,
+    },
     /// HTTP requests.
     Http {
         /// The paths that it is for.
@@ -54,6 +63,8 @@ pub enum Purpose {
 struct Fields {
     destination: Servers,
     protocol: LoginProtocol,
+    #[serde(default)]
+    r#use: Use,
     #[serde(default)]
     placeholder: Option<Source>,
     #[serde(default)]
@@ -84,6 +95,17 @@ enum LoginProtocol {
     Http,
 }
 
+/// Whose login it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Use {
+    /// The agent's.
+    #[default]
+    Agent,
+    /// Ours, to find out what an agent's operation would touch.
+    BlastRadius,
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct BasicFields {
@@ -105,6 +127,7 @@ impl TryFrom<Fields> for Credential {
         let Fields {
             destination,
             protocol,
+            r#use,
             placeholder,
             user,
             database,
@@ -133,10 +156,24 @@ impl TryFrom<Fields> for Credential {
                     ("query", query.is_some()),
                 ];
                 belongs(&given, "postgres")?;
-                let purpose = Purpose::Postgres {
-                    user: user.unwrap_or_default(),
-                    database: database.unwrap_or_default(),
-                    login,
+                let (user, database) = (user.unwrap_or_default(), database.unwrap_or_default());
+                let purpose = match r#use {
+                    Use::Agent => Purpose::Postgres {
+                        user,
+                        database,
+                        login,
+                    },
+                    Use::BlastRadius => {
+                        if placeholder.is_some() {
+                            return Err("no agent logs in with `use: blast_radius`, so there is nothing that a `placeholder` could stand for".to_owned());
+                        }
+                        let login = login.ok_or("`login` is missing: the user, who may read and no more, as whom it is found out what would be touched")?;
+                        Purpose::BlastRadius {
+                            user,
+                            database,
+                            login,
+                        }
+                    }
                 };
                 let password = password.ok_or("`password` is missing: what to log in with")?;
                 (purpose, password)
@@ -147,6 +184,7 @@ impl TryFrom<Fields> for Credential {
                     ("database", database.is_some()),
                     ("login", login.is_some()),
                     ("password", password.is_some()),
+                    ("use", r#use != Use::Agent),
                 ];
                 belongs(&given, "http")?;
                 let (place, secret) = place(bearer, basic, header, query)?;

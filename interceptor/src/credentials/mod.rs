@@ -80,6 +80,17 @@ pub struct Wanted<'a> {
     pub agent_binding: Option<Bytes>,
 }
 
+/// Who may read and no more.
+#[derive(Debug)]
+pub struct Reader {
+    /// The user.
+    pub user: Box<str>,
+    /// That user's password.
+    pub password: Secret,
+}
+
+const OPEN: &str = "it isn't sent where others can listen: the way there has to be TLS";
+
 /// A credential that can't be used.
 #[derive(Debug, thiserror::Error)]
 #[error("credential {credential}: {unread}")]
@@ -128,7 +139,7 @@ impl<S: Secrets> Credentials<S> {
                 database,
                 login,
             } => (user.matches(wanted.user) && database.matches(wanted.database)).then_some(login),
-            Purpose::Http { .. } => None,
+            Purpose::Http { .. } | Purpose::BlastRadius { .. } => None,
         });
         let Some((number, login)) = found else {
             return Ok(None);
@@ -149,6 +160,37 @@ impl<S: Secrets> Credentials<S> {
         }))
     }
 
+    /// As whom, and with which password, to find out what operations of the agent's session `wanted` would touch, if
+    /// there is a credential for that.
+    ///
+    /// # Errors
+    /// Where there is one, but not what it refers to, and where others could listen on the way.
+    pub async fn reader(
+        &self,
+        destination: &Destination,
+        wanted: Wanted<'_>,
+    ) -> Result<Option<Reader>, LoginError> {
+        let found = self.find(destination, wanted.host, |purpose| match purpose {
+            Purpose::BlastRadius {
+                user,
+                database,
+                login,
+            } => (user.matches(wanted.user) && database.matches(wanted.database)).then_some(login),
+            Purpose::Postgres { .. } | Purpose::Http { .. } => None,
+        });
+        let Some((number, login)) = found else {
+            return Ok(None);
+        };
+        if !is_confidential(destination, wanted.is_verified) {
+            return Err(LoginError::new(number, OPEN));
+        }
+        let (password, _) = self.read(number).await?;
+        Ok(Some(Reader {
+            user: login.as_str().into(),
+            password,
+        }))
+    }
+
     /// What a request for `path` at `destination`, which has proved to be `host`, takes, if there is a
     /// credential for it.
     ///
@@ -163,14 +205,13 @@ impl<S: Secrets> Credentials<S> {
     ) -> Result<Option<Authorization>, LoginError> {
         let found = self.find(destination, host, |purpose| match purpose {
             Purpose::Http { path: paths, place } => paths.matches(path).then_some(place),
-            Purpose::Postgres { .. } => None,
+            Purpose::Postgres { .. } | Purpose::BlastRadius { .. } => None,
         });
         let Some((number, place)) = found else {
             return Ok(None);
         };
         if !is_confidential(destination, is_verified) {
-            let why = "it isn't sent where others can listen: the way there has to be TLS";
-            return Err(LoginError::new(number, why));
+            return Err(LoginError::new(number, OPEN));
         }
         let (secret, placeholder) = self.read(number).await?;
         Ok(Some(Authorization {
@@ -379,6 +420,31 @@ mod tests {
         let elsewhere = at("198.51.100.1:5432");
         let none = credentials.login(&elsewhere, wanted("app1"));
         assert!(none.await.unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn who_may_read_is_nobody_that_agents_log_in_as() {
+        let credentials = credentials(
+            "- {destination: 127.0.0.0/8, protocol: postgres, use: blast_radius, database: shop, login: reader, password: {command: [/bin/echo, r]}}\n\
+             - {destination: 192.0.2.1, protocol: postgres, use: blast_radius, login: reader, password: {command: [/bin/echo, r]}}\n\
+             - {destination: 127.0.0.1, protocol: postgres, login: real, password: {command: [/bin/echo, a]}}\n",
+        );
+        let at = |address: &str| Destination::Ip(address.parse().unwrap());
+        let here = at("127.0.0.1:5432");
+        let login = credentials.login(&here, wanted("app")).await.unwrap();
+        assert_eq!(login.unwrap().user, "real");
+        let reader = credentials.reader(&here, wanted("app")).await.unwrap();
+        assert_eq!(&*reader.unwrap().user, "reader");
+        let other = Wanted {
+            database: "other",
+            ..wanted("app")
+        };
+        assert!(credentials.reader(&here, other).await.unwrap().is_none());
+        // Where others can listen its password isn't sent.
+        let open = credentials
+            .reader(&at("192.0.2.1:5432"), wanted("app"))
+            .await;
+        assert!(open.unwrap_err().to_string().contains("TLS"));
     }
 
     #[tokio::test]

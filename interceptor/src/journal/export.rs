@@ -314,6 +314,9 @@ fn step(step: &ApprovalStep) -> Map<String, Value> {
         ApprovalStep::Requested { until, shape, .. } => {
             json!({"step": "requested", "until": until.to_string(), "shape": shape})
         }
+        ApprovalStep::Estimated { radius } => {
+            json!({"step": "estimated", "blast_radius": radius})
+        }
         ApprovalStep::Escalated { groups } => json!({"step": "escalated", "groups": groups}),
         ApprovalStep::Voted {
             by,

@@ -52,7 +52,7 @@ pub(crate) use self::{
 use crate::sync::lock;
 
 /// Version of the state folder's format; in its file `format`.
-const FORMAT: &str = "interceptor state 3\n";
+const FORMAT: &str = "interceptor state 4\n";
 
 /// Bytes of records that may wait to be written. Of what another process feeds no more are taken than can be
 /// kept; a message of the largest size can't.

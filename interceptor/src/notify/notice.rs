@@ -99,7 +99,8 @@ impl Notice {
                     subject: Subject::Standing(standing.clone()),
                 });
             }
-            Change::Voted(_)
+            Change::Estimated(_)
+            | Change::Voted(_)
             | Change::Left(_)
             | Change::Resumed(_)
             | Change::Admitted(_)

@@ -14,6 +14,7 @@ use std::{
 use interceptor_core::{
     decoder::Resolved,
     login,
+    operation::radius::BlastRadius,
     record::{ApprovalId, SessionId},
     ruling::{Cause, PolicyHash},
 };
@@ -192,6 +193,21 @@ impl Desk {
     }
 }
 
+/// Tells people what a held operation would touch.
+#[derive(Debug)]
+pub(crate) struct Estimator {
+    desk: Arc<Desk>,
+    asked: ApprovalId,
+}
+
+impl Estimator {
+    /// It is this.
+    pub(crate) fn is(self, radius: BlastRadius) {
+        let told = ToDaemon::Estimated(self.asked, Box::new(radius));
+        self.desk.tell(&told);
+    }
+}
+
 /// A held operation that people have been asked about. Its [`outcome`](Self::outcome) comes once.
 #[derive(Debug)]
 pub(crate) struct Held {
@@ -238,6 +254,14 @@ impl Held {
                 self.take_back(why);
                 true
             }
+        }
+    }
+
+    /// What tells people what it would touch, when that is known.
+    pub(crate) fn estimator(&self) -> Estimator {
+        Estimator {
+            desk: self.desk.clone(),
+            asked: self.asked,
         }
     }
 

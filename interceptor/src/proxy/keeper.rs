@@ -15,6 +15,7 @@ use std::{
 };
 
 use interceptor_core::{
+    operation::radius::BlastRadius,
     record::{ApprovalId, Event, SessionId},
     ruling::PolicyHash,
 };
@@ -116,6 +117,8 @@ struct Keeper {
     lines: watch::Sender<Lines>,
     turn: AtomicUsize,
     asked: Mutex<HashMap<ApprovalId, Asked>>,
+    /// What is told what an operation would touch that people are asked about.
+    estimates: Mutex<HashMap<ApprovalId, oneshot::Sender<BlastRadius>>>,
     /// Sockets that questions come in at: whoever comes next gets them as well.
     doors: Mutex<Vec<(Network, OwnedFd)>>,
     refused: Flood,
@@ -166,6 +169,7 @@ impl Proxy {
             lines: watch::Sender::new(None),
             turn: AtomicUsize::new(0),
             asked: Mutex::default(),
+            estimates: Mutex::default(),
             doors: Mutex::default(),
             refused: Flood::default(),
             stopping: AtomicBool::new(false),
@@ -629,8 +633,16 @@ impl Keeper {
                     let (withdrawn, withdrawal) = oneshot::channel();
                     let asked = Asked::Waits(withdrawn);
                     self.asked().insert(ask.approval, asked);
+                    let estimate = self.estimate(&ask);
                     while asking.try_join_next().is_some() {}
-                    asking.spawn(async move { keeper.ask(*ask, withdrawal, &back).await });
+                    asking.spawn(
+                        async move { keeper.ask(*ask, (withdrawal, estimate), &back).await },
+                    );
+                }
+                ToDaemon::Estimated(asked, radius) => {
+                    let estimated = lock(&self.estimates).remove(&asked);
+                    // Its question may be over.
+                    let _ = estimated.map(|estimated| estimated.send(*radius));
                 }
                 ToDaemon::Withdraw(approval, why) => self.withdraw(approval, why),
                 ToDaemon::NoRoom(is_full) => self.without_room.store(is_full, Ordering::Relaxed),

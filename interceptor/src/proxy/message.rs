@@ -12,7 +12,7 @@ use std::{
 
 use interceptor_core::{
     decoder::Resolved,
-    operation::{Digest, Operation},
+    operation::{Digest, Operation, radius::BlastRadius},
     origin::Origin,
     record::{ApprovalId, SessionId},
     ruling::{Decision, PolicyHash},
@@ -101,6 +101,8 @@ pub(super) enum ToDaemon {
     Ended(SessionId),
     /// People are to be asked.
     Ask(Box<Ask>),
+    /// What the operation that was asked about would touch.
+    Estimated(ApprovalId, Box<BlastRadius>),
     /// What was asked isn't waited for any more; why.
     Withdraw(ApprovalId, Withdrawal),
     /// Whether the disk has no room for records that wait.

@@ -5,8 +5,10 @@ use std::{
     sync::{Arc, Mutex, Weak},
 };
 
+use tokio::sync::Semaphore;
+
 use super::volume::Volume;
-use crate::{config::Limits, memory::Memory, sync::lock};
+use crate::{config::Limits, memory::Memory, radius, sync::lock};
 
 /// All agents' shares.
 #[derive(Debug)]
@@ -22,6 +24,8 @@ pub(crate) struct Share {
     pub(crate) volume: Volume,
     /// How much memory they hold.
     pub(crate) memory: Arc<Memory>,
+    /// Of how many held operations it is found out at once what they would touch.
+    pub(crate) estimates: Semaphore,
 }
 
 impl Shares {
@@ -42,6 +46,7 @@ impl Shares {
         let share = Arc::new(Share {
             volume: Volume::new(self.limits.recorded_per_agent),
             memory: Arc::new(Memory::new(self.limits.memory_per_agent.get())),
+            estimates: Semaphore::new(radius::AT_ONCE),
         });
         agents.insert(agent.clone(), Arc::downgrade(&share));
         share

@@ -44,6 +44,11 @@ impl Circumstances {
         }
     }
 
+    /// Whether something may have changed what names mean.
+    pub(super) const fn are_changed(&self) -> bool {
+        self.trail.is_some()
+    }
+
     /// What `operation` depends on. It isn't for the record as it is: secrets are in it, and short ones could be
     /// guessed.
     pub(super) fn of(&self, operation: &Operation) -> Digest {

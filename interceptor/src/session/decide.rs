@@ -6,10 +6,10 @@ use bytes::Bytes;
 use interceptor_core::{
     decoder::Failure,
     login::{Authorization, Login},
-    operation::{Operation, attribute},
-    protocol,
+    operation::{Operation, attribute, radius::Estimate},
+    protocol::{self, postgres::Parameters},
     record::{ApprovalId, DecisionRecord, Event, OperationRecord},
-    ruling::{Cause, Hold, Judge, Judgement, Refusal, Ruling},
+    ruling::{Cause, Decision, Hold, Judge, Judgement, Refusal, Ruling, Verdict},
 };
 
 use super::Session;
@@ -20,7 +20,7 @@ use crate::{
     clock::now,
     credentials::{LoginError, Wanted},
     proxy::{self, Ask},
-    upstream,
+    radius, upstream,
 };
 
 /// Names that are looked up for one connection in the clear: an agent can't have us ask for ever.
@@ -62,7 +62,10 @@ impl Session {
         let found = credentials.login(&self.origin.destination, wanted).await;
         self.now = now();
         match found {
-            Ok(login) => Ok(login),
+            Ok(login) => {
+                self.logged_in_as = login.as_ref().map(|login| login.user.as_str().into());
+                Ok(login)
+            }
             Err(error) => {
                 let whose = [("user", user.to_owned()), ("database", database.to_owned())];
                 Err(self.no_secret("postgres_login", whose, &error).await)
@@ -173,6 +176,7 @@ impl Session {
                 let Some(operation) = operation else {
                     return Decided::Now(Ruling::Refuse(unavailable(&decision.rule)));
                 };
+                let startup = beginning.clone();
                 self.circumstances.begun(beginning);
                 let context = self.circumstances.of(&operation);
                 let asked = operation.clone();
@@ -185,8 +189,13 @@ impl Session {
                     shape: protocol::shape(&operation)
                         .map(|shape| operation.digest_of_shape(&self.origin, &shape)),
                     operation,
-                    decision: Arc::unwrap_or_clone(decision),
+                    decision: Decision::clone(&decision),
                 });
+                if let Verdict::Hold(terms) = &decision.verdict
+                    && let Some(estimate) = terms.blast_radius
+                {
+                    self.estimate(&pending, &asked, (&startup, estimate));
+                }
                 Decided::Later(Box::new(Held {
                     hold,
                     operation: asked,
@@ -194,6 +203,36 @@ impl Session {
                 }))
             }
         }
+    }
+
+    /// Has it found out what `operation`, which is held, would touch. Nothing waits for it.
+    fn estimate(
+        &self,
+        pending: &proxy::Held,
+        operation: &Operation,
+        (startup, estimate): (&[u8], Estimate),
+    ) {
+        let scene = radius::Scene {
+            network: self.network.clone(),
+            origin: self.origin.clone(),
+            is_secure: self.is_secure,
+            is_unknown: self.is_unknown(),
+            startup: Parameters::read(startup).unwrap_or_default(),
+            logged_in_as: self.logged_in_as.clone(),
+            may_have_renamed: self.circumstances.are_changed(),
+        };
+        let (services, share) = (self.services.clone(), self.share.clone());
+        let (operation, estimator) = (operation.clone(), pending.estimator());
+        tokio::spawn(async move {
+            let means = radius::Means {
+                credentials: &services.credentials,
+                tls: &services.tls,
+                postgres: &services.postgres,
+            };
+            let turn = &share.estimates;
+            let radius = radius::find_out(means, &scene, &operation, estimate, turn).await;
+            estimator.is(radius);
+        });
     }
 
     /// In the clear nobody proves a name: the one that a request claims counts where the destination was

@@ -123,6 +123,8 @@ pub(crate) struct Session {
     /// Names that requests in the clear claimed, and whether they are the destination's.
     claimed_names: Vec<(Box<str>, bool)>,
     cancellable: Option<Cancellable>,
+    /// The user that the agent is logged in as, where it isn't the one that it names.
+    logged_in_as: Option<Box<str>>,
     /// Proxies that the agent has asked to be connected through.
     tunnels: u8,
     operations: u64,
@@ -186,6 +188,7 @@ impl Session {
             certified: [].into(),
             claimed_names: Vec::new(),
             cancellable: None,
+            logged_in_as: None,
             tunnels: 0,
             operations: 0,
             circumstances: Circumstances::default(),

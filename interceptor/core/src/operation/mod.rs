@@ -2,6 +2,7 @@
 
 pub mod dns;
 pub mod http;
+pub mod radius;
 pub mod recalled;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};

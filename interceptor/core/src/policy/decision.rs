@@ -4,6 +4,8 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+use crate::operation::radius::Estimate;
+
 /// SHA-256 of the policy files that were in force, in the order in which they were read.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PolicyHash(pub [u8; 32]);
@@ -187,6 +189,8 @@ pub struct HoldTerms {
     pub windows: Option<WindowLimits>,
     /// Whether a yes has to be signed by its giver's security key.
     pub security_key: bool,
+    /// Whether what it would touch is found out beforehand, and how.
+    pub blast_radius: Option<Estimate>,
 }
 
 /// What becomes of a held operation about which nobody decided in time.
@@ -265,6 +269,7 @@ impl Default for HoldTerms {
             reason: false,
             windows: None,
             security_key: false,
+            blast_radius: None,
         }
     }
 }

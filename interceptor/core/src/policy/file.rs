@@ -9,6 +9,7 @@ use super::{
     decision::{Otherwise, WindowScope},
     error::Problem,
 };
+use crate::operation::radius::Estimate;
 
 /// A policy file.
 #[derive(Debug, Deserialize)]
@@ -256,6 +257,8 @@ pub(super) struct ReviewersSpec {
     pub(super) windows: Option<WindowsSpec>,
     #[serde(default)]
     pub(super) security_key: bool,
+    #[serde(default, deserialize_with = "given")]
+    pub(super) blast_radius: Option<Estimate>,
 }
 
 /// Whether a yes needs a reason.

@@ -148,6 +148,7 @@ fn mistakes_are_told_with_their_place_and_a_remedy() {
         ("default: {action: deny}\nrules: [{id: a, match: {destination: {port: 9}}, inbound: allow, udp: deny}]".to_owned(), "a rule with `udp` or `inbound` is for the kernel"),
         ("default: {action: deny}\nrules: [{id: a, match: {source: {address: 192.0.2.1}}, action: deny}]".to_owned(), "only a rule with `inbound` has a `source`"),
         ("default: {action: deny}\nrules: [{id: a, match: {destination: {port: [1, 3, 5, 7, 9, 11, 13, 15, 17]}}, inbound: allow}]".to_owned(), "more than 8 ranges of ports"),
+        (hold("blast_radius: guess"), "p.yaml:5:31: "),
         (rule("reviewers: {quorum: 2}"), "only a rule that holds has reviewers"),
         (hold("quorum: 0"), "a quorum of 0"),
         (hold("people: [alice], quorum: 2"), "a quorum of 2 of 1 people can't be reached"),

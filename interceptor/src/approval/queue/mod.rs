@@ -14,6 +14,7 @@ use std::{
 use futures_util::future::BoxFuture;
 use interceptor_core::{
     limits::{APPROVALS_ENDED_MAX, APPROVALS_PENDING_AGENT_MAX, APPROVALS_PENDING_MAX},
+    operation::radius::BlastRadius,
     record::{ApprovalId, ApprovalRecord, ApprovalStep, Event, Timestamp},
     ruling::{Cause, WindowScope},
 };
@@ -63,6 +64,8 @@ struct Open {
     requested: Timestamp,
     until: Timestamp,
     ballot: Ballot,
+    /// What it would touch, as far as that has been found out.
+    radius: Option<Arc<BlastRadius>>,
     /// Groups that were asked later.
     escalated: Vec<Box<str>>,
     /// When the outcome was known, though perhaps not yet recorded: what is approved stands from then on.
@@ -164,6 +167,7 @@ impl Approvals {
             ballot: Ballot::new(request.terms.quorum, until),
             requested: now,
             until,
+            radius: None,
             escalated: Vec::new(),
             decided: None,
             answer: Some(answer),
@@ -174,6 +178,19 @@ impl Approvals {
         queue.open.insert(id, open);
         self.tell(Change::Requested(Box::new(summary)));
         pending
+    }
+
+    /// Has people see what the operation of a question that is open would touch.
+    pub fn estimated(&self, id: ApprovalId, radius: BlastRadius) {
+        let mut queue = self.queue();
+        let Some(open) = queue.open.get_mut(&id) else {
+            return;
+        };
+        let radius = Arc::new(radius);
+        open.radius = Some(radius.clone());
+        let summary = open.summary(id, State::Pending);
+        drop(self.append(id, &open.request, ApprovalStep::Estimated { radius }));
+        self.tell(Change::Estimated(Box::new(summary)));
     }
 
     /// What may go by what was approved before, oldest first.
@@ -413,6 +430,7 @@ impl Open {
             (self.requested, self.until),
             self.ballot.votes().cloned().collect(),
             (&self.escalated, self.waits()),
+            self.radius.as_deref(),
         )
     }
 

@@ -46,6 +46,7 @@ impl Approvals {
             let mut open = Open {
                 requested: left.requested,
                 until: left.until,
+                radius: left.radius,
                 escalated: groups.flat_map(|step| step.groups.to_vec()).collect(),
                 decided: None,
                 answer: None,

@@ -98,7 +98,9 @@ impl Desk {
                 self.put(summary);
                 effects.push(Effect::Bell);
             }
-            Change::Voted(summary) | Change::Left(summary) => self.put(summary),
+            Change::Estimated(summary) | Change::Voted(summary) | Change::Left(summary) => {
+                self.put(summary);
+            }
             Change::Ended(summary) => {
                 let key = (summary.requested, summary.id);
                 self.open.remove(&key);

@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, fmt::Write as _, time::Duration};
 
 use interceptor_core::{
-    operation::{Effects, ParameterFormat, Touch},
+    operation::{Effects, ParameterFormat, Touch, radius::BlastRadius},
     record::{Choice, Timestamp},
     ruling::{Cause, Otherwise},
 };
@@ -124,6 +124,7 @@ fn what(line: &Json) -> String {
 pub(super) fn change_text(change: &Change, now: Timestamp, color: bool) -> String {
     let (what, summary) = match change {
         Change::Requested(summary) => (paint(Style::Wait, "held", color), summary),
+        Change::Estimated(summary) => (paint(Style::Dim, "size", color), summary),
         Change::Voted(summary) => (paint(Style::Dim, "vote", color), summary),
         Change::Left(summary) => (paint(Style::Dim, "left", color), summary),
         Change::Resumed(summary) => (paint(Style::Wait, "back", color), summary),
@@ -149,6 +150,10 @@ pub(super) fn change_text(change: &Change, now: Timestamp, color: bool) -> Strin
         (State::Pending, Some(vote)) if matches!(change, Change::Voted(_)) => {
             format!("{}; {}", vote_text(vote), standing(summary, now))
         }
+        (State::Pending, _) if matches!(change, Change::Estimated(_)) => {
+            let radius = summary.blast_radius.as_ref();
+            inert(&radius.map_or_else(String::new, in_a_line)).into_owned()
+        }
         (State::Pending, _) => standing(summary, now),
         (ended, Some(vote)) => format!("{}; {}", state(ended), vote_text(vote)),
         (ended, None) => state(ended),
@@ -162,6 +167,14 @@ pub(super) fn change_text(change: &Change, now: Timestamp, color: bool) -> Strin
         inert(&summary.action),
         inert(&summary.rule),
     )
+}
+
+/// What an operation would touch, in a line.
+fn in_a_line(radius: &BlastRadius) -> String {
+    let impacts = radius.impacts.iter().map(ToString::to_string);
+    let unknown = radius.unknown.iter().map(|why| format!("not known: {why}"));
+    let all: Vec<String> = impacts.chain(unknown).collect();
+    all.join("; ")
 }
 
 fn standing_text(what: &str, standing: &Standing, now: Timestamp, tail: &str) -> String {
@@ -249,6 +262,22 @@ pub(super) fn text(detail: &Detail, past: &Past, now: Timestamp, color: bool) ->
         .collect();
     if !resources.is_empty() {
         field("touches", &resources.join(", "));
+    }
+    match (&summary.blast_radius, summary.estimate) {
+        (Some(radius), _) => {
+            for impact in &radius.impacts {
+                let what = match radius.is_of_several() {
+                    true => format!("{}: {impact}", impact.statement),
+                    false => impact.to_string(),
+                };
+                field("would touch", &what);
+            }
+            for why in &radius.unknown {
+                field("not known", why);
+            }
+        }
+        (None, Some(_)) => field("would touch", "being found out"),
+        (None, None) => {}
     }
     field("held by", &summary.rule);
     if !summary.reason.is_empty() {

@@ -10,7 +10,7 @@ use axum::{
     response::Response,
 };
 use interceptor_core::{
-    operation::{Protocol, Touch},
+    operation::{Protocol, Touch, radius::BlastRadius},
     record::{ApprovalId, Choice, Consent, Window},
     ruling::{Otherwise, WindowScope},
 };
@@ -73,8 +73,42 @@ pub(in crate::console) struct Card {
     requested: String,
     requested_ago: String,
     until: String,
+    /// It is found out what it would touch.
+    is_estimated: bool,
+    /// What, once that is known.
+    radius: Option<Radius>,
     /// Whether everything that would run is in sight, so that it can be answered from the list.
     is_in_sight: bool,
+}
+
+/// What a question's operation would touch.
+#[derive(Debug, Clone)]
+struct Radius {
+    /// What becomes of what; whether that is because of something else.
+    impacts: Vec<(Html, bool)>,
+    unknown: Vec<Html>,
+    asked_as: Option<Html>,
+    took_ms: u64,
+}
+
+impl Radius {
+    fn new(radius: &BlastRadius) -> Self {
+        let is_of_several = radius.is_of_several();
+        let impacts = radius.impacts.iter().map(|impact| {
+            let what = if is_of_several {
+                format!("{}: {impact}", impact.statement)
+            } else {
+                impact.to_string()
+            };
+            (text::line(&what), impact.through.is_some())
+        });
+        Self {
+            impacts: impacts.collect(),
+            unknown: radius.unknown.iter().map(|why| text::line(why)).collect(),
+            asked_as: radius.asked_as.as_deref().map(text::line),
+            took_ms: radius.took_ms,
+        }
+    }
 }
 
 /// `detail` as a card.
@@ -172,6 +206,8 @@ pub(in crate::console) fn card(detail: &Detail) -> Card {
         requested: view::time(summary.requested),
         requested_ago: view::ago(summary.requested),
         until: summary.until.to_string(),
+        is_estimated: summary.estimate.is_some(),
+        radius: summary.blast_radius.as_ref().map(Radius::new),
         is_in_sight,
     }
 }

@@ -83,6 +83,8 @@ pub(super) fn summary(id: u64) -> Summary {
         quorum: 1,
         reason_required: false,
         security_key: false,
+        estimate: None,
+        blast_radius: None,
         otherwise: Otherwise::Deny,
         windows: None,
         waits: true,

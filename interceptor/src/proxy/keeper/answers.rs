@@ -10,6 +10,7 @@ use std::{
 
 use interceptor_core::{
     decoder::Resolved,
+    operation::radius::BlastRadius,
     origin::Origin,
     record::{ApprovalId, Event, SessionId},
     ruling::Verdict,
@@ -28,18 +29,25 @@ use crate::{
     approval::{Outcome, Request, Withdrawal},
     clock,
     credentials::Secrets as _,
+    sync::lock,
     tls::{Leaf, Wanted},
 };
 
 /// How long a session waits for the disk before it gives up.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// What an operation would touch, when that is known.
+pub(super) type Estimated = oneshot::Receiver<BlastRadius>;
+
+/// How long that may take: longer than the proxy tries.
+const ESTIMATED_WITHIN: Duration = Duration::from_secs(30);
+
 impl Keeper {
     /// Asks people, and tells the session what they say.
     pub(super) async fn ask(
         &self,
         ask: Ask,
-        mut withdrawal: oneshot::Receiver<Withdrawal>,
+        (mut withdrawal, estimate): (oneshot::Receiver<Withdrawal>, Option<Estimated>),
         line: &ToIt,
     ) {
         let asked = ask.approval;
@@ -81,6 +89,15 @@ impl Keeper {
         if id != asked {
             let _ = line.send(&ToProxy::Called(asked, id), Vec::new());
         }
+        if let Some(estimate) = estimate {
+            // Not a part of this: whoever doesn't wait for the answer may be asked about for long.
+            let approvals = approvals.clone();
+            tokio::spawn(async move {
+                if let Ok(Ok(radius)) = tokio::time::timeout(ESTIMATED_WITHIN, estimate).await {
+                    approvals.estimated(id, radius);
+                }
+            });
+        }
         let outcome = tokio::select! {
             biased;
             outcome = pending.outcome() => outcome,
@@ -112,6 +129,19 @@ impl Keeper {
             open.remove(&asked);
         }
         let _ = line.send(&ToProxy::Outcome(asked, outcome), Vec::new());
+    }
+
+    /// Takes what is found out about an operation that people are about to be asked about, if its rule wants that.
+    pub(super) fn estimate(&self, ask: &Ask) -> Option<Estimated> {
+        let Verdict::Hold(terms) = &ask.decision.verdict else {
+            return None;
+        };
+        terms.blast_radius?;
+        let (sender, estimated) = oneshot::channel();
+        let mut estimates = lock(&self.estimates);
+        estimates.retain(|_, waiting| !waiting.is_closed());
+        estimates.insert(ask.approval, sender);
+        Some(estimated)
     }
 
     pub(super) fn withdraw(&self, asked: ApprovalId, why: Withdrawal) {

@@ -77,6 +77,7 @@ impl Compiler {
             .as_ref()
             .and_then(|windows| self.windows(file, place, windows));
         terms.security_key = spec.security_key;
+        terms.blast_radius = spec.blast_radius;
         if terms.security_key && terms.otherwise == Otherwise::Allow {
             let what = "with `otherwise: allow` silence lets it through, which no security key has signed: leave one of the two out";
             self.problem(file, place, what);

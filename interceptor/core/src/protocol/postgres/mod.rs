@@ -23,6 +23,7 @@ pub mod mask;
 mod names;
 mod pipeline;
 mod questions;
+pub mod radius;
 mod refuse;
 mod release;
 mod rows;
@@ -33,7 +34,7 @@ mod tests;
 pub mod transcript;
 pub mod wire;
 
-pub use self::startup::is_startup;
+pub use self::startup::{Parameters, is_startup};
 
 use std::{
     collections::VecDeque,

@@ -19,12 +19,15 @@ use crate::{
 
 /// The parameters of a StartupMessage.
 #[derive(Debug, Default)]
-struct Parameters {
-    user: Option<String>,
-    database: Option<String>,
-    replication: bool,
+pub struct Parameters {
+    /// Who the client wants to be.
+    pub user: Option<String>,
+    /// Where to; the database of the user's name where it isn't said.
+    pub database: Option<String>,
+    /// It is for replication.
+    pub replication: bool,
     /// Settings, those inside `options` included, as name and value.
-    settings: Vec<(String, String)>,
+    pub settings: Vec<(String, String)>,
 }
 
 impl Postgres {
@@ -273,7 +276,12 @@ impl Postgres {
 }
 
 impl Parameters {
-    fn read(payload: &[u8]) -> Result<Self, Malformed> {
+    /// Reads what stands behind a StartupMessage's protocol version, which is what
+    /// [`Decoder::beginning`](crate::decoder::Decoder::beginning) gives of a session.
+    ///
+    /// # Errors
+    /// Where it isn't that.
+    pub fn read(payload: &[u8]) -> Result<Self, Malformed> {
         let mut reader = Reader::new(payload, "StartupMessage");
         let mut parameters = Self::default();
         loop {
