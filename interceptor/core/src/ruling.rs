@@ -212,6 +212,7 @@ impl Permit {
             rule: "test".into(),
             reason: "".into(),
             masked_by: [].into(),
+            observed: [].into(),
             strict: false,
             policy: PolicyHash([0; 32]),
         };

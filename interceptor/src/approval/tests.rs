@@ -179,6 +179,7 @@ pub(crate) fn request(agent: &str, quorum: u32, within_s: u64, groups: &[&str]) 
             rule: "held".into(),
             reason: "ask first".into(),
             masked_by: [].into(),
+            observed: [].into(),
             strict: false,
             policy: PolicyHash([0; 32]),
         }),

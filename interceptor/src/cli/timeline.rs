@@ -122,6 +122,11 @@ impl Timeline {
         if !reason.is_empty() {
             _ = write!(out, ": {}", inert(reason));
         }
+        let observed = line.get("observed").and_then(Value::as_array);
+        for observed in observed.into_iter().flatten() {
+            let (rule, would) = (text(observed, "rule"), text(observed, "would"));
+            _ = write!(out, " · rule {} would {} it", inert(rule), inert(would));
+        }
         let masks = strings(line, "masked_by");
         if !masks.is_empty() {
             _ = write!(out, " · masked by {}", inert(&masks.join(", ")));

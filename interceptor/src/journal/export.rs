@@ -139,6 +139,7 @@ impl Lines {
                     "rule": decision.rule,
                     "reason": decision.reason,
                     "masked_by": decision.masked_by,
+                    "observed": decision.observed,
                     "policy": decision.policy.to_string(),
                 })
             }

@@ -142,7 +142,7 @@ impl Observing {
         let is_stopped = observations.iter().any(|would| would.would != Would::Mask);
         self.stopped += u64::from(is_stopped);
         for observation in observations {
-            let key = (Box::from(observation.rule), observation.would);
+            let key = (observation.rule, observation.would);
             let rule = self
                 .rules
                 .entry(key)

@@ -51,6 +51,8 @@ pub struct Decision {
     pub reason: Arc<str>,
     /// Ids of the rules whose masks apply to the response.
     pub masked_by: Arc<[Box<str>]>,
+    /// What rules that aren't enforced would have done, in a policy that is.
+    pub observed: Arc<[Observation]>,
     /// Whether the record has to be on disk before the operation goes on.
     pub strict: bool,
     /// The policy in force.
@@ -68,11 +70,11 @@ pub enum Verdict {
     Hold(HoldTerms),
 }
 
-/// What a decision would have done, and didn't, because it only observes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Observation<'a> {
+/// What a rule would have done, and didn't, because it only observes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Observation {
     /// The rule that would have done it.
-    pub rule: &'a str,
+    pub rule: Box<str>,
     /// What.
     pub would: Would,
 }
@@ -101,63 +103,32 @@ impl Would {
     }
 }
 
-/// What stands before and behind it in the reason of a decision that a rule which isn't enforced would have made
-/// stricter: `rule \`x\` would deny it, but is not enforced`.
-const OBSERVED: [&str; 3] = ["rule `", "` would ", " it, but is not enforced"];
-
-impl Observation<'_> {
-    /// `reason`, followed by that.
-    pub(super) fn behind(&self, reason: &str) -> Arc<str> {
-        let [before, between, behind] = OBSERVED;
-        let Self { rule, would } = self;
-        let semicolon = if reason.is_empty() { "" } else { "; " };
-        format!(
-            "{reason}{semicolon}{before}{rule}{between}{}{behind}",
-            would.name()
-        )
-        .into()
-    }
-}
-
 impl Decision {
-    /// What it would have done, where it is one that only observes, or one that a rule which only observes would have
-    /// made stricter.
+    /// What it would have done, where it is one that only observes, and what rules would have done that only observe.
     #[must_use]
-    pub fn observations(&self) -> Vec<Observation<'_>> {
-        if !self.enforced {
-            let would = match &self.verdict {
-                Verdict::Allow => None,
-                Verdict::Hold(_) => Some(Would::Hold),
-                Verdict::Deny => Some(Would::Deny),
-            };
-            let own = would.map(|would| Observation {
-                rule: &self.rule,
-                would,
-            });
-            // What would be refused has nothing that comes back.
-            let masks = match self.verdict {
-                Verdict::Deny => &[][..],
-                _ => &*self.masked_by,
-            };
-            let masks = masks.iter().map(|rule| Observation {
-                rule,
-                would: Would::Mask,
-            });
-            return own.into_iter().chain(masks).collect();
+    pub fn observations(&self) -> Vec<Observation> {
+        if self.enforced {
+            return self.observed.to_vec();
         }
-        self.stricter().into_iter().collect()
-    }
-
-    /// What a rule that isn't enforced would have done in place of the one that decided.
-    fn stricter(&self) -> Option<Observation<'_>> {
-        let [before, between, behind] = OBSERVED;
-        let rest = self.reason.strip_suffix(behind)?;
-        let (rest, would) = rest.rsplit_once(between)?;
-        let would = [Would::Hold, Would::Deny]
-            .into_iter()
-            .find(|known| known.name() == would)?;
-        let (_, rule) = rest.rsplit_once(before)?;
-        Some(Observation { rule, would })
+        let would = match &self.verdict {
+            Verdict::Allow => None,
+            Verdict::Hold(_) => Some(Would::Hold),
+            Verdict::Deny => Some(Would::Deny),
+        };
+        let own = would.map(|would| Observation {
+            rule: (&*self.rule).into(),
+            would,
+        });
+        // What would be refused has nothing that comes back.
+        let masks = match self.verdict {
+            Verdict::Deny => &[][..],
+            _ => &*self.masked_by,
+        };
+        let masks = masks.iter().map(|rule| Observation {
+            rule: rule.clone(),
+            would: Would::Mask,
+        });
+        own.into_iter().chain(masks).collect()
     }
 }
 
@@ -276,34 +247,22 @@ impl Default for HoldTerms {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
-    fn decision(verdict: Verdict, enforced: bool, reason: &str) -> Decision {
+    fn decision(verdict: Verdict, enforced: bool) -> Decision {
         Decision {
             verdict,
             enforced,
             rule: "own".into(),
-            reason: reason.into(),
+            reason: "".into(),
             masked_by: [Box::from("masks")].into(),
+            observed: [Observation {
+                rule: "other".into(),
+                would: Would::Deny,
+            }]
+            .into(),
             strict: false,
             policy: PolicyHash([0; 32]),
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn what_a_rule_would_have_done_is_read_as_it_was_said(
-            rule in "[a-z`: -]{1,20}",
-            reason in "[a-z`;, ]{0,20}",
-            denies in any::<bool>(),
-        ) {
-            let would = if denies { Would::Deny } else { Would::Hold };
-            prop_assume!(!rule.contains("rule `"));
-            let observation = Observation { rule: &rule, would };
-            let decision = decision(Verdict::Allow, true, &observation.behind(&reason));
-            prop_assert_eq!(decision.observations(), [observation]);
         }
     }
 
@@ -316,14 +275,13 @@ mod tests {
             said.collect::<Vec<_>>().join(", ")
         };
         let held = Verdict::Hold(HoldTerms::default());
-        for (verdict, enforced, reason, expected) in [
-            (Verdict::Allow, true, "", ""),
-            (Verdict::Deny, true, "rule `x` is not enforced", ""),
-            (Verdict::Allow, false, "", "masks mask"),
-            (held, false, "", "own hold, masks mask"),
-            (Verdict::Deny, false, "", "own deny"),
+        for (verdict, enforced, expected) in [
+            (Verdict::Allow, true, "other deny"),
+            (Verdict::Allow, false, "masks mask"),
+            (held, false, "own hold, masks mask"),
+            (Verdict::Deny, false, "own deny"),
         ] {
-            assert_eq!(said(&decision(verdict, enforced, reason)), expected);
+            assert_eq!(said(&decision(verdict, enforced)), expected);
         }
     }
 }

@@ -201,6 +201,7 @@ impl Policy {
             rule,
             reason,
             masked_by: [].into(),
+            observed: [].into(),
             strict: true,
             policy: self.hash,
         };

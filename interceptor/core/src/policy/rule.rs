@@ -352,6 +352,11 @@ impl Rule {
         }
     }
 
+    /// Whether it masks anything.
+    pub(super) fn masks(&self) -> bool {
+        !self.columns.is_empty() || !self.patterns.is_empty() || !self.web.is_empty()
+    }
+
     /// Whether the same description may be decided otherwise another time.
     pub(super) fn depends_on_more_than_the_description(&self) -> bool {
         self.content.is_some()

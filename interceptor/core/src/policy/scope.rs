@@ -57,6 +57,8 @@ pub struct Evaluated {
 struct Masks {
     plan: Arc<MaskPlan>,
     by: Arc<[Box<str>]>,
+    /// Who would mask and isn't enforced.
+    observed: Arc<[Observation]>,
 }
 
 impl Masks {
@@ -66,26 +68,31 @@ impl Masks {
         rules: &[(usize, Arc<Rule>)],
         protocol: Protocol,
     ) -> Self {
-        let masking = || {
+        let concerned = || {
             let rules = rules.iter().map(|(_, rule)| rule);
             // A destination whose name isn't known may be any.
             rules.filter(|rule| {
-                rule.enforced
-                    && rule.scope.protocol.is_none_or(|of| of == protocol)
+                rule.scope.protocol.is_none_or(|of| of == protocol)
                     && (origin.names.is_empty() || rule.is_for_names(&origin.names))
             })
         };
-        let by = masking().filter(|rule| {
-            !rule.columns.is_empty() || !rule.patterns.is_empty() || !rule.web.is_empty()
-        });
+        let masking = || concerned().filter(|rule| rule.enforced);
+        let by = masking().filter(|rule| rule.masks());
         let by = by.map(|rule| Box::from(&*rule.id)).collect();
         if !policy.enforced {
             // It is said who would mask, and nothing is.
             return Self {
                 plan: Arc::default(),
                 by,
+                observed: [].into(),
             };
         }
+        let observed = concerned().filter(|rule| !rule.enforced && rule.masks());
+        let observed = observed.map(|rule| Observation {
+            rule: (&*rule.id).into(),
+            would: Would::Mask,
+        });
+        let observed = observed.collect();
         let patterns = Patterns::new(
             masking()
                 .flat_map(|rule| rule.patterns.iter().cloned())
@@ -114,6 +121,7 @@ impl Masks {
         Self {
             plan: Arc::new(plan),
             by,
+            observed,
         }
     }
 }
@@ -276,16 +284,26 @@ impl Scope {
                 self.policy.default_reason.clone(),
             ),
         };
-        let reason = match observed {
-            Some(observed) if observed.says.weight() > says.weight() => {
-                let would = match observed.says {
-                    Says::Deny => Would::Deny,
-                    _ => Would::Hold,
-                };
-                let rule = &observed.id;
-                Observation { rule, would }.behind(&reason)
-            }
-            _ => reason,
+        let stricter = observed.filter(|observed| observed.says.weight() > says.weight());
+        let stricter = stricter.map(|observed| Observation {
+            rule: (&*observed.id).into(),
+            would: match observed.says {
+                Says::Deny => Would::Deny,
+                _ => Would::Hold,
+            },
+        });
+        let masks = self.masks(protocol);
+        let observed = match (stricter, says) {
+            // Neither is anything told of a policy that only observes as a whole: its rules do nothing less.
+            _ if !self.policy.enforced => [].into(),
+            (None, Says::Allow | Says::Hold(_)) => masks.observed.clone(),
+            // What is refused has nothing that comes back, and what would be hasn't either.
+            (None, Says::Deny) => [].into(),
+            (Some(stricter), _) if stricter.would == Would::Deny => [stricter].into(),
+            (Some(stricter), _) => [stricter]
+                .into_iter()
+                .chain(masks.observed.iter().cloned())
+                .collect(),
         };
         let verdict = match says {
             Says::Allow => Verdict::Allow,
@@ -300,7 +318,8 @@ impl Scope {
             verdict,
             rule,
             reason,
-            masked_by: self.masks(protocol).by.clone(),
+            masked_by: masks.by.clone(),
+            observed,
             policy: self.policy.hash,
         }
     }

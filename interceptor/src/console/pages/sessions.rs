@@ -342,11 +342,16 @@ fn entry(record: &Value) -> Option<Entry> {
             } else {
                 format!(": {reason}")
             };
-            (
-                style,
-                format!("{verdict}{observed}"),
-                format!("rule {}{reason}", words("rule")),
-            )
+            let mut why = format!("rule {}{reason}", words("rule"));
+            for other in record["observed"].as_array().into_iter().flatten() {
+                let word = |name: &str| other[name].as_str().unwrap_or_default();
+                why.push_str(&format!(
+                    " · rule {} would {} it",
+                    word("rule"),
+                    word("would")
+                ));
+            }
+            (style, format!("{verdict}{observed}"), why)
         }
         "approval" => {
             let step = words("step");

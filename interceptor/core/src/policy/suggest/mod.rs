@@ -265,7 +265,7 @@ fn is_unwanted(decision: &Decision) -> Option<String> {
         .find(|observation| observation.would != super::Would::Mask)
     {
         // Nothing was said of it, and it was let go to see what there is.
-        let is_unsaid = observation.rule == "default";
+        let is_unsaid = &*observation.rule == "default";
         return (!is_unsaid).then(|| {
             format!(
                 "rule {} would {} it",

@@ -35,6 +35,7 @@ fn decided(verdict: Verdict, rule: &str, enforced: bool) -> Decision {
         rule: rule.into(),
         reason: "".into(),
         masked_by: [].into(),
+        observed: [].into(),
         strict: false,
         policy: PolicyHash([0; 32]),
     }
