@@ -3,6 +3,7 @@
 pub mod dns;
 pub mod http;
 pub mod recalled;
+pub mod words;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 

@@ -32,6 +32,7 @@ mod startup;
 mod tests;
 pub mod transcript;
 pub mod wire;
+pub mod words;
 
 pub use self::startup::is_startup;
 
