@@ -10,6 +10,7 @@ use axum::{
     response::Response,
 };
 use interceptor_core::{
+    limits,
     operation::{Protocol, Touch},
     record::{ApprovalId, Choice, Consent, Window},
     ruling::{Otherwise, WindowScope},
@@ -27,6 +28,7 @@ use crate::{
         text::{self, Html, Language, Shown},
     },
     control::{Ballot, Reason, Role},
+    words::words,
 };
 
 /// Questions that the list shows whole; the rest is counted, and comes up as these are answered.
@@ -37,6 +39,10 @@ const ENDED_MAX: usize = 20;
 
 /// Operations of the session that are shown before the one in question.
 const BEFORE_MAX: usize = 8;
+
+/// Bytes of statements that one page puts into words, 1.5 s at the very most; of those behind them effects and names are
+/// told, until they are opened.
+const WORDED_BYTES_MAX: usize = 8 * limits::WORDS_STATEMENT_BYTES_MAX;
 
 /// Longest list of a session's records that is looked through for them, in bytes.
 const RECORDS_BYTES_MAX: usize = 16 << 20;
@@ -55,7 +61,10 @@ pub(in crate::console) struct Card {
     destination: Html,
     resources: Vec<(Html, &'static str)>,
     effects: Vec<&'static str>,
-    summary: Html,
+    /// What it does, in words.
+    sentences: Vec<Html>,
+    /// What must not be overlooked in that.
+    warnings: Vec<&'static str>,
     rule: Html,
     reason: Html,
     content: Option<Shown>,
@@ -79,7 +88,20 @@ pub(in crate::console) struct Card {
 
 /// `detail` as a card.
 pub(in crate::console) fn card(detail: &Detail) -> Card {
+    let mut room = limits::WORDS_STATEMENT_BYTES_MAX;
+    card_within(detail, &mut room)
+}
+
+/// `detail` as a card, with its content in words as far as that is within `room`.
+fn card_within(detail: &Detail, room: &mut usize) -> Card {
     let summary = &detail.summary;
+    let content = detail.content.as_ref();
+    let content_bytes = content.map_or(0, |content| match content {
+        Content::Text(text) | Content::Hex(text) => text.len(),
+    });
+    let is_within = content_bytes <= *room;
+    *room = room.saturating_sub(content_bytes);
+    let words = words(summary, content.filter(|_| is_within));
     let language = match summary.protocol {
         Protocol::Postgres => Language::Sql,
         _ => Language::Plain,
@@ -139,7 +161,12 @@ pub(in crate::console) fn card(detail: &Detail) -> Card {
             })
             .collect(),
         effects: summary.effects.names().collect(),
-        summary: text::line(&in_words(summary)),
+        sentences: words
+            .sentences
+            .iter()
+            .map(|sentence| text::line(&format!("{}.", sentence.text)))
+            .collect(),
+        warnings: words.warnings().iter().map(|one| one.text()).collect(),
         rule: text::line(&summary.rule),
         reason: text::line(&summary.reason),
         content,
@@ -180,45 +207,6 @@ fn plain(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
         other => other.to_string(),
-    }
-}
-
-/// What it does, in a sentence.
-fn in_words(summary: &Summary) -> String {
-    let mut verbs: Vec<&str> = Vec::new();
-    for effect in summary.effects.names() {
-        verbs.push(match effect {
-            "read" => "reads",
-            "write" => "changes data in",
-            "schema" => "changes the structure of",
-            "admin" => "administers",
-            "execute" => "executes something in",
-            "export" => "takes data out of",
-            "transfer" => "moves data in or out of",
-            "unclassified" => "does something that can't be told to",
-            other => other,
-        });
-    }
-    let what = match verbs.as_slice() {
-        [] => "does nothing that is known to".to_owned(),
-        [one] => (*one).to_owned(),
-        [all @ .., last] => format!("{} and {last}", all.join(", ")),
-    };
-    let names: Vec<String> = summary
-        .resources
-        .iter()
-        .take(4)
-        .map(ToString::to_string)
-        .collect();
-    let more = summary.resources.len().saturating_sub(names.len());
-    let more = if more > 0 {
-        format!(" and {more} more")
-    } else {
-        String::new()
-    };
-    match names.as_slice() {
-        [] => format!("It {what} the server as a whole."),
-        names => format!("It {what} {}{more}.", names.join(", ")),
     }
 }
 
@@ -301,6 +289,7 @@ async fn find(app: &App, session: &Session) -> Result<Found, Refused> {
         .partition(|summary| summary.state == State::Pending);
     let more = open.len().saturating_sub(LISTED_MAX);
     let mut cards = Vec::new();
+    let mut room = WORDED_BYTES_MAX;
     for summary in open.iter().take(LISTED_MAX) {
         // One that ended meanwhile is shown as that.
         match app
@@ -308,7 +297,7 @@ async fn find(app: &App, session: &Session) -> Result<Found, Refused> {
             .get::<Detail>(by, &format!("/v1/approvals/{}", summary.id))
             .await
         {
-            Ok(detail) => cards.push(card(&detail)),
+            Ok(detail) => cards.push(card_within(&detail, &mut room)),
             Err(refused) if refused.status == StatusCode::NOT_FOUND => {}
             Err(refused) => return Err(refused),
         }
