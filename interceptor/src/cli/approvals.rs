@@ -11,7 +11,7 @@ use interceptor_core::{
     ruling::WindowScope,
 };
 
-use self::shown::{Past, change_text, standing, state, text, worded, worded_short};
+use self::shown::{Past, answers, change_text, standing, state, text, worded, worded_short};
 use super::{
     Context, Outcome,
     client::{Client, Reading},
@@ -170,6 +170,7 @@ fn list(context: &Context, all: bool) -> Outcome {
                     State::Pending => standing(summary, now),
                     ended => state(ended),
                 },
+                summary.yours.as_ref().map_or_else(String::new, answers),
                 match summary.state {
                     State::Pending if at < WORDED_MAX => in_words(context, summary),
                     _ => String::new(),
@@ -185,6 +186,7 @@ fn list(context: &Context, all: bool) -> Outcome {
             "ACTION",
             "RULE",
             "STATE",
+            "YOU MAY",
             "IN WORDS",
         ],
         &rows,

@@ -13,7 +13,7 @@ use super::super::display::{
     Style, between, block, command_line, inert, labels, paint, span, time,
 };
 use crate::{
-    approval::{Change, Content, Detail, Standing, State, Summary, Value},
+    approval::{Change, Content, Detail, Standing, State, Summary, Value, Yours},
     words::words,
 };
 
@@ -306,6 +306,9 @@ pub(super) fn text(detail: &Detail, past: &Past, now: Timestamp, color: bool) ->
     if !asked.is_empty() {
         field("reviewers", &asked.join(", "));
     }
+    if let Some(yours) = &summary.yours {
+        field("you may", &yours_text(yours));
+    }
     if summary.reason_required {
         field("reason", "required to approve");
     }
@@ -425,6 +428,31 @@ pub(super) fn standing(summary: &Summary, now: Timestamp) -> String {
         )
     } else {
         format!("waits, {left} left{gone}")
+    }
+}
+
+/// What whoever asks may answer, and why no more.
+fn yours_text(yours: &Yours) -> String {
+    match &*yours.why {
+        "" => answers(yours),
+        why => format!("{}: {why}", answers(yours)),
+    }
+}
+
+/// What whoever asks may answer.
+pub(super) fn answers(yours: &Yours) -> String {
+    let names: Vec<&str> = yours
+        .may
+        .iter()
+        .map(|choice| match choice {
+            Choice::Approve => "approve",
+            Choice::Deny => "deny",
+            Choice::Retract => "retract",
+        })
+        .collect();
+    match names.as_slice() {
+        [] => "not answer".to_owned(),
+        names => names.join(", "),
     }
 }
 

@@ -38,6 +38,7 @@ pub(in super::super) fn detail(statement: &str) -> Detail {
         "votes": [{"by": "alice", "choice": "approve", "reason": "fine", "time": "2026-11-20T22:00:30Z"}],
         "requested": "2026-11-20T22:00:00Z",
         "until": "2026-11-20T22:15:00Z",
+        "yours": {"may": ["deny"], "why": "`carol` owns agent `reporter`", "override": false},
         "content": {"text": statement},
         "parameters": [
             {"format": "text", "type_oid": 25, "value": "x"},
@@ -77,6 +78,7 @@ touches      shop.orders (write)
 held by      writes-wait
 because      a person looks first
 reviewers    dba, erin
+you may      deny: `carol` owns agent `reporter`
 windows      --also shape or less, for up to 15m, up to 20 times
 vote         approved by alice: fine at 2026-11-20 22:00:30Z
 requested    2026-11-20 22:00:00Z
@@ -123,7 +125,8 @@ fn a_statement_cannot_forge_what_is_around_it() {
 fn a_reviewer_is_told_in_words_and_warned() {
     let shown = |detail: &Detail| text(detail, &Past::default(), at("2026-11-20T22:05:00Z"), true);
     let all = detail("DELETE FROM shop.orders WHERE '\u{202e}' = '\u{202e}'");
-    let words = "Deletes EVERY row of shop.orders (its WHERE, '\\u{202e}' = '\\u{202e}', is always true).";
+    let words =
+        "Deletes EVERY row of shop.orders (its WHERE, '\\u{202e}' = '\\u{202e}', is always true).";
     assert!(shown(&all).contains(words), "{}", shown(&all));
     assert!(shown(&all).contains("BEWARE"));
     assert_eq!(

@@ -27,7 +27,7 @@ use crate::{
         server::{App, SignedIn},
         text::{self, Html, Language, Shown},
     },
-    control::{Ballot, Reason, Role},
+    control::{Ballot, Reason},
     words::words,
 };
 
@@ -79,6 +79,12 @@ pub(in crate::console) struct Card {
     needs_reason: bool,
     needs_key: bool,
     lets_by_silence: bool,
+    may_approve: bool,
+    may_deny: bool,
+    may_retract: bool,
+    may_override: bool,
+    /// Why whoever looks may not approve it; empty where they may.
+    why_not: Html,
     requested: String,
     requested_ago: String,
     until: String,
@@ -134,6 +140,8 @@ fn card_within(detail: &Detail, room: &mut usize) -> Card {
         && options.len() <= 4;
     let is_in_sight = is_short && content.as_ref().is_some_and(|shown| shown.rest_lines == 0);
     let (state, style) = view::state(&summary.state);
+    let yours = summary.yours.as_ref();
+    let may = |choice| yours.is_some_and(|yours| yours.may.contains(&choice));
     Card {
         id: summary.id,
         is_pending: summary.state == State::Pending,
@@ -196,6 +204,11 @@ fn card_within(detail: &Detail, room: &mut usize) -> Card {
         needs_reason: summary.reason_required,
         needs_key: summary.security_key,
         lets_by_silence: summary.otherwise == Otherwise::Allow,
+        may_approve: may(Choice::Approve),
+        may_deny: may(Choice::Deny),
+        may_retract: may(Choice::Retract),
+        may_override: yours.is_some_and(|yours| yours.r#override),
+        why_not: text::line(yours.map_or("", |yours| &yours.why)),
         requested: view::time(summary.requested),
         requested_ago: view::ago(summary.requested),
         until: summary.until.to_string(),
@@ -649,11 +662,4 @@ async fn give_reason<T: serde::de::DeserializeOwned>(
     };
     let _: T = app.daemon.post(&session.identity, &path, &reason).await?;
     Ok(())
-}
-
-impl Frame {
-    /// Whether break-glass is to be offered: it is for people who review; the daemon says who may.
-    fn may_override(&self) -> bool {
-        self.role >= Role::Reviewer
-    }
 }
