@@ -663,3 +663,96 @@ async fn give_reason<T: serde::de::DeserializeOwned>(
     let _: T = app.daemon.post(&session.identity, &path, &reason).await?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::control::Role;
+
+    /// A question of `statement`'s whose viewer may answer `may`.
+    fn detail(statement: &str, may: &[&str]) -> Detail {
+        let is_free = may.contains(&"approve");
+        let why = if is_free { "" } else { "`eve` <owns> it" };
+        serde_json::from_value(json!({
+            "id": "00000000000000ff", "state": "pending", "session": "0000000000000001", "number": 3,
+            "agent": "a", "labels": {}, "destination": "192.0.2.1:5432", "protocol": "postgres",
+            "process": {"pid": 7, "uid": 0, "executable": null, "arguments": [], "cgroup": "/a"},
+            "action": "DELETE", "effects": ["write"],
+            "resources": [{"kind": "table", "namespace": null, "name": "t", "touch": "write"}],
+            "digest": format!("sha256:{}", "ab".repeat(32)),
+            "rule": "writes-wait", "reason": "", "policy": "", "groups": [], "quorum": 1, "people": [],
+            "reason_required": false, "otherwise": "deny", "windows": null, "waits": true, "retry": 9,
+            "votes": [], "requested": "2026-11-20T22:00:00Z", "until": "2026-11-20T22:15:00Z",
+            "content": {"text": statement}, "parameters": [], "options": [],
+            "yours": {"may": may, "why": why, "override": false},
+        }))
+        .unwrap()
+    }
+
+    fn page(detail: &Detail) -> String {
+        let frame = &Frame {
+            instance: String::new(),
+            assets: String::new(),
+            name: "eve".into(),
+            role: Role::Reviewer,
+            csrf: "x".into(),
+            here: "approvals",
+        };
+        let card = &card(detail);
+        CardPart { frame, card }.render().unwrap()
+    }
+
+    #[test]
+    fn a_card_says_in_words_what_would_run_and_flags_what_must_not_be_overlooked() {
+        let shown = page(&detail(
+            "DELETE FROM t WHERE '<b>\u{202e}' = '<b>\u{202e}'",
+            &["deny"],
+        ));
+        assert!(shown.contains("<p class=\"words\">Deletes EVERY row of t (its WHERE, "));
+        assert!(shown.contains("<p class=\"flag danger\">Its condition keeps no row out"));
+        assert!(!shown.contains("<b>\u{202e}") && !shown.contains('\u{202e}'));
+        let shown = page(&detail(
+            "DELETE FROM t WHERE a = 1; DELETE FROM t WHERE a = 2",
+            &[],
+        ));
+        assert!(!shown.contains("danger"));
+        assert!(
+            shown.contains("<ol class=\"words\"><li>Deletes the rows of t where a = 1.</li><li>")
+        );
+    }
+
+    #[test]
+    fn only_so_much_of_a_page_is_put_into_words() {
+        let detail = detail("DELETE FROM t", &[]);
+        let mut room = 20;
+        let words = |room: &mut usize| card_within(&detail, room).sentences[0].to_string();
+        assert!(words(&mut room).starts_with("Deletes EVERY row"));
+        assert_eq!(words(&mut room), "It changes data in t.");
+    }
+
+    #[test]
+    fn buttons_are_for_answers_that_would_count() {
+        let buttons = |may: &[&str]| {
+            let shown = page(&detail("DELETE FROM t", may));
+            let all = ["approve", "deny", "retract"];
+            let has = |choice: &&&str| shown.contains(&format!("value=\"{choice}\""));
+            let buttons: Vec<_> = all.iter().filter(has).copied().collect();
+            (buttons, shown.contains("You can't approve it: "))
+        };
+        assert_eq!(
+            buttons(&["approve", "deny"]),
+            (vec!["approve", "deny"], false)
+        );
+        assert_eq!(
+            buttons(&["deny", "retract"]),
+            (vec!["deny", "retract"], true)
+        );
+        assert_eq!(buttons(&[]), (vec![], true));
+        // What isn't wholly in sight is answered where it is, and not by those who can't.
+        let long = "DELETE FROM t\n".repeat(30);
+        assert!(page(&detail(&long, &["deny"])).contains("Open to answer"));
+        assert!(!page(&detail(&long, &[])).contains("Open to answer"));
+    }
+}
