@@ -44,3 +44,4 @@ mod sync;
 pub mod tls;
 pub mod trust;
 pub mod upstream;
+mod words;

@@ -220,7 +220,7 @@ const KEEPING: [&str; 14] = [
     "proxy/process.rs",
     "proxy/sessions.rs",
 ];
-const PARSERS: [&str; 4] = ["session", "leg", "protocol", "sniff"];
+const PARSERS: [&str; 5] = ["session", "leg", "protocol", "sniff", "words"];
 
 /// What shows people what is on record, answers included.
 const SHOWING: [&str; 2] = ["approval/summary.rs", "journal/export.rs"];

@@ -98,3 +98,24 @@ pub const SCRAM_ITERATIONS_MAX: u32 = 1_000_000;
 /// Rounds below which a proof can be guessed from too quickly to be sent where somebody may listen
 /// (RFC 7677, section 4); also what we ask agents for.
 pub const SCRAM_ITERATIONS: u32 = 4_096;
+
+/// Longest text that is put into words, in bytes. Its tree is some 300 times as large with the describer's form of it, and
+/// takes up to 200 ms, as one condition of thousands of parts; a page spends this eight times at most. Of longer ones
+/// effects and names are told.
+pub const WORDS_STATEMENT_BYTES_MAX: usize = 32 << 10;
+
+/// Sentences about one operation; of the statements behind them effects and names are told together. More than these
+/// nobody reads one by one.
+pub const WORDS_SENTENCES_MAX: usize = 20;
+
+/// Longest sentence, in characters; what is cut is counted, and warned of.
+pub const WORDS_SENTENCE_CHARACTERS_MAX: usize = 700;
+
+/// Longest quote within a sentence, a condition or a string, in characters: two lines of a card.
+pub const WORDS_QUOTE_CHARACTERS_MAX: usize = 200;
+
+/// Names of one kind in a sentence.
+pub const WORDS_NAMES_MAX: usize = 4;
+
+/// Conditions of one operation that are quoted, each being parsed for a second time.
+pub const WORDS_QUOTES_MAX: usize = 100;

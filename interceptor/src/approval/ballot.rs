@@ -69,18 +69,31 @@ impl Ballot {
         choice: Choice,
         now: Timestamp,
     ) -> Result<(), Inadmissible> {
+        self.takes(voter, choice, now)?;
+        match choice {
+            Choice::Approve => self.casting.push(voter.name.clone()),
+            Choice::Deny => self.objecting += 1,
+            Choice::Retract => self.agreed.retain(|vote| vote.by != voter.name),
+        }
+        Ok(())
+    }
+
+    /// Whether a vote would be taken.
+    pub(super) fn takes(
+        &self,
+        voter: &Voter,
+        choice: Choice,
+        now: Timestamp,
+    ) -> Result<(), Inadmissible> {
         self.admit(now)?;
         let has_agreed = self.agreed.iter().any(|vote| vote.by == voter.name);
         match choice {
             Choice::Approve if has_agreed || self.casting.contains(&voter.name) => {
-                return Err(Inadmissible::Repeated);
+                Err(Inadmissible::Repeated)
             }
-            Choice::Approve => self.casting.push(voter.name.clone()),
-            Choice::Deny => self.objecting += 1,
-            Choice::Retract if !has_agreed => return Err(Inadmissible::NotAgreed),
-            Choice::Retract => self.agreed.retain(|vote| vote.by != voter.name),
+            Choice::Retract if !has_agreed => Err(Inadmissible::NotAgreed),
+            Choice::Approve | Choice::Deny | Choice::Retract => Ok(()),
         }
-        Ok(())
     }
 
     /// Gives the place back: the vote could not be recorded. A yes that was taken back stays so.

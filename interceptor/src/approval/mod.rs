@@ -31,5 +31,5 @@ pub use self::{
     request::{Outcome, Recorder, Request, Say, Unrecorded, VoteError, Withdrawal},
     restart::Unfinished,
     reviewers::{Reviewers, Voter},
-    summary::{Change, Content, Detail, State, Summary, Value, Vote},
+    summary::{Change, Content, Detail, State, Summary, Value, Vote, Yours},
 };

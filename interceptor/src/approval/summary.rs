@@ -92,6 +92,20 @@ pub struct Summary {
     /// When it ends by itself.
     #[serde(with = "crate::rfc3339")]
     pub until: Timestamp,
+    /// What whoever asks may answer, where it waits and somebody asks for themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub yours: Option<Yours>,
+}
+
+/// What one person may answer to a request that waits. Whether it counts is decided when they do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Yours {
+    /// Answers of theirs that would count.
+    pub may: Vec<Choice>,
+    /// Why a yes wouldn't; empty where it would.
+    pub why: Box<str>,
+    /// Whether they may let it through alone, in an emergency.
+    pub r#override: bool,
 }
 
 /// A counted vote.
@@ -254,6 +268,19 @@ impl Summary {
             votes,
             requested,
             until,
+            yours: None,
+        }
+    }
+}
+
+impl Yours {
+    /// Of somebody who may answer nothing.
+    #[must_use]
+    pub fn nothing(why: &str) -> Self {
+        Self {
+            may: Vec::new(),
+            why: why.into(),
+            r#override: false,
         }
     }
 }

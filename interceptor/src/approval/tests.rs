@@ -804,6 +804,65 @@ async fn nobody_approves_for_their_own_agent_or_without_a_reason_that_is_require
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_people_are_told_to_count_is_what_counts() {
+    use Choice::{Approve, Deny, Retract};
+    // `alice` owns the agent, `bob` has agreed, and nobody asks `dave`, who may override.
+    for (name, may, r#override) in [
+        ("alice", &[Deny][..], false),
+        ("bob", &[Deny, Retract], false),
+        ("carol", &[Approve, Deny], false),
+        ("dave", &[], true),
+    ] {
+        for choice in [Approve, Deny, Retract] {
+            let dba = ["alice", "bob", "carol"].map(Into::into);
+            let reviewers = Reviewers::new(
+                BTreeMap::from([
+                    ("dba".into(), BTreeSet::from(dba)),
+                    (
+                        "oncall".into(),
+                        BTreeSet::from(["alice".into(), "dave".into()]),
+                    ),
+                ]),
+                vec!["oncall".into()],
+            );
+            let bench = Bench::new(reviewers, Duration::ZERO);
+            let mut request = request("agent", 2, 60, &["dba"]);
+            let mut origin = Origin::clone(&request.origin);
+            origin.agent = Arc::new(Agent {
+                name: "agent".into(),
+                labels: BTreeMap::from([("owner".into(), "alice".into())]),
+            });
+            request.origin = Arc::new(origin);
+            let pending = bench.ask_for(request);
+            let id = pending.id();
+            bench.vote(id, "bob", true).await.unwrap();
+            let mut summaries = bench.approvals.list(false);
+            bench
+                .approvals
+                .tell_what_counts(&voter(name), &mut summaries);
+            let yours = summaries[0].yours.clone().unwrap();
+            assert_eq!((&*yours.may, yours.r#override), (may, r#override), "{name}");
+            let say = Say {
+                choice,
+                ..yes_or_no(true, "")
+            };
+            let voted = bench.approvals.vote(id, voter(name), say).await;
+            assert_eq!(voted.is_ok(), may.contains(&choice), "{name} {choice:?}");
+            if choice == Approve {
+                let why = voted.map_or_else(|error| error.to_string(), |_| String::new());
+                assert_eq!(*yours.why, *why);
+            }
+            // What is over is nobody's to answer.
+            bench.approvals.stop();
+            bench
+                .approvals
+                .tell_what_counts(&voter(name), &mut summaries);
+            assert_eq!(summaries[0].yours, None);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn break_glass_is_for_those_who_are_named_with_a_reason() {
     let bench = Bench::new(
         Reviewers::new(BTreeMap::new(), vec!["oncall".into()]),

@@ -4,17 +4,17 @@ mod desk;
 mod shown;
 mod terminal;
 
-use std::{process::ExitCode, time::Duration};
+use std::{process::ExitCode, sync::mpsc::channel, thread, time::Duration};
 
 use interceptor_core::{
     record::{ApprovalId, Choice, Window},
     ruling::WindowScope,
 };
 
-use self::shown::{Past, change_text, standing, state, text};
+use self::shown::{Past, answers, change_text, standing, state, text, worded, worded_short};
 use super::{
     Context, Outcome,
-    client::Reading,
+    client::{Client, Reading},
     display::{between, message, print, span, table},
     failed::Failed,
 };
@@ -22,6 +22,9 @@ use crate::{
     approval::{Change, Detail, Standing, State, Summary},
     control::{Ballot, Reason},
 };
+
+/// Questions of a list that are put into words: each is asked for by itself.
+const WORDED_MAX: usize = 100;
 
 /// See which operations are held, and decide them
 #[derive(Debug, clap::Args)]
@@ -155,7 +158,8 @@ fn list(context: &Context, all: bool) -> Outcome {
     let now = crate::clock::now();
     let rows: Vec<Vec<String>> = summaries
         .iter()
-        .map(|summary| {
+        .enumerate()
+        .map(|(at, summary)| {
             vec![
                 summary.id.to_string(),
                 summary.agent.to_string(),
@@ -166,15 +170,36 @@ fn list(context: &Context, all: bool) -> Outcome {
                     State::Pending => standing(summary, now),
                     ended => state(ended),
                 },
+                summary.yours.as_ref().map_or_else(String::new, answers),
+                match summary.state {
+                    State::Pending if at < WORDED_MAX => in_words(context, summary),
+                    _ => String::new(),
+                },
             ]
         })
         .collect();
     print(&table(
-        &["ID", "AGENT", "DESTINATION", "ACTION", "RULE", "STATE"],
+        &[
+            "ID",
+            "AGENT",
+            "DESTINATION",
+            "ACTION",
+            "RULE",
+            "STATE",
+            "YOU MAY",
+            "IN WORDS",
+        ],
         &rows,
         context.color,
     ))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What waits, in short words; none where it ended meanwhile.
+fn in_words(context: &Context, summary: &Summary) -> String {
+    let path = format!("/v1/approvals/{}", summary.id);
+    let detail = context.client.get(&path);
+    detail.map_or_else(|_| String::new(), |detail: Detail| worded_short(&detail))
 }
 
 fn show(context: &Context, id: ApprovalId) -> Outcome {
@@ -349,16 +374,45 @@ fn watch(context: &Context) -> Outcome {
     if terminal::is_there() && !context.is_json() {
         return terminal::run(context);
     }
-    context.client.lines("/v1/approvals/watch", |line| {
-        if context.is_json() {
+    if context.is_json() {
+        context.client.lines("/v1/approvals/watch", |line| {
             print(&format!("{}\n", String::from_utf8_lossy(line)))?;
-            return Ok(Reading::On);
-        }
-        let change: Change = serde_json::from_slice(line).map_err(Failed::because)?;
+            Ok(Reading::On)
+        })?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let (tell, told) = channel();
+    // Its own connection, and its own thread: what is asked is asked for by the other meanwhile.
+    let client = Client::new(context.config.control.clone())?;
+    let changes = thread::spawn(move || {
+        client.lines("/v1/approvals/watch", |line| {
+            let change: Change = serde_json::from_slice(line).map_err(Failed::because)?;
+            Ok(match tell.send(change) {
+                Ok(()) => Reading::On,
+                Err(_) => Reading::Done,
+            })
+        })
+    });
+    for change in told {
         print(&change_text(&change, crate::clock::now(), context.color))?;
-        Ok(Reading::On)
-    })?;
+        print(&asked_in_words(context, &change))?;
+    }
+    if let Ok(over) = changes.join() {
+        over?;
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What is asked for, in words; none where nothing is, or it ended meanwhile.
+fn asked_in_words(context: &Context, change: &Change) -> String {
+    let (Change::Requested(summary) | Change::Resumed(summary)) = change else {
+        return String::new();
+    };
+    let detail = context.client.get(&format!("/v1/approvals/{}", summary.id));
+    detail.map_or_else(
+        |_| String::new(),
+        |detail: Detail| worded(&detail, context.color),
+    )
 }
 
 #[cfg(test)]

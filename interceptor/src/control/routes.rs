@@ -36,7 +36,9 @@ use super::{
     table::{self, Route},
 };
 use crate::{
-    approval::{Detail, KeyError, Say, SecurityKey, Standing, Summary},
+    approval::{
+        Approvals, Detail, KeyError, Say, SecurityKey, Standing, State as Stage, Summary, Yours,
+    },
     clock,
     confine::Places,
     journal::Filter,
@@ -282,10 +284,28 @@ struct ApprovalsQuery {
 
 async fn approvals(
     State(host): HostState,
+    by: Person,
     query: Result<Query<ApprovalsQuery>, QueryRejection>,
 ) -> Answer<Vec<Summary>> {
     let Query(query) = query.map_err(invalid)?;
-    Ok(Json(host.approvals().list(query.ended)))
+    let mut summaries = host.approvals().list(query.ended);
+    tell_what_counts(host.approvals(), by, &mut summaries);
+    Ok(Json(summaries))
+}
+
+/// Adds what the one who asks may answer, by what decides when they do.
+fn tell_what_counts(approvals: &Approvals, by: Person, summaries: &mut [Summary]) {
+    match by.may(Role::Reviewer).and_then(|()| by.into_voter()) {
+        Ok(voter) => approvals.tell_what_counts(&voter, summaries),
+        Err(failure) => {
+            let waiting = summaries
+                .iter_mut()
+                .filter(|summary| summary.state == Stage::Pending);
+            for summary in waiting {
+                summary.yours = Some(Yours::nothing(&failure.error));
+            }
+        }
+    }
 }
 
 async fn watch_approvals(
@@ -295,14 +315,20 @@ async fn watch_approvals(
     streams::approvals(host.approvals(), stopping)
 }
 
-async fn approval(State(host): HostState, Path(id): Path<String>) -> Answer<Detail> {
+async fn approval(State(host): HostState, by: Person, Path(id): Path<String>) -> Answer<Detail> {
     let id: ApprovalId = id.parse().map_err(invalid)?;
-    host.approvals().show(id).map(Json).ok_or_else(|| {
+    let mut detail = host.approvals().show(id).ok_or_else(|| {
         missing(format!(
             "there is no approval {id} that waits or ended lately"
         ))
         .with_remedy("`interceptor approvals list` shows those that wait")
-    })
+    })?;
+    tell_what_counts(
+        host.approvals(),
+        by,
+        std::slice::from_mut(&mut detail.summary),
+    );
+    Ok(Json(detail))
 }
 
 async fn vote(

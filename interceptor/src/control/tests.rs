@@ -403,10 +403,13 @@ async fn a_person_votes_under_their_own_name() {
     let (_, list) = bench.ask("GET", "/v1/approvals", Value::Null).await;
     assert_eq!(list[0]["state"], "pending");
     assert_eq!(list[0]["id"], "00000000000000ff");
+    let yours = json!({"may": ["approve", "deny"], "why": "", "override": false});
+    assert_eq!(list[0]["yours"], yours);
     let (_, detail) = bench
         .ask("GET", "/v1/approvals/00000000000000ff", Value::Null)
         .await;
     assert_eq!(detail["content"]["text"], "DROP TABLE t");
+    assert_eq!(detail["yours"], yours);
     let vote = json!({"choice": "approve", "reason": "fine"});
     let path = "/v1/approvals/00000000000000ff/votes";
     let (status, voted) = bench.ask("POST", path, vote.clone()).await;
@@ -605,6 +608,30 @@ async fn the_console_asks_for_people_and_nobody_gets_more_than_their_role() {
     };
     let refused = line.post::<Value>(&program, vote_path, &vote).await;
     assert_eq!(refused.unwrap_err().status.as_u16(), 403);
+    // Whom a vote would be refused of is told so before.
+    let _pending = bench.hold();
+    for (who, may, why) in [
+        (
+            &viewer,
+            json!([]),
+            "`vera` is viewer here, and this takes the role reviewer",
+        ),
+        (&operator, json!(["approve", "deny"]), ""),
+        (
+            &program,
+            json!([]),
+            "a token is a program's, and consent is people's",
+        ),
+    ] {
+        let yours = json!({"may": may, "why": why, "override": false});
+        let list: Value = line.get(who, "/v1/approvals").await.unwrap();
+        assert_eq!(list[0]["yours"], yours);
+        let one: Value = line
+            .get(who, "/v1/approvals/00000000000000ff")
+            .await
+            .unwrap();
+        assert_eq!(one["yours"], yours);
+    }
     // A link is who made it, once; and the console has no person of its own.
     let (status, link) = bench.ask("POST", "/v1/console/links", json!({})).await;
     assert_eq!(status, 200, "{link}");

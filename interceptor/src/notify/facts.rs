@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 use aws_lc_rs::digest;
 use interceptor_core::{
-    operation::Digest,
+    operation::{Digest, words::Words},
     record::{ApprovalId, Timestamp},
 };
 
@@ -18,10 +18,11 @@ use super::{
 use crate::{
     approval::{Content, Standing, State, Summary},
     rfc3339::short,
+    words::words,
 };
 
 /// Names that templates may use.
-pub(super) const VARIABLES: [&str; 31] = [
+pub(super) const VARIABLES: [&str; 33] = [
     "action",
     "agent",
     "approval",
@@ -31,6 +32,7 @@ pub(super) const VARIABLES: [&str; 31] = [
     "delivery",
     "destination",
     "digest",
+    "does",
     "effects",
     "event",
     "groups",
@@ -52,6 +54,7 @@ pub(super) const VARIABLES: [&str; 31] = [
     "time",
     "trigger",
     "until",
+    "warnings",
     "whereto",
 ];
 
@@ -72,6 +75,10 @@ pub(super) struct Facts {
     pub(super) destination: String,
     pub(super) protocol: &'static str,
     pub(super) action: String,
+    /// What it does in words, where its content is at hand.
+    pub(super) does: String,
+    /// What must not be overlooked in that.
+    pub(super) warnings: String,
     pub(super) effects: String,
     pub(super) resources: String,
     pub(super) process: String,
@@ -118,8 +125,11 @@ impl Facts {
                 content,
                 values,
             } => {
+                let words = content
+                    .as_ref()
+                    .map(|content| words(summary, Some(content)));
                 let body = content.as_ref().map(|content| Body::new(content, *values));
-                Self::of_request(notice, summary, body, (link, host))
+                Self::of_request(notice, summary, (body, words), (link, host))
             }
             Subject::Standing(standing) => Self::of_standing(notice, standing, (link, host)),
         }
@@ -128,7 +138,7 @@ impl Facts {
     fn of_request(
         notice: &Notice,
         summary: &Summary,
-        content: Option<Body>,
+        (content, words): (Option<Body>, Option<Words>),
         (link, host): (Option<String>, &str),
     ) -> Self {
         let process = &summary.process;
@@ -152,6 +162,13 @@ impl Facts {
             destination: kept(&summary.destination.to_string()),
             protocol: summary.protocol.name(),
             action: kept(&summary.action),
+            does: words
+                .as_ref()
+                .map_or_else(String::new, |words| kept(&words.text())),
+            warnings: words.map_or_else(String::new, |words| {
+                let all: Vec<_> = words.warnings().iter().map(|one| one.text()).collect();
+                all.join(" ")
+            }),
             effects: joined(summary.effects.names()),
             resources: kept(&resources(summary)),
             process: kept(&format!(
@@ -194,6 +211,8 @@ impl Facts {
             destination: kept(&standing.destination),
             protocol: "",
             action: kept(&standing.action),
+            does: String::new(),
+            warnings: String::new(),
             effects: String::new(),
             resources: String::new(),
             process: String::new(),
@@ -280,6 +299,8 @@ impl Facts {
             ("Outcome", Cow::Borrowed(&*self.outcome)),
             ("Agent", agent),
             ("Action", (&*self.action).into()),
+            ("Does", (&*self.does).into()),
+            ("Beware", (&*self.warnings).into()),
             ("Destination", destination),
             ("Touches", (&*self.resources).into()),
             ("Effects", (&*self.effects).into()),
@@ -324,6 +345,7 @@ impl Facts {
                 .map(|digest| digest.to_string())
                 .unwrap_or_default()
                 .into(),
+            "does" => (&*self.does).into(),
             "effects" => (&*self.effects).into(),
             "event" => self.event.name().into(),
             "groups" => joined(self.groups.iter()).into(),
@@ -356,6 +378,7 @@ impl Facts {
             }
             .into(),
             "until" => time(self.until).into(),
+            "warnings" => (&*self.warnings).into(),
             "whereto" => self.whereto().into(),
             _ => return None,
         };

@@ -4,6 +4,7 @@ pub mod dns;
 pub mod http;
 pub mod radius;
 pub mod recalled;
+pub mod words;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 

@@ -3,19 +3,19 @@
 use std::sync::Arc;
 
 use interceptor_core::{
-    record::{ApprovalId, ApprovalStep, Choice, Consent, Window},
+    record::{ApprovalId, ApprovalStep, Choice, Consent, Timestamp, Window},
     ruling::{Cause, WindowScope},
 };
 use tokio::time::Instant;
 
-use super::{Approvals, refused};
+use super::{Approvals, Open, refused};
 use crate::approval::{
     ballot::{Ballot, Inadmissible, Tally},
     grants::Standing,
     keys::Signed,
     request::{Outcome, REASON_BYTES_MAX, Request, Say, Unrecorded, VoteError},
-    reviewers::{Asked, Voter},
-    summary::{Change, State, Summary, Vote},
+    reviewers::{Asked, Reviewers, Voter},
+    summary::{Change, State, Summary, Vote, Yours},
 };
 
 impl Approvals {
@@ -40,6 +40,16 @@ impl Approvals {
         // A task of its own: a reviewer's connection that breaks in the middle must not leave a
         // vote that is in the journal but was never counted.
         in_its_own_task(async move { approvals.cast(id, voter, vote, signed).await }).await
+    }
+
+    /// Adds to those of `summaries` that wait what `voter` may answer, by what decides on votes.
+    pub fn tell_what_counts(&self, voter: &Voter, summaries: &mut [Summary]) {
+        let queue = self.queue();
+        let now = (self.0.clock)();
+        for summary in summaries {
+            let open = queue.open.get(&summary.id);
+            summary.yours = open.map(|open| open.yours(summary.id, &self.0.reviewers, voter, now));
+        }
     }
 
     /// Lets a request through on the word of `voter` alone, once that is in the journal.
@@ -117,12 +127,9 @@ impl Approvals {
             let Some(open) = queue.open.get_mut(&id) else {
                 return Err(queue.gone(id));
             };
-            let asked = open.request.asked(&open.escalated);
-            if !self.0.reviewers.admit(&voter, asked) {
-                return Err(not_reviewer(id, &voter, asked));
-            }
+            open.admits(id, &self.0.reviewers, (&voter, choice), now)?;
             if choice == Choice::Approve {
-                open.request.may_be_approved(id, &voter, &vote)?;
+                open.request.may_be_approved(id, &vote)?;
                 let keys = self.0.reviewers.keys();
                 if let Some(signed) = &signed {
                     let text = Consent::text(id, &open.request.digest, vote.window);
@@ -216,6 +223,39 @@ impl Approvals {
     }
 }
 
+impl Open {
+    /// Whether `choice` of `voter` may count, given what it takes besides: a reason, a signature.
+    fn admits(
+        &self,
+        id: ApprovalId,
+        reviewers: &Reviewers,
+        (voter, choice): (&Voter, Choice),
+        now: Timestamp,
+    ) -> Result<(), VoteError> {
+        let asked = self.request.asked(&self.escalated);
+        if !reviewers.admit(voter, asked) {
+            return Err(not_reviewer(id, voter, asked));
+        }
+        if choice == Choice::Approve {
+            self.request.is_not_of(voter)?;
+        }
+        let taken = self.ballot.takes(voter, choice, now);
+        taken.map_err(|why| self.inadmissible(id, voter, why))
+    }
+
+    /// What of `voter` would count now.
+    fn yours(&self, id: ApprovalId, reviewers: &Reviewers, voter: &Voter, now: Timestamp) -> Yours {
+        let admits = |choice| self.admits(id, reviewers, (voter, choice), now);
+        let choices = [Choice::Approve, Choice::Deny, Choice::Retract];
+        let may = choices.into_iter().filter(|choice| admits(*choice).is_ok());
+        Yours {
+            may: may.collect(),
+            why: admits(Choice::Approve).map_or_else(|why| why.to_string().into(), |()| "".into()),
+            r#override: reviewers.may_break_glass(voter) && self.request.is_not_of(voter).is_ok(),
+        }
+    }
+}
+
 impl Request {
     /// Nobody approves what their own agent asks for.
     fn is_not_of(&self, voter: &Voter) -> Result<(), VoteError> {
@@ -229,8 +269,7 @@ impl Request {
     }
 
     /// Whether `vote` is a yes that its terms allow.
-    fn may_be_approved(&self, id: ApprovalId, voter: &Voter, vote: &Vote) -> Result<(), VoteError> {
-        self.is_not_of(voter)?;
+    fn may_be_approved(&self, id: ApprovalId, vote: &Vote) -> Result<(), VoteError> {
         if self.terms.reason && vote.reason.trim().is_empty() {
             return Err(VoteError::ReasonMissing { id });
         }

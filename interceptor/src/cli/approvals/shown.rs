@@ -12,13 +12,19 @@ use serde_json::Value as Json;
 use super::super::display::{
     Style, between, block, command_line, inert, labels, paint, span, time,
 };
-use crate::approval::{Change, Content, Detail, Standing, State, Summary, Value};
+use crate::{
+    approval::{Change, Content, Detail, Standing, State, Summary, Value, Yours},
+    words::words,
+};
 
 /// Operations before the one in question that are shown.
 const BEFORE: usize = 5;
 
 /// Characters of each.
 const BEFORE_CHARACTERS: usize = 100;
+
+/// Characters of what a line of a list says in words.
+const WORDS_CHARACTERS: usize = 80;
 
 /// Earlier questions of the same shape that are shown.
 const EARLIER: usize = 5;
@@ -189,6 +195,36 @@ fn standing_text(what: &str, standing: &Standing, now: Timestamp, tail: &str) ->
     )
 }
 
+/// What it does in words, on lines below what says that it waits.
+pub(super) fn worded(detail: &Detail, color: bool) -> String {
+    let gutter = paint(Style::Dim, "  | ", color);
+    let words = words(&detail.summary, detail.content.as_ref());
+    let mut out = String::new();
+    for sentence in &words.sentences {
+        // Writing to a string can't fail.
+        _ = writeln!(out, "{gutter}{}.", inert(&sentence.text));
+    }
+    for warning in words.warnings() {
+        let beware = paint(Style::Bad, &format!("BEWARE: {}", warning.text()), color);
+        _ = writeln!(out, "{gutter}{beware}");
+    }
+    out
+}
+
+/// The same, short, for a line of a list; with a mark where there is something to beware of.
+pub(super) fn worded_short(detail: &Detail) -> String {
+    let words = words(&detail.summary, detail.content.as_ref());
+    let text = words.text();
+    let short: String = text.chars().take(WORDS_CHARACTERS).collect();
+    let cut = if short.len() < text.len() { "…" } else { "" };
+    let mark = if words.warnings().is_empty() {
+        ""
+    } else {
+        "! "
+    };
+    format!("{mark}{short}{cut}")
+}
+
 /// All that a reviewer needs. Whatever the agent wrote stands behind a gutter and is inert.
 pub(super) fn text(detail: &Detail, past: &Past, now: Timestamp, color: bool) -> String {
     let summary = &detail.summary;
@@ -248,6 +284,13 @@ pub(super) fn text(detail: &Detail, past: &Past, now: Timestamp, color: bool) ->
         &format!("{} ({})", summary.destination, summary.protocol),
     );
     field("action", &summary.action);
+    let words = words(summary, detail.content.as_ref());
+    for sentence in &words.sentences {
+        field("in words", &format!("{}.", sentence.text));
+    }
+    for warning in words.warnings() {
+        field("BEWARE", warning.text());
+    }
     field("effects", &effects(summary.effects));
     let resources: Vec<String> = summary
         .resources
@@ -291,6 +334,9 @@ pub(super) fn text(detail: &Detail, past: &Past, now: Timestamp, color: bool) ->
         .collect();
     if !asked.is_empty() {
         field("reviewers", &asked.join(", "));
+    }
+    if let Some(yours) = &summary.yours {
+        field("you may", &yours_text(yours));
     }
     if summary.reason_required {
         field("reason", "required to approve");
@@ -411,6 +457,31 @@ pub(super) fn standing(summary: &Summary, now: Timestamp) -> String {
         )
     } else {
         format!("waits, {left} left{gone}")
+    }
+}
+
+/// What whoever asks may answer, and why no more.
+fn yours_text(yours: &Yours) -> String {
+    match &*yours.why {
+        "" => answers(yours),
+        why => format!("{}: {why}", answers(yours)),
+    }
+}
+
+/// What whoever asks may answer.
+pub(super) fn answers(yours: &Yours) -> String {
+    let names: Vec<&str> = yours
+        .may
+        .iter()
+        .map(|choice| match choice {
+            Choice::Approve => "approve",
+            Choice::Deny => "deny",
+            Choice::Retract => "retract",
+        })
+        .collect();
+    match names.as_slice() {
+        [] => "not answer".to_owned(),
+        names => names.join(", "),
     }
 }
 

@@ -16,7 +16,7 @@ use super::{
         display::print,
         failed::Failed,
     },
-    Vote, cast,
+    Vote, asked_in_words, cast,
     desk::{Desk, Effect},
     opened,
 };
@@ -92,7 +92,9 @@ pub(super) fn run(context: &Context) -> Outcome {
             }
             Input::Changed(change) => {
                 let effects = desk.change(&change, now);
-                carry_out(context, effects)?
+                let goes_on = carry_out(context, effects)?;
+                print(&asked_in_words(context, &change))?;
+                goes_on
             }
             Input::Over(over) => {
                 over?;

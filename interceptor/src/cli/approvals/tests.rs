@@ -38,6 +38,7 @@ pub(in super::super) fn detail(statement: &str) -> Detail {
         "votes": [{"by": "alice", "choice": "approve", "reason": "fine", "time": "2026-11-20T22:00:30Z"}],
         "requested": "2026-11-20T22:00:00Z",
         "until": "2026-11-20T22:15:00Z",
+        "yours": {"may": ["deny"], "why": "`carol` owns agent `reporter`", "override": false},
         "content": {"text": statement},
         "parameters": [
             {"format": "text", "type_oid": 25, "value": "x"},
@@ -71,11 +72,13 @@ process      /usr/bin/psql (pid 7, uid 1000, cgroup /agents/reporter)
 command      psql -c 'it'\\''s'
 destination  192.0.2.1:5432 (postgres)
 action       DELETE
+in words     Deletes the rows of shop.orders where id = $1.
 effects      write
 touches      shop.orders (write)
 held by      writes-wait
 because      a person looks first
 reviewers    dba, erin
+you may      deny: `carol` owns agent `reporter`
 windows      --also shape or less, for up to 15m, up to 20 times
 vote         approved by alice: fine at 2026-11-20 22:00:30Z
 requested    2026-11-20 22:00:00Z
@@ -116,6 +119,31 @@ fn a_statement_cannot_forge_what_is_around_it() {
     );
     assert!(shown.contains("  | state        approved\\u{1b}[10A\\u{202e}\n"));
     assert!(shown.contains("2 characters above would not show as written"));
+}
+
+#[test]
+fn a_reviewer_is_told_in_words_and_warned() {
+    let shown = |detail: &Detail| text(detail, &Past::default(), at("2026-11-20T22:05:00Z"), true);
+    let all = detail("DELETE FROM shop.orders WHERE '\u{202e}' = '\u{202e}'");
+    let words =
+        "Deletes EVERY row of shop.orders (its WHERE, '\\u{202e}' = '\\u{202e}', is always true).";
+    assert!(shown(&all).contains(words), "{}", shown(&all));
+    assert!(shown(&all).contains("BEWARE"));
+    assert_eq!(
+        worded(&all, false),
+        format!("  | {words}\n  | BEWARE: Its condition keeps no row out: every row is meant.\n")
+    );
+    assert!(worded_short(&all).starts_with("! Deletes EVERY row of shop.orders (its WHERE, "));
+    // What isn't SQL, and what is over, is told by its effects.
+    let mut other = detail("DELETE FROM shop.orders");
+    other.summary.protocol = interceptor_core::operation::Protocol::Http;
+    let by_effects = "  | It changes data in shop.orders.\n";
+    assert_eq!(worded(&other, false), by_effects);
+    let mut over = detail("");
+    over.content = None;
+    assert_eq!(worded(&over, false), by_effects);
+    over.content = Some(crate::approval::Content::Hex("00".to_owned()));
+    assert_eq!(worded(&over, false), by_effects);
 }
 
 #[test]

@@ -10,6 +10,7 @@ use axum::{
     response::Response,
 };
 use interceptor_core::{
+    limits,
     operation::{Protocol, Touch, radius::BlastRadius},
     record::{ApprovalId, Choice, Consent, Window},
     ruling::{Otherwise, WindowScope},
@@ -26,7 +27,8 @@ use crate::{
         server::{App, SignedIn},
         text::{self, Html, Language, Shown},
     },
-    control::{Ballot, Reason, Role},
+    control::{Ballot, Reason},
+    words::words,
 };
 
 /// Questions that the list shows whole; the rest is counted, and comes up as these are answered.
@@ -37,6 +39,10 @@ const ENDED_MAX: usize = 20;
 
 /// Operations of the session that are shown before the one in question.
 const BEFORE_MAX: usize = 8;
+
+/// Bytes of statements that one page puts into words, 1.5 s at the very most; of those behind them effects and names are
+/// told, until they are opened.
+const WORDED_BYTES_MAX: usize = 8 * limits::WORDS_STATEMENT_BYTES_MAX;
 
 /// Longest list of a session's records that is looked through for them, in bytes.
 const RECORDS_BYTES_MAX: usize = 16 << 20;
@@ -55,7 +61,10 @@ pub(in crate::console) struct Card {
     destination: Html,
     resources: Vec<(Html, &'static str)>,
     effects: Vec<&'static str>,
-    summary: Html,
+    /// What it does, in words.
+    sentences: Vec<Html>,
+    /// What must not be overlooked in that.
+    warnings: Vec<&'static str>,
     rule: Html,
     reason: Html,
     content: Option<Shown>,
@@ -70,6 +79,12 @@ pub(in crate::console) struct Card {
     needs_reason: bool,
     needs_key: bool,
     lets_by_silence: bool,
+    may_approve: bool,
+    may_deny: bool,
+    may_retract: bool,
+    may_override: bool,
+    /// Why whoever looks may not approve it; empty where they may.
+    why_not: Html,
     requested: String,
     requested_ago: String,
     until: String,
@@ -113,7 +128,20 @@ impl Radius {
 
 /// `detail` as a card.
 pub(in crate::console) fn card(detail: &Detail) -> Card {
+    let mut room = limits::WORDS_STATEMENT_BYTES_MAX;
+    card_within(detail, &mut room)
+}
+
+/// `detail` as a card, with its content in words as far as that is within `room`.
+fn card_within(detail: &Detail, room: &mut usize) -> Card {
     let summary = &detail.summary;
+    let content = detail.content.as_ref();
+    let content_bytes = content.map_or(0, |content| match content {
+        Content::Text(text) | Content::Hex(text) => text.len(),
+    });
+    let is_within = content_bytes <= *room;
+    *room = room.saturating_sub(content_bytes);
+    let words = words(summary, content.filter(|_| is_within));
     let language = match summary.protocol {
         Protocol::Postgres => Language::Sql,
         _ => Language::Plain,
@@ -146,6 +174,8 @@ pub(in crate::console) fn card(detail: &Detail) -> Card {
         && options.len() <= 4;
     let is_in_sight = is_short && content.as_ref().is_some_and(|shown| shown.rest_lines == 0);
     let (state, style) = view::state(&summary.state);
+    let yours = summary.yours.as_ref();
+    let may = |choice| yours.is_some_and(|yours| yours.may.contains(&choice));
     Card {
         id: summary.id,
         is_pending: summary.state == State::Pending,
@@ -173,7 +203,12 @@ pub(in crate::console) fn card(detail: &Detail) -> Card {
             })
             .collect(),
         effects: summary.effects.names().collect(),
-        summary: text::line(&in_words(summary)),
+        sentences: words
+            .sentences
+            .iter()
+            .map(|sentence| text::line(&format!("{}.", sentence.text)))
+            .collect(),
+        warnings: words.warnings().iter().map(|one| one.text()).collect(),
         rule: text::line(&summary.rule),
         reason: text::line(&summary.reason),
         content,
@@ -203,6 +238,11 @@ pub(in crate::console) fn card(detail: &Detail) -> Card {
         needs_reason: summary.reason_required,
         needs_key: summary.security_key,
         lets_by_silence: summary.otherwise == Otherwise::Allow,
+        may_approve: may(Choice::Approve),
+        may_deny: may(Choice::Deny),
+        may_retract: may(Choice::Retract),
+        may_override: yours.is_some_and(|yours| yours.r#override),
+        why_not: text::line(yours.map_or("", |yours| &yours.why)),
         requested: view::time(summary.requested),
         requested_ago: view::ago(summary.requested),
         until: summary.until.to_string(),
@@ -216,45 +256,6 @@ fn plain(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
         other => other.to_string(),
-    }
-}
-
-/// What it does, in a sentence.
-fn in_words(summary: &Summary) -> String {
-    let mut verbs: Vec<&str> = Vec::new();
-    for effect in summary.effects.names() {
-        verbs.push(match effect {
-            "read" => "reads",
-            "write" => "changes data in",
-            "schema" => "changes the structure of",
-            "admin" => "administers",
-            "execute" => "executes something in",
-            "export" => "takes data out of",
-            "transfer" => "moves data in or out of",
-            "unclassified" => "does something that can't be told to",
-            other => other,
-        });
-    }
-    let what = match verbs.as_slice() {
-        [] => "does nothing that is known to".to_owned(),
-        [one] => (*one).to_owned(),
-        [all @ .., last] => format!("{} and {last}", all.join(", ")),
-    };
-    let names: Vec<String> = summary
-        .resources
-        .iter()
-        .take(4)
-        .map(ToString::to_string)
-        .collect();
-    let more = summary.resources.len().saturating_sub(names.len());
-    let more = if more > 0 {
-        format!(" and {more} more")
-    } else {
-        String::new()
-    };
-    match names.as_slice() {
-        [] => format!("It {what} the server as a whole."),
-        names => format!("It {what} {}{more}.", names.join(", ")),
     }
 }
 
@@ -337,6 +338,7 @@ async fn find(app: &App, session: &Session) -> Result<Found, Refused> {
         .partition(|summary| summary.state == State::Pending);
     let more = open.len().saturating_sub(LISTED_MAX);
     let mut cards = Vec::new();
+    let mut room = WORDED_BYTES_MAX;
     for summary in open.iter().take(LISTED_MAX) {
         // One that ended meanwhile is shown as that.
         match app
@@ -344,7 +346,7 @@ async fn find(app: &App, session: &Session) -> Result<Found, Refused> {
             .get::<Detail>(by, &format!("/v1/approvals/{}", summary.id))
             .await
         {
-            Ok(detail) => cards.push(card(&detail)),
+            Ok(detail) => cards.push(card_within(&detail, &mut room)),
             Err(refused) if refused.status == StatusCode::NOT_FOUND => {}
             Err(refused) => return Err(refused),
         }
@@ -698,9 +700,95 @@ async fn give_reason<T: serde::de::DeserializeOwned>(
     Ok(())
 }
 
-impl Frame {
-    /// Whether break-glass is to be offered: it is for people who review; the daemon says who may.
-    fn may_override(&self) -> bool {
-        self.role >= Role::Reviewer
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::control::Role;
+
+    /// A question of `statement`'s whose viewer may answer `may`.
+    fn detail(statement: &str, may: &[&str]) -> Detail {
+        let is_free = may.contains(&"approve");
+        let why = if is_free { "" } else { "`eve` <owns> it" };
+        serde_json::from_value(json!({
+            "id": "00000000000000ff", "state": "pending", "session": "0000000000000001", "number": 3,
+            "agent": "a", "labels": {}, "destination": "192.0.2.1:5432", "protocol": "postgres",
+            "process": {"pid": 7, "uid": 0, "executable": null, "arguments": [], "cgroup": "/a"},
+            "action": "DELETE", "effects": ["write"],
+            "resources": [{"kind": "table", "namespace": null, "name": "t", "touch": "write"}],
+            "digest": format!("sha256:{}", "ab".repeat(32)),
+            "rule": "writes-wait", "reason": "", "policy": "", "groups": [], "quorum": 1, "people": [],
+            "reason_required": false, "otherwise": "deny", "windows": null, "waits": true, "retry": 9,
+            "votes": [], "requested": "2026-11-20T22:00:00Z", "until": "2026-11-20T22:15:00Z",
+            "content": {"text": statement}, "parameters": [], "options": [],
+            "yours": {"may": may, "why": why, "override": false},
+        }))
+        .unwrap()
+    }
+
+    fn page(detail: &Detail) -> String {
+        let frame = &Frame {
+            instance: String::new(),
+            assets: String::new(),
+            name: "eve".into(),
+            role: Role::Reviewer,
+            csrf: "x".into(),
+            here: "approvals",
+        };
+        let card = &card(detail);
+        CardPart { frame, card }.render().unwrap()
+    }
+
+    #[test]
+    fn a_card_says_in_words_what_would_run_and_flags_what_must_not_be_overlooked() {
+        let shown = page(&detail(
+            "DELETE FROM t WHERE '<b>\u{202e}' = '<b>\u{202e}'",
+            &["deny"],
+        ));
+        assert!(shown.contains("<p class=\"words\">Deletes EVERY row of t (its WHERE, "));
+        assert!(shown.contains("<p class=\"flag danger\">Its condition keeps no row out"));
+        assert!(!shown.contains("<b>\u{202e}") && !shown.contains('\u{202e}'));
+        let shown = page(&detail(
+            "DELETE FROM t WHERE a = 1; DELETE FROM t WHERE a = 2",
+            &[],
+        ));
+        assert!(!shown.contains("danger"));
+        assert!(
+            shown.contains("<ol class=\"words\"><li>Deletes the rows of t where a = 1.</li><li>")
+        );
+    }
+
+    #[test]
+    fn only_so_much_of_a_page_is_put_into_words() {
+        let detail = detail("DELETE FROM t", &[]);
+        let mut room = 20;
+        let words = |room: &mut usize| card_within(&detail, room).sentences[0].to_string();
+        assert!(words(&mut room).starts_with("Deletes EVERY row"));
+        assert_eq!(words(&mut room), "It changes data in t.");
+    }
+
+    #[test]
+    fn buttons_are_for_answers_that_would_count() {
+        let buttons = |may: &[&str]| {
+            let shown = page(&detail("DELETE FROM t", may));
+            let all = ["approve", "deny", "retract"];
+            let has = |choice: &&&str| shown.contains(&format!("value=\"{choice}\""));
+            let buttons: Vec<_> = all.iter().filter(has).copied().collect();
+            (buttons, shown.contains("You can't approve it: "))
+        };
+        assert_eq!(
+            buttons(&["approve", "deny"]),
+            (vec!["approve", "deny"], false)
+        );
+        assert_eq!(
+            buttons(&["deny", "retract"]),
+            (vec!["deny", "retract"], true)
+        );
+        assert_eq!(buttons(&[]), (vec![], true));
+        // What isn't wholly in sight is answered where it is, and not by those who can't.
+        let long = "DELETE FROM t\n".repeat(30);
+        assert!(page(&detail(&long, &["deny"])).contains("Open to answer"));
+        assert!(!page(&detail(&long, &[])).contains("Open to answer"));
     }
 }

@@ -92,6 +92,7 @@ pub(super) fn summary(id: u64) -> Summary {
         votes: Vec::new(),
         requested: NOW,
         until: Timestamp(NOW.0 + 900_000_000_000),
+        yours: None,
     }
 }
 

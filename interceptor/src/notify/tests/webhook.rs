@@ -97,6 +97,8 @@ async fn a_request_is_signed_and_says_all_there_is() {
         ("agent", "deployer"),
         ("labels", "team=red"),
         ("action", "DROP TABLE"),
+        ("does", "Drops the table t with all its rows."),
+        ("warnings", ""),
         ("destination", "192.0.2.1:5432"),
         ("resources", "public.t"),
         ("command", "psql -c 'drop table t'"),

@@ -33,6 +33,7 @@ mod startup;
 mod tests;
 pub mod transcript;
 pub mod wire;
+pub mod words;
 
 pub use self::startup::{Parameters, is_startup};
 

@@ -119,7 +119,7 @@ pub(super) fn objects(walk: &mut Walk, kind: i64, list: &Value) {
 }
 
 /// `OBJECT_FOREIGN_TABLE` as `FOREIGN TABLE`.
-pub(super) fn object_name(kind: i64) -> String {
+pub(in crate::protocol::postgres) fn object_name(kind: i64) -> String {
     let kind = i32::try_from(kind)
         .ok()
         .and_then(|kind| ObjectType::try_from(kind).ok());

@@ -12,8 +12,9 @@ mod walk;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustc_hash::FxHashMap;
+use serde_json::Value;
 
-use crate::operation::Description;
+use crate::operation::{Description, Effects};
 
 /// Session settings that change how a text is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -124,6 +125,18 @@ struct Cache {
     key: Vec<u8>,
     known: FxHashMap<Box<[u8]>, Arc<Described>>,
 }
+
+/// What the statement `node` does by itself.
+pub(super) fn statement(node: &Value) -> Arc<Description> {
+    statements::inner(node).description
+}
+
+/// What calling a function does beyond computing.
+pub(super) fn function(schema: Option<&str>, name: &str) -> Effects {
+    functions::effects(schema, name).effects
+}
+
+pub(super) use definitions::object_name;
 
 /// How many descriptions are remembered: applications have hundreds of shapes. Over it, all are
 /// forgotten: what is still in use is back after one parse each.

@@ -562,7 +562,7 @@ pub(super) fn effect(walk: &mut Walk, action: &str, effects: Effects) {
 }
 
 /// What a statement inside another one does by itself.
-fn inner(query: &Value) -> Described {
+pub(super) fn inner(query: &Value) -> Described {
     let mut walk = Walk::new();
     match tagged(query) {
         Some((tag, body)) => walk.statement(tag, body),
