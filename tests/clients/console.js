@@ -28,8 +28,17 @@ const ways = {
     console.log("watching");
     await card(alice, text).getByRole("button", { name: "Approve" }).click();
     await card(bob, "1 of 2 agreed").waitFor();
-    await card(alice, "1 of 2 agreed").getByRole("button", { name: "Approve" }).click();
-    await alice.locator("#toast .bad", { hasText: "already approved" }).waitFor();
+    // There is no button for a second yes, and whoever sends one all the same is refused.
+    const own = card(alice, "1 of 2 agreed");
+    await own.locator(".why-not", { hasText: "already approved" }).waitFor();
+    assert.equal(await own.getByRole("button", { name: "Approve" }).count(), 0);
+    assert.equal(await own.getByRole("button", { name: "Take your yes back" }).count(), 1);
+    const status = await own.locator("form.vote").evaluate(async (form) => {
+      const body = new URLSearchParams(new FormData(form));
+      body.set("choice", "approve");
+      return (await fetch(form.action, { method: "POST", body, headers: { "x-requested-by": "script" } })).status;
+    });
+    assert.equal(status, 409);
     assert.equal(await card(bob, text).count(), 1, "it waits for the second");
     await card(bob, text).getByRole("button", { name: "Approve" }).click();
     await alice.locator("#ended .card.allow").first().waitFor();
