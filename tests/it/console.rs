@@ -107,6 +107,22 @@ fn what_is_held_is_shown_live_and_runs_by_one_click() {
 }
 
 #[test]
+fn what_it_would_touch_is_shown_as_soon_as_it_is_known() {
+    let policy = HOLD_WRITES.replace("quorum: 1", "blast_radius: count");
+    let port = cluster().port();
+    let reader = format!(
+        "credentials:\n- {{destination: \"127.0.0.1:{port}\", protocol: postgres, use: blast_radius, login: agent, password: {{command: [/bin/echo, none]}}}}\n"
+    );
+    let bench = Bench::start(&policy, &reader);
+    let database = cluster().database().unwrap();
+    let browser = bench.browse("approve", &["deletes 2 rows of shop.orders"]);
+    let agent = bench.psql("sized", &database, "DELETE FROM shop.orders WHERE id > 1");
+    finish(browser);
+    agent.outcome().unwrap().success().unwrap();
+    assert_eq!(count(&database), "1");
+}
+
+#[test]
 fn a_quorum_of_two_takes_two_people() {
     let bench = Bench::start(&HOLD_WRITES.replace("quorum: 1", "quorum: 2"), "");
     let database = cluster().database().unwrap();

@@ -27,12 +27,12 @@ rules:
     match: {protocol: postgres, class: write}
     action: hold
     reason: \"a person looks at changes first\"
-    reviewers: {groups: [dba], within: 30m, windows: {scope: shape, for: 15m, at_most: 20}}
+    reviewers: {groups: [dba], within: 30m, blast_radius: count, windows: {scope: shape, for: 15m, at_most: 20}}
   - id: structure-takes-two
     match: {protocol: postgres, class: schema}
     action: hold
     reason: \"what is dropped is gone\"
-    reviewers: {groups: [dba], quorum: 2, within: 30m}
+    reviewers: {groups: [dba], quorum: 2, within: 30m, blast_radius: plan}
 ";
 
 /// Agents, their labels, and what they do.
@@ -90,7 +90,12 @@ pub(crate) fn take(folder: &Path) -> Result<()> {
     let cluster = step("a throw-away PostgreSQL", |_| Cluster::start())?;
     let database = cluster.database()?;
     let port = cluster::free_port()?;
-    let configuration = console::configuration(port, "")?;
+    // The throw-away server believes everybody.
+    let reader = format!(
+        "credentials:\n- {{destination: \"127.0.0.1:{}\", protocol: postgres, use: blast_radius, login: agent, password: {{command: [/bin/echo, none]}}}}\n",
+        cluster.port()
+    );
+    let configuration = console::configuration(port, &reader)?;
     let daemon = step("a daemon with a console", |_| {
         let daemon = Daemon::of(program, POLICY, |_| configuration)?;
         console::listens(port)?;
