@@ -508,7 +508,7 @@ impl Kernel {
     /// What is around `process` now, for people.
     #[must_use]
     pub fn surroundings(&self, process: &Process) -> Surroundings {
-        surroundings(process)
+        surroundings(process, &self.instance)
     }
 
     /// Tags an existing cgroup: everything its processes connect to from now on is intercepted.

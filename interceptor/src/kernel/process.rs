@@ -31,16 +31,19 @@ fn command(pid: u32) -> (Option<Box<str>>, Vec<Box<str>>) {
     )
 }
 
-/// What is around `process` now; nothing where another one has its number by now.
+/// What is around `process` now; nothing where another one has its number by now. The cgroup `own` is no container's:
+/// it is where agents are that were launched here.
 #[must_use]
-pub fn surroundings(process: &Process) -> Surroundings {
+pub fn surroundings(process: &Process, own: &str) -> Surroundings {
     let pid = process.pid;
     if command(pid).0 != process.executable {
         return Surroundings::default();
     }
     let folder = fs::read_link(format!("/proc/{pid}/cwd")).ok();
     let user = User::from_uid(Uid::from_raw(process.uid)).ok().flatten();
-    let mut cgroups = Path::new(&*process.cgroup).ancestors();
+    let own = Path::new("/").join(own);
+    let cgroups = Path::new(&*process.cgroup).ancestors();
+    let mut cgroups = cgroups.filter(|cgroup| *cgroup != own);
     let mut ancestors = Vec::new();
     let mut next = parent(pid);
     while let Some(pid) = next.filter(|pid| *pid != 0 && ancestors.len() < ANCESTORS_MAX) {
@@ -150,7 +153,7 @@ mod tests {
     #[test]
     fn a_process_is_shown_with_its_folder_and_who_started_it() {
         let own = describe_process(std::process::id(), Path::new("/sys/fs/cgroup"));
-        let around = surroundings(&own);
+        let around = surroundings(&own, "interceptor");
         let folder = std::env::current_dir().unwrap();
         assert_eq!(around.folder.as_deref(), folder.to_str());
         let parent = std::os::unix::process::parent_id();
@@ -159,12 +162,22 @@ mod tests {
             Some(parent)
         );
         assert!(around.ancestors.len() <= ANCESTORS_MAX);
+        // A cgroup at the top may be an engine's, and isn't where it is ours.
+        let container = |cgroup: &str| {
+            let process = Process {
+                cgroup: cgroup.into(),
+                ..own.clone()
+            };
+            surroundings(&process, "interceptor").container
+        };
+        assert_eq!(container("/interceptor/agents/a-1"), None);
+        assert_eq!(container("/other/a").as_deref(), Some("other"));
         // Another process has its number by now.
         let gone = Process {
             executable: Some("/gone".into()),
             ..own
         };
-        assert_eq!(surroundings(&gone), Surroundings::default());
+        assert_eq!(surroundings(&gone, "interceptor"), Surroundings::default());
     }
 
     #[test]
