@@ -28,7 +28,7 @@ const COUNTED_MAX: u64 = 1_000_000;
 const DEPENDENTS_MAX: usize = 32;
 
 /// How a transaction begins. Nothing is waited for that somebody else holds, and nothing takes long.
-const BEGIN: &str = "BEGIN READ ONLY; SET LOCAL lock_timeout = '500ms'; SET LOCAL statement_timeout = '3s'; SET LOCAL search_path = pg_catalog";
+const BEGIN: &str = "BEGIN READ ONLY; SET LOCAL lock_timeout = '500ms'; SET LOCAL statement_timeout = '3s'; SET LOCAL client_min_messages = error; SET LOCAL search_path = pg_catalog";
 
 /// What names without a schema mean in the agent's session: its role's setting in this database, the role's, the
 /// database's, everybody's, or the server's.
