@@ -5,8 +5,7 @@
 //! number of the last record.
 
 use std::{
-    fs,
-    io::{self, ErrorKind, Write},
+    io::{self, ErrorKind},
     path::{Path, PathBuf},
 };
 
@@ -16,7 +15,7 @@ use aws_lc_rs::{
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
 
-use super::{JournalError, io_error, private, segment::Chain};
+use super::{JournalError, disk::Disk, io_error, segment::Chain};
 
 /// First line of every checkpoint, and the key's name.
 const ORIGIN: &str = "interceptor/journal";
@@ -43,41 +42,50 @@ pub(super) struct Checkpoint {
 
 impl Key {
     /// Reads the key of a state folder, or makes one for a journal that was never signed.
-    pub(super) fn open(directory: &Path) -> Result<Self, JournalError> {
+    pub(super) fn open<D: Disk>(disk: &D, directory: &Path) -> Result<Self, JournalError> {
         let path = directory.join("journal.key");
         let bad = |what: &str| JournalError::Key {
             path: path.clone(),
             what: what.to_owned(),
         };
-        let seed = match fs::read_to_string(&path) {
-            Ok(text) => {
-                hex::decode(text.trim()).map_err(|_| bad("it is not 64 hexadecimal digits"))?
-            }
+        let seed = match disk.read(&path) {
+            Ok(text) => hex::decode(text.trim_ascii())
+                .map_err(|_| bad("it is not 64 hexadecimal digits"))?,
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                if path_of(directory).exists() {
-                    return Err(bad(
-                        "it is missing, and the journal was signed with it; put it back, or keep the folder as evidence under another name and start a new one",
-                    ));
+                match disk.open(&path_of(directory)) {
+                    Err(error) if error.kind() == ErrorKind::NotFound => {}
+                    Ok(_) => {
+                        return Err(bad(
+                            "it is missing, and the journal was signed with it; put it back, or keep the folder as evidence under another name and start a new one",
+                        ));
+                    }
+                    Err(error) => return Err(io_error("reading", &path_of(directory))(error)),
                 }
                 let mut seed = vec![0; 32];
                 aws_lc_rs::rand::fill(&mut seed)
                     .map_err(|_| bad("the system has no randomness"))?;
-                let mut file = private().open(&path).map_err(io_error("creating", &path))?;
-                writeln!(file, "{}", hex::encode(&seed)).map_err(io_error("writing", &path))?;
-                file.sync_all().map_err(io_error("writing", &path))?;
+                let text = format!("{}\n", hex::encode(&seed));
+                disk.replace(&path, text.as_bytes())
+                    .map_err(io_error("writing", &path))?;
                 seed
             }
             Err(error) => return Err(io_error("reading", &path)(error)),
         };
         let pair = Ed25519KeyPair::from_seed_unchecked(&seed)
             .map_err(|_| bad("it is not an Ed25519 seed"))?;
-        let key = Self { pair };
-        let public = directory.join("journal.pub");
-        let text = key.public().to_text();
-        if fs::read_to_string(&public).ok().as_deref() != Some(&text) {
-            fs::write(&public, text).map_err(io_error("writing", &public))?;
+        Ok(Self { pair })
+    }
+
+    /// Has the public key stand beside the journal, for who checks it. Only for a journal that was found to be
+    /// signed with this key: the one that stands there is evidence too.
+    pub(super) fn show<D: Disk>(&self, disk: &D, directory: &Path) -> Result<(), JournalError> {
+        let path = directory.join("journal.pub");
+        let text = self.public().to_text();
+        if disk.read(&path).ok().as_deref() == Some(text.as_bytes()) {
+            return Ok(());
         }
-        Ok(key)
+        disk.replace(&path, text.as_bytes())
+            .map_err(io_error("writing", &path))
     }
 
     pub(super) fn public(&self) -> PublicKey {
@@ -86,12 +94,13 @@ impl Key {
 
     /// Signs a tree and replaces the state folder's checkpoint, as a whole: a reader sees the old one or
     /// the new one, and each vouches for all before it.
-    pub(super) fn publish(&self, directory: &Path, checkpoint: &Checkpoint) -> io::Result<()> {
-        let draft = directory.join("checkpoint.draft");
-        let mut file = private().truncate(true).open(&draft)?;
-        file.write_all(self.sign(checkpoint).as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&draft, path_of(directory))
+    pub(super) fn publish<D: Disk>(
+        &self,
+        disk: &D,
+        directory: &Path,
+        checkpoint: &Checkpoint,
+    ) -> io::Result<()> {
+        disk.replace(&path_of(directory), self.sign(checkpoint).as_bytes())
     }
 
     /// The signed note for a tree.
@@ -182,11 +191,15 @@ impl Checkpoint {
     }
 
     /// The checkpoint of a state folder, checked with its key; `None` where there is none.
-    pub(super) fn read(directory: &Path, key: &PublicKey) -> Result<Option<Self>, JournalError> {
+    pub(super) fn read<D: Disk>(
+        disk: &D,
+        directory: &Path,
+        key: &PublicKey,
+    ) -> Result<Option<Self>, JournalError> {
         let path = path_of(directory);
-        match fs::read_to_string(&path) {
+        match disk.read(&path) {
             Ok(note) => key
-                .verify(&note)
+                .verify(&String::from_utf8_lossy(&note))
                 .map(Some)
                 .map_err(|what| JournalError::Contradicted {
                     path: directory.to_owned(),

@@ -5,6 +5,7 @@
 //! updates the index. Who needs a record on disk before going on awaits [`Journal::durable`].
 
 mod checkpoint;
+mod disk;
 mod export;
 mod feed;
 mod glance;
@@ -13,6 +14,7 @@ mod index;
 mod reader;
 mod segment;
 mod spill;
+mod store;
 #[cfg(test)]
 mod tests;
 mod verify;
@@ -35,8 +37,9 @@ use interceptor_core::record::{Event, Record, SessionId, Timestamp};
 use tokio::sync::{broadcast, watch};
 
 use self::{
-    checkpoint::{Checkpoint, Tree},
+    disk::{Disk, Local},
     spill::Spill,
+    store::Store,
 };
 pub use self::{
     export::{Filter, Lines, export_jsonl, parameter, to_json},
@@ -70,6 +73,9 @@ const LENGTH_BYTES: usize = 4;
 /// Bytes of records after which the writer is woken early: a busy host's of 50 ms. A sync costs the disk
 /// and the kernel the same for much as for little.
 const BLOCK_BYTES: usize = 2 << 20;
+
+/// Size at which a segment is closed: large enough for few files, small enough to ship.
+const SEGMENT_BYTES: u64 = 64 << 20;
 
 /// Records that a slow follower of the live stream may lag behind before it is told that it missed some.
 const FOLLOW_LAG_MAX: usize = 4_096;
@@ -201,15 +207,13 @@ impl Journal {
     /// # Errors
     /// Where the folder is in use, newer, damaged or can't be written.
     pub fn open(directory: &Path) -> Result<Self, JournalError> {
+        Self::open_on(Local, directory)
+    }
+
+    /// Opens it with its evidence on `disk`.
+    fn open_on<D: Disk>(disk: D, directory: &Path) -> Result<Self, JournalError> {
         let lock_file = prepare(directory)?;
-        let key = checkpoint::Key::open(directory)?;
-        let signed = Checkpoint::read(directory, &key.public())?;
-        let recovered = segment::recover(directory, signed.as_ref())?;
-        if signed.is_none() {
-            // From its first moment on a journal has a checkpoint, so that one that is gone was taken.
-            key.publish(directory, &Checkpoint::of(&Tree::default(), 0))
-                .map_err(io_error("signing", directory))?;
-        }
+        let (store, recovered) = Store::open(disk, directory.to_owned(), SEGMENT_BYTES)?;
         let index = index::Index::open(directory, &recovered)?;
         let next_seq = recovered.next_seq;
         let (progress, _) = watch::channel(Progress {
@@ -237,7 +241,7 @@ impl Journal {
             .map_err(io_error("making room for records that wait in", directory))?;
         let left = left_behind(directory, next_seq, &mut feed)?;
         let (cut, unsigned) = (recovered.cut_bytes, recovered.unsigned_blocks);
-        let writer = writer::start(shared.clone(), recovered, key)
+        let writer = writer::start(shared.clone(), store)
             .map_err(io_error("starting the writer of", directory))?;
         *lock(&shared.writer) = Some(writer);
         lock(&shared.waiting).drained = feed.drained();
@@ -757,7 +761,10 @@ fn prepare(directory: &Path) -> Result<File, JournalError> {
                 .mode(0o700)
                 .create(&segments)
                 .map_err(io_error("creating", &segments))?;
-            fs::write(&path, FORMAT).map_err(io_error("writing", &path))?;
+            // Last, so that a folder with a format has all that belongs to it.
+            Local
+                .replace(&path, FORMAT.as_bytes())
+                .map_err(io_error("writing", &path))?;
         }
         Err(error) => return Err(io_error("reading", &path)(error)),
     }

@@ -6,9 +6,7 @@
 //! byte of the journal can change, go or move without `verify` noticing.
 
 use std::{
-    fs::{self, File},
-    io::{self, Read, Seek, SeekFrom},
-    os::unix::fs::FileExt,
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
@@ -18,7 +16,9 @@ use interceptor_core::record::Record;
 use super::{
     JournalError,
     checkpoint::{Checkpoint, Tree},
+    disk::{Content, Disk, Sequential},
     glance, io_error,
+    reader::read_block,
 };
 
 /// First bytes of a segment.
@@ -96,22 +96,21 @@ pub(super) fn path(directory: &Path, first_seq: u64) -> PathBuf {
 }
 
 /// The segments of a journal by the number of their first record, in order.
-pub(super) fn list(directory: &Path) -> Result<Vec<u64>, JournalError> {
+pub(super) fn list<D: Disk>(disk: &D, directory: &Path) -> Result<Vec<u64>, JournalError> {
     let folder = folder(directory);
-    let mut numbers = Vec::new();
-    for entry in fs::read_dir(&folder).map_err(io_error("listing", &folder))? {
-        let entry = entry.map_err(io_error("listing", &folder))?;
-        let name = entry.file_name();
-        let number = name
-            .to_str()
-            .and_then(|name| name.strip_suffix(".seg"))
-            .and_then(|name| name.parse().ok());
-        if let Some(number) = number {
-            numbers.push(number);
-        }
-    }
+    let names = disk.list(&folder).map_err(io_error("listing", &folder))?;
+    let mut numbers: Vec<u64> = names.iter().filter_map(|name| number(name)).collect();
     numbers.sort_unstable();
     Ok(numbers)
+}
+
+/// The number that a segment's name says; one segment has one name.
+pub(super) fn number(name: &str) -> Option<u64> {
+    let digits = name
+        .strip_suffix(".seg")
+        .filter(|digits| digits.len() == 20)?;
+    let is_number = digits.bytes().all(|digit| digit.is_ascii_digit());
+    is_number.then(|| digits.parse().ok()).flatten()
 }
 
 pub(super) fn header(first_seq: u64, chain_before: &Chain) -> Vec<u8> {
@@ -186,14 +185,13 @@ fn chain(before: &Chain, header: &[u8; BLOCK_HEADER], payload: &[u8]) -> Chain {
 
 /// Reads the headers of a segment up to the first that isn't whole. `Err` is for what can't be read;
 /// `Ok(None)` is a file whose own header is missing or not ours.
-pub(super) fn scan(file: &mut File) -> io::Result<Option<Scanned>> {
-    let length = file.metadata()?.len();
+pub(super) fn scan<F: Content>(file: &F) -> io::Result<Option<Scanned>> {
+    let length = file.length()?;
     let mut start = [0; SEGMENT_HEADER];
-    file.seek(SeekFrom::Start(0))?;
     if length < SEGMENT_HEADER as u64 {
         return Ok(None);
     }
-    file.read_exact(&mut start)?;
+    file.read_exact_at(&mut start, 0)?;
     let Some((magic, rest)) = start.split_first_chunk::<8>() else {
         return Ok(None);
     };
@@ -213,7 +211,8 @@ pub(super) fn scan(file: &mut File) -> io::Result<Option<Scanned>> {
         good: SEGMENT_HEADER as u64,
         length,
     };
-    let mut reader = io::BufReader::with_capacity(64 << 10, file);
+    let whole = Sequential::from(file, SEGMENT_HEADER as u64)?;
+    let mut reader = io::BufReader::with_capacity(64 << 10, whole);
     while length - scanned.good >= BLOCK_HEADER as u64 {
         let mut bytes = [0; BLOCK_HEADER];
         reader.read_exact(&mut bytes)?;
@@ -231,116 +230,222 @@ pub(super) fn scan(file: &mut File) -> io::Result<Option<Scanned>> {
     Ok(Some(scanned))
 }
 
+/// What has to be done to what a crash or a failing disk has left, before anything is added.
+#[derive(Debug)]
+enum Mend {
+    /// Cut it to this length.
+    Cut(PathBuf, u64),
+    /// Remove it: nothing in it was ever on record.
+    Remove(PathBuf),
+}
+
 /// Reads what is on disk and holds it to the checkpoint `signed` (`None` where none was ever made), then
-/// cuts off a block that a crash has left torn at the very end.
+/// takes away what a crash or a failed write has left of a block that nobody was told is on record.
 ///
 /// Whoever opens a journal goes on to sign it, so what was signed before has to be what is there:
 /// nothing is changed, and nothing returned, where it isn't.
-pub(super) fn recover(
+pub(super) fn recover<D: Disk>(
+    disk: &D,
     directory: &Path,
     signed: Option<&Checkpoint>,
 ) -> Result<Recovered, JournalError> {
-    let mut recovered = Recovered {
-        next_seq: 1,
-        chain: [0; 32],
-        leaves: Vec::new(),
-        blocks: Vec::new(),
-        open: None,
-        cut_bytes: 0,
-        unsigned_blocks: 0,
-    };
-    let signed_blocks = signed.map_or(0, |checkpoint| checkpoint.size);
-    let mut torn = None;
-    let numbers = list(directory)?;
-    let last = numbers.last().copied();
-    for number in numbers {
+    let mut recovered = Recovered::default();
+    let mut mends = Vec::new();
+    let mut numbers = list(disk, directory)?.into_iter().peekable();
+    while let Some(number) = numbers.next() {
         let path = path(directory, number);
-        let is_last = Some(number) == last;
-        let mut file = File::open(&path).map_err(io_error("opening", &path))?;
-        let damaged = |offset: u64, what: &str| JournalError::Damaged {
-            path: path.clone(),
+        let file = disk.open(&path).map_err(io_error("opening", &path))?;
+        let segment = Segment {
+            number,
+            next: numbers.peek().copied(),
+            path: &path,
+            file: &file,
+        };
+        mends.extend(recovered.read(&segment, signed.map_or(0, |signed| signed.size))?);
+    }
+    recovered.hold_to(directory, signed)?;
+    for mend in &mends {
+        mend.apply(disk, directory)?;
+    }
+    if recovered.unsigned_blocks > 0 {
+        recovered.settle(disk, directory)?;
+    }
+    Ok(recovered)
+}
+
+impl Mend {
+    fn apply<D: Disk>(&self, disk: &D, directory: &Path) -> Result<(), JournalError> {
+        match self {
+            Self::Cut(path, length) => disk
+                .edit(path)
+                .and_then(|file| file.truncate(*length).and_then(|()| file.sync()))
+                .map_err(io_error("cutting", path)),
+            Self::Remove(path) => disk
+                .remove(path)
+                .and_then(|()| disk.sync_folder(&folder(directory)))
+                .map_err(io_error("removing the empty", path)),
+        }
+    }
+}
+
+/// A segment that is being read to be gone on with.
+struct Segment<'a, F> {
+    number: u64,
+    /// The one after it, if there is one.
+    next: Option<u64>,
+    path: &'a Path,
+    file: &'a F,
+}
+
+impl<F: Content> Segment<'_, F> {
+    fn damaged(&self, offset: u64, what: &str) -> JournalError {
+        JournalError::Damaged {
+            path: self.path.to_owned(),
             offset,
             what: what.to_owned(),
-        };
-        let scanned = scan(&mut file).map_err(io_error("reading", &path))?;
-        let Some(scanned) = scanned else {
-            let length = file.metadata().map_err(io_error("reading", &path))?.len();
-            if is_last && length < SEGMENT_HEADER as u64 {
-                // Its first bytes never reached the disk, so nothing in it was ever acknowledged.
-                torn = Some((path, None));
-                recovered.cut_bytes += length;
-                continue;
+        }
+    }
+
+    fn reading(&self) -> impl FnOnce(io::Error) -> JournalError {
+        io_error("reading", self.path)
+    }
+
+    /// Whether the payload at `offset` is what `header` was made for, after `before`.
+    fn is_whole(
+        &self,
+        (offset, header): &(u64, BlockHeader),
+        before: &Chain,
+    ) -> Result<bool, JournalError> {
+        let mut payload = vec![0; header.compressed as usize];
+        self.file
+            .read_exact_at(&mut payload, offset + BLOCK_HEADER as u64)
+            .map_err(self.reading())?;
+        Ok(header.is_chained(before, &payload))
+    }
+
+    /// Whether one of `blocks` follows the one before it: then that was on record, whatever it is now.
+    fn is_continued(&self, blocks: &[(u64, BlockHeader)]) -> Result<bool, JournalError> {
+        for pair in blocks.windows(2) {
+            if let [(_, before), block] = pair
+                && self.is_whole(block, &before.chain)?
+            {
+                return Ok(true);
             }
-            return Err(damaged(0, "its header is not a segment's"));
+        }
+        Ok(false)
+    }
+}
+
+impl Default for Recovered {
+    fn default() -> Self {
+        Self {
+            next_seq: 1,
+            chain: [0; 32],
+            leaves: Vec::new(),
+            blocks: Vec::new(),
+            open: None,
+            cut_bytes: 0,
+            unsigned_blocks: 0,
+        }
+    }
+}
+
+impl Recovered {
+    /// Takes in one segment more, of which the first `signed` blocks of the journal are vouched for; says what
+    /// of it has to go.
+    fn read<F: Content>(
+        &mut self,
+        segment: &Segment<'_, F>,
+        signed: u64,
+    ) -> Result<Option<Mend>, JournalError> {
+        let is_last = segment.next.is_none();
+        let Some(scanned) = scan(segment.file).map_err(segment.reading())? else {
+            let length = segment.file.length().map_err(segment.reading())?;
+            if is_last && length <= SEGMENT_HEADER as u64 && segment.number == self.next_seq {
+                // Its first bytes never reached the disk, so nothing in it was ever acknowledged.
+                self.cut_bytes += length;
+                return Ok(Some(Mend::Remove(segment.path.to_owned())));
+            }
+            return Err(segment.damaged(0, "its header is not a segment's"));
         };
-        if scanned.chain_before != recovered.chain || scanned.first_seq != recovered.next_seq {
-            return Err(damaged(0, "it does not follow the segment before it"));
+        if scanned.chain_before != self.chain
+            || scanned.first_seq != self.next_seq
+            || scanned.first_seq != segment.number
+        {
+            return Err(segment.damaged(0, "it does not follow the segment before it"));
         }
         let mut good = SEGMENT_HEADER as u64;
-        let mut blocks = scanned.blocks.iter().peekable();
-        while let Some((offset, header)) = blocks.next() {
+        for (index, block) in scanned.blocks.iter().enumerate() {
+            let (offset, header) = block;
+            if segment.next == Some(self.next_seq) {
+                // What failed here was written to the next segment.
+                break;
+            }
             // The checkpoint vouches for its blocks; those after it are hashed here.
-            if recovered.leaves.len() as u64 >= signed_blocks
-                && !is_whole(&file, *offset, header, &recovered.chain)
-                    .map_err(io_error("reading", &path))?
-            {
+            if self.leaves.len() as u64 >= signed && !segment.is_whole(block, &self.chain)? {
                 // A torn write may leave a last block of the right length with other bytes in it. It
-                // was never acknowledged, since the sync that would have come after it didn't.
-                if is_last && blocks.peek().is_none() {
+                // was never acknowledged, since the sync that would have come after it didn't. What was
+                // has others behind it, or a segment.
+                let rest = scanned.blocks.get(index..).unwrap_or_default();
+                if is_last && !segment.is_continued(rest)? {
                     break;
                 }
-                return Err(damaged(
+                return Err(segment.damaged(
                     *offset,
                     "a block was changed, or doesn't follow the one before it",
                 ));
             }
-            if header.first_seq != recovered.next_seq {
-                return Err(damaged(*offset, "its records don't follow those before"));
+            if header.first_seq != self.next_seq {
+                return Err(segment.damaged(*offset, "its records don't follow those before"));
             }
             good = offset + BLOCK_HEADER as u64 + u64::from(header.compressed);
-            recovered.next_seq += u64::from(header.count);
-            recovered.chain = header.chain;
-            recovered.leaves.push(header.chain);
-            recovered.blocks.push((
+            self.next_seq = header.first_seq.saturating_add(u64::from(header.count));
+            self.chain = header.chain;
+            self.leaves.push(header.chain);
+            self.blocks.push((
                 Location {
-                    segment: number,
+                    segment: segment.number,
                     offset: *offset,
                 },
                 header.first_seq,
                 header.count,
             ));
         }
-        if good < scanned.length {
-            if !is_last {
-                return Err(damaged(good, "what follows is not a block"));
-            }
-            recovered.cut_bytes += scanned.length - good;
-            torn = Some((path, Some(good)));
+        if is_last && good == SEGMENT_HEADER as u64 {
+            // Without a block it may not have its name for good, and nothing is lost with it.
+            self.cut_bytes += scanned.length - good;
+            return Ok(Some(Mend::Remove(segment.path.to_owned())));
         }
-        recovered.open = Some((number, good));
-    }
-    recovered.hold_to(directory, signed)?;
-    match torn {
-        None => {}
-        Some((path, None)) => {
-            fs::remove_file(&path).map_err(io_error("removing the empty", &path))?;
+        self.open = Some((segment.number, good));
+        if good == scanned.length {
+            return Ok(None);
         }
-        Some((path, Some(good))) => super::private()
-            .open(&path)
-            .and_then(|file| file.set_len(good).and_then(|()| file.sync_data()))
-            .map_err(io_error("cutting", &path))?,
+        if !is_last && segment.next != Some(self.next_seq) {
+            return Err(segment.damaged(good, "what follows is not a block"));
+        }
+        self.cut_bytes += scanned.length - good;
+        Ok(Some(Mend::Cut(segment.path.to_owned(), good)))
     }
-    Ok(recovered)
-}
 
-/// Whether the payload at `offset` is what `header` was made for, after `before`.
-fn is_whole(file: &File, offset: u64, header: &BlockHeader, before: &Chain) -> io::Result<bool> {
-    let mut payload = vec![0; header.compressed as usize];
-    file.read_exact_at(&mut payload, offset + BLOCK_HEADER as u64)?;
-    Ok(header.is_chained(before, &payload))
-}
+    /// Writes the last block once more, so that it is on disk before anything is built upon it: where the
+    /// sync after it has failed, the system may show it here and have dropped it, and every later sync would
+    /// succeed without it. Those before it were synced, or it wouldn't have been written.
+    fn settle<D: Disk>(&self, disk: &D, directory: &Path) -> Result<(), JournalError> {
+        let Some((location, ..)) = self.blocks.last() else {
+            return Ok(());
+        };
+        let path = path(directory, location.segment);
+        let settled = disk.edit(&path).and_then(|file| {
+            let Some((header, payload)) = read_block(&file, location.offset)? else {
+                return Err(io::ErrorKind::InvalidData.into());
+            };
+            file.write_all_at(&header.encode(), location.offset)?;
+            file.write_all_at(&payload, location.offset + BLOCK_HEADER as u64)?;
+            file.sync()
+        });
+        settled.map_err(io_error("writing", &path))
+    }
 
-impl Recovered {
     /// Compares what is there with what was signed.
     fn hold_to(
         &mut self,
@@ -374,6 +479,19 @@ impl Recovered {
             return Err(contradicted(
                 "its blocks are not those that were signed".to_owned(),
             ));
+        }
+        let last = match usize::try_from(signed.size).ok() {
+            Some(size @ 1..) => self.blocks.get(size - 1),
+            _ => None,
+        };
+        let last = last.map_or(0, |(_, first, count)| {
+            first.saturating_add(u64::from(*count)).saturating_sub(1)
+        });
+        if last != signed.last_seq {
+            return Err(contradicted(format!(
+                "records up to {} were signed, and its blocks say that they are those up to {last}",
+                signed.last_seq
+            )));
         }
         self.unsigned_blocks = unsigned;
         Ok(())

@@ -225,8 +225,8 @@ fn crashed(directory: &Path) {
 /// Where the last block of the first segment begins, and the segment's bytes.
 fn last_block(directory: &Path) -> (u64, Vec<u8>) {
     let path = segment::path(directory, 1);
-    let mut file = fs::File::open(&path).unwrap();
-    let scanned = segment::scan(&mut file).unwrap().unwrap();
+    let file = fs::File::open(&path).unwrap();
+    let scanned = segment::scan(&file).unwrap().unwrap();
     (scanned.blocks.last().unwrap().0, fs::read(&path).unwrap())
 }
 

@@ -53,7 +53,7 @@ pub fn verify(
     mut observe: impl FnMut(&Record),
 ) -> Result<Report, JournalError> {
     let mut report = Report::default();
-    let numbers = segment::list(directory)?;
+    let numbers = segment::list(&super::disk::Local, directory)?;
     let sizes = numbers
         .iter()
         .map(|number| fs::metadata(segment::path(directory, *number)).map_or(0, |meta| meta.len()));
@@ -73,8 +73,8 @@ pub fn verify(
             seq: Some(seq),
             what,
         };
-        let mut file = fs::File::open(&path).map_err(io_error("opening", &path))?;
-        let Some(scanned) = segment::scan(&mut file).map_err(io_error("reading", &path))? else {
+        let file = fs::File::open(&path).map_err(io_error("opening", &path))?;
+        let Some(scanned) = segment::scan(&file).map_err(io_error("reading", &path))? else {
             report.problems.push(problem(
                 0,
                 next_seq,

@@ -1,8 +1,7 @@
 //! The writer thread: waiting records become blocks on disk.
 
 use std::{
-    fs::File,
-    io::{self, Write},
+    io,
     sync::{Arc, PoisonError},
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -10,10 +9,11 @@ use std::{
 
 use super::{
     BLOCK_BYTES, Shared, Stopped, Waiting,
-    checkpoint::{Checkpoint, Key, Tree},
-    index, private,
-    segment::{self, BLOCK_HEADER, BlockHeader, Chain, Location, Recovered, SEGMENT_HEADER},
+    disk::Disk,
+    index,
+    segment::{BlockHeader, Location},
     spill::Spill,
+    store::Store,
 };
 use crate::sync::lock;
 
@@ -23,8 +23,6 @@ const GATHER: Duration = Duration::from_millis(50);
 const RETRY: Duration = Duration::from_millis(500);
 /// At least this often a checkpoint is signed, while records come.
 const CHECKPOINT: Duration = Duration::from_secs(1);
-/// Size at which a segment is closed: large enough for few files, small enough to ship.
-const SEGMENT_BYTES: u64 = 64 << 20;
 /// zstd's fastest ordinary level.
 const LEVEL: i32 = 1;
 
@@ -45,57 +43,20 @@ struct Room {
 /// Room that is kept from block to block, in bytes; what a rare large block took is given back.
 const ROOM_MAX: usize = 2 * BLOCK_BYTES;
 
-struct Writer {
+struct Writer<D: Disk> {
     shared: Arc<Shared>,
-    key: Key,
+    store: Store<D>,
     compressor: zstd::bulk::Compressor<'static>,
     room: Room,
-    chain: Chain,
-    tree: Tree,
-    next_seq: u64,
-    file: Option<Open>,
-    /// Blocks that the last checkpoint vouches for.
-    signed: u64,
     signed_at: Option<Instant>,
 }
 
-/// The segment that is being written.
-struct Open {
-    number: u64,
-    file: File,
-    length: u64,
-}
-
-pub(super) fn start(
-    shared: Arc<Shared>,
-    recovered: Recovered,
-    key: Key,
-) -> io::Result<JoinHandle<()>> {
-    let mut tree = Tree::default();
-    for leaf in &recovered.leaves {
-        tree.push(leaf);
-    }
-    let file = match recovered.open {
-        Some((number, length)) => {
-            let file = private().open(segment::path(&shared.directory, number))?;
-            Some(Open {
-                number,
-                file,
-                length,
-            })
-        }
-        None => None,
-    };
+pub(super) fn start<D: Disk>(shared: Arc<Shared>, store: Store<D>) -> io::Result<JoinHandle<()>> {
     let mut writer = Writer {
         shared,
-        key,
+        store,
         compressor: zstd::bulk::Compressor::new(LEVEL)?,
         room: Room::default(),
-        chain: recovered.chain,
-        tree,
-        next_seq: recovered.next_seq,
-        file,
-        signed: recovered.leaves.len() as u64 - recovered.unsigned_blocks,
         signed_at: None,
     };
     std::thread::Builder::new()
@@ -103,7 +64,7 @@ pub(super) fn start(
         .spawn(move || writer.run())
 }
 
-impl Writer {
+impl<D: Disk> Writer<D> {
     fn run(&mut self) {
         loop {
             let (taken, closing) = self.take();
@@ -114,7 +75,7 @@ impl Writer {
                 }
             }
             // The first block since the start is signed at once, so that a fresh journal isn't without.
-            if self.signed != self.tree.size()
+            if !self.store.is_signed()
                 && (closing || self.signed_at.is_none_or(|at| at.elapsed() >= CHECKPOINT))
             {
                 self.checkpoint();
@@ -129,7 +90,7 @@ impl Writer {
     fn take(&mut self) -> (Waiting, bool) {
         let mut waiting = lock(&self.shared.waiting);
         while waiting.count == 0 && !waiting.closing {
-            let idle = if self.signed == self.tree.size() {
+            let idle = if self.store.is_signed() {
                 Duration::from_secs(3600)
             } else {
                 CHECKPOINT
@@ -191,11 +152,10 @@ impl Writer {
             compressed: u32::try_from(payload.len()).map_err(too_large)?,
             raw: u32::try_from(taken.bytes.len()).map_err(too_large)?,
             count: taken.count,
-            first_seq: self.next_seq,
+            first_seq: self.store.next_seq(),
             time_ns: crate::clock::now().0,
             chain: [0; 32],
-        }
-        .chained(&self.chain, &payload);
+        };
         Ok(Block {
             header,
             payload,
@@ -206,7 +166,7 @@ impl Writer {
     /// Writes a block until it is on disk. While that fails nothing is accepted; nothing is dropped.
     fn write(&mut self, block: Block, closing: bool) {
         loop {
-            match self.try_write(&block) {
+            match self.store.add(block.header, &block.payload) {
                 Ok(location) => {
                     self.written(block, location);
                     return;
@@ -226,67 +186,12 @@ impl Writer {
         }
     }
 
-    fn try_write(&mut self, block: &Block) -> io::Result<Location> {
-        if self
-            .file
-            .as_ref()
-            .is_some_and(|open| open.length >= SEGMENT_BYTES)
-        {
-            self.file = None;
-        }
-        let mut open = match self.file.take() {
-            Some(open) => open,
-            None => self.new_segment(block.header.first_seq)?,
-        };
-        let written = append(&mut open, block);
-        match written {
-            Ok(location) => {
-                self.file = Some(open);
-                Ok(location)
-            }
-            Err(error) => {
-                // After a failed sync the kernel may have dropped the pages: this file is only cut back
-                // to what was good, and what failed goes to a new one.
-                if open.length <= SEGMENT_HEADER as u64 {
-                    let _ =
-                        std::fs::remove_file(segment::path(&self.shared.directory, open.number));
-                } else {
-                    let _ = open.file.set_len(open.length);
-                    let _ = open.file.sync_data();
-                }
-                Err(error)
-            }
-        }
-    }
-
-    fn new_segment(&self, first_seq: u64) -> io::Result<Open> {
-        let path = segment::path(&self.shared.directory, first_seq);
-        let mut file = private().truncate(true).open(&path)?;
-        let written = file
-            .write_all(&segment::header(first_seq, &self.chain))
-            .and_then(|()| file.sync_data());
-        if let Err(error) = written {
-            let _ = std::fs::remove_file(&path);
-            return Err(error);
-        }
-        // The name has to survive as well.
-        File::open(segment::folder(&self.shared.directory))?.sync_all()?;
-        Ok(Open {
-            number: first_seq,
-            file,
-            length: SEGMENT_HEADER as u64,
-        })
-    }
-
     fn written(&mut self, block: Block, location: Location) {
         let Block {
             header,
             payload,
             taken,
         } = block;
-        self.chain = header.chain;
-        self.tree.push(&header.chain);
-        self.next_seq += u64::from(header.count);
         self.shared.index.add(index::Block {
             first_seq: header.first_seq,
             location,
@@ -306,7 +211,7 @@ impl Writer {
             spill.clear();
             *lock(&self.shared.spare) = Some(spill);
         }
-        let durable = self.next_seq - 1;
+        let durable = self.store.next_seq() - 1;
         lock(&self.shared.waiting).stopped = None;
         self.shared.progress.send_modify(|progress| {
             progress.durable = durable;
@@ -328,27 +233,10 @@ impl Writer {
     }
 
     fn checkpoint(&mut self) {
-        let checkpoint = Checkpoint::of(&self.tree, self.next_seq - 1);
-        let replaced = self.key.publish(&self.shared.directory, &checkpoint);
+        let signed = self.store.sign();
         self.signed_at = Some(Instant::now());
-        match replaced {
-            Ok(()) => self.signed = self.tree.size(),
-            Err(error) => tracing::error!(%error, "a checkpoint can't be written"),
+        if let Err(error) = signed {
+            tracing::error!(%error, "a checkpoint can't be written");
         }
     }
-}
-
-fn append(open: &mut Open, block: &Block) -> io::Result<Location> {
-    use std::os::unix::fs::FileExt;
-    open.file
-        .write_all_at(&block.header.encode(), open.length)?;
-    open.file
-        .write_all_at(&block.payload, open.length + BLOCK_HEADER as u64)?;
-    open.file.sync_data()?;
-    let location = Location {
-        segment: open.number,
-        offset: open.length,
-    };
-    open.length += (BLOCK_HEADER + block.payload.len()) as u64;
-    Ok(location)
 }
