@@ -40,6 +40,17 @@ pub(super) struct Checkpoint {
     pub(super) last_seq: u64,
 }
 
+/// What is wrong with a note.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Bad {
+    /// It is not what was signed.
+    #[error("{0}")]
+    Changed(&'static str),
+    /// It may be, by somebody else.
+    #[error("a checkpoint is signed with another key")]
+    AnotherKey,
+}
+
 impl Key {
     /// Reads the key of a state folder, or makes one for a journal that was never signed.
     pub(super) fn open<D: Disk>(disk: &D, directory: &Path) -> Result<Self, JournalError> {
@@ -149,30 +160,30 @@ impl PublicKey {
     }
 
     /// Reads a signed note; says what is wrong with it where something is.
-    pub(super) fn verify(&self, note: &str) -> Result<Checkpoint, String> {
+    pub(super) fn verify(&self, note: &str) -> Result<Checkpoint, Bad> {
         let (text, signatures) = note
             .split_once("\n\n")
-            .ok_or("a checkpoint has no signature")?;
+            .ok_or(Bad::Changed("a checkpoint has no signature"))?;
         let text = format!("{text}\n");
         let line = signatures
             .strip_suffix('\n')
-            .ok_or("a checkpoint's signature is cut short")?;
+            .ok_or(Bad::Changed("a checkpoint's signature is cut short"))?;
         let encoded = line
             .strip_prefix(&format!("\u{2014} {ORIGIN} "))
-            .ok_or("a checkpoint is signed by somebody else")?;
+            .ok_or(Bad::Changed("a checkpoint is signed by somebody else"))?;
         let bytes = STANDARD
             .decode(encoded)
-            .map_err(|_| "a checkpoint's signature is not base64")?;
+            .map_err(|_| Bad::Changed("a checkpoint's signature is not base64"))?;
         let (id, signature) = bytes
             .split_first_chunk::<4>()
-            .ok_or("a checkpoint's signature is too short")?;
+            .ok_or(Bad::Changed("a checkpoint's signature is too short"))?;
         if *id != self.id() {
-            return Err("a checkpoint is signed with another key".to_owned());
+            return Err(Bad::AnotherKey);
         }
         UnparsedPublicKey::new(&signature::ED25519, &self.0)
             .verify(text.as_bytes(), signature)
-            .map_err(|_| "a checkpoint's signature is wrong".to_owned())?;
-        Checkpoint::parse(&text).ok_or_else(|| "a checkpoint's text is malformed".to_owned())
+            .map_err(|_| Bad::Changed("a checkpoint's signature is wrong"))?;
+        Checkpoint::parse(&text).ok_or(Bad::Changed("a checkpoint's text is malformed"))
     }
 }
 
@@ -201,9 +212,9 @@ impl Checkpoint {
             Ok(note) => key
                 .verify(&String::from_utf8_lossy(&note))
                 .map(Some)
-                .map_err(|what| JournalError::Contradicted {
+                .map_err(|bad| JournalError::Contradicted {
                     path: directory.to_owned(),
-                    what,
+                    what: bad.to_string(),
                 }),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(io_error("reading", &path)(error)),

@@ -46,7 +46,7 @@ pub use self::{
     har::Har,
     index::SessionSummary,
     reader::Reader,
-    verify::{Problem, Report, verify},
+    verify::{Kept, Kind, Problem, Report, verify},
 };
 pub(crate) use self::{
     feed::{Fresh, Full, Inlet, Outlet},

@@ -183,30 +183,33 @@ fn chain(before: &Chain, header: &[u8; BLOCK_HEADER], payload: &[u8]) -> Chain {
     out
 }
 
+/// What a segment says of itself: the number of its first record, and the chain's value before that. `Ok(None)`
+/// is a file whose header is missing or not ours.
+pub(super) fn head<F: Content>(file: &F) -> io::Result<Option<(u64, Chain)>> {
+    let mut start = [0; SEGMENT_HEADER];
+    if file.length()? < SEGMENT_HEADER as u64 {
+        return Ok(None);
+    }
+    file.read_exact_at(&mut start, 0)?;
+    let parts = start.split_first_chunk::<8>().and_then(|(magic, rest)| {
+        let (first_seq, chain) = rest.split_first_chunk::<8>()?;
+        Some((magic, first_seq, chain.first_chunk::<32>()?))
+    });
+    Ok(parts
+        .filter(|(magic, ..)| *magic == MAGIC)
+        .map(|(_, first_seq, chain)| (u64::from_le_bytes(*first_seq), *chain)))
+}
+
 /// Reads the headers of a segment up to the first that isn't whole. `Err` is for what can't be read;
 /// `Ok(None)` is a file whose own header is missing or not ours.
 pub(super) fn scan<F: Content>(file: &F) -> io::Result<Option<Scanned>> {
     let length = file.length()?;
-    let mut start = [0; SEGMENT_HEADER];
-    if length < SEGMENT_HEADER as u64 {
-        return Ok(None);
-    }
-    file.read_exact_at(&mut start, 0)?;
-    let Some((magic, rest)) = start.split_first_chunk::<8>() else {
+    let Some((first_seq, chain_before)) = head(file)? else {
         return Ok(None);
     };
-    let Some((first_seq, rest)) = rest.split_first_chunk::<8>() else {
-        return Ok(None);
-    };
-    let Some((chain_before, _)) = rest.split_first_chunk::<32>() else {
-        return Ok(None);
-    };
-    if magic != MAGIC {
-        return Ok(None);
-    }
     let mut scanned = Scanned {
-        first_seq: u64::from_le_bytes(*first_seq),
-        chain_before: *chain_before,
+        first_seq,
+        chain_before,
         blocks: Vec::new(),
         good: SEGMENT_HEADER as u64,
         length,

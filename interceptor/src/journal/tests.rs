@@ -12,7 +12,7 @@ use interceptor_core::record::{Event, Record, SessionEnd, SessionId, SessionStar
 use tempfile::TempDir;
 
 use super::{
-    Fed, Filter, Inlet, Journal, JournalError, Outlet, Reader, export_jsonl, segment, verify,
+    Fed, Filter, Inlet, Journal, JournalError, Kept, Outlet, Reader, export_jsonl, segment, verify,
 };
 
 fn folder() -> TempDir {
@@ -54,7 +54,7 @@ fn all(directory: &Path) -> Vec<Record> {
 }
 
 fn problems(directory: &Path) -> Vec<String> {
-    let report = verify(directory, None, |_, _| {}, |_| {}).unwrap();
+    let report = verify(directory, &Kept::default(), |_, _| {}, |_| {}).unwrap();
     report
         .problems
         .into_iter()
@@ -83,7 +83,7 @@ fn what_is_appended_is_read_back_and_verified() {
         [1, 2, 3, 4, 5, 6]
     );
     assert_eq!(records[5].event, notice("second of 2"));
-    let report = verify(folder.path(), None, |_, _| {}, |_| {}).unwrap();
+    let report = verify(folder.path(), &Kept::default(), |_, _| {}, |_| {}).unwrap();
     assert_eq!(
         (report.records, report.blocks, report.signed_up_to),
         (6, 3, Some(6))
@@ -180,7 +180,7 @@ fn a_journal_that_was_cut_off_or_rolled_back_is_found() {
     // A checkpoint of the right key, but older: it vouches for less, and that is said.
     fs::write(folder.path().join("checkpoint"), old).unwrap();
     assert_eq!(
-        verify(folder.path(), None, |_, _| {}, |_| {})
+        verify(folder.path(), &Kept::default(), |_, _| {}, |_| {})
             .unwrap()
             .signed_up_to,
         Some(6)
@@ -196,7 +196,11 @@ fn a_journal_resealed_with_another_key_is_found_by_who_knows_the_key() {
     let key = fs::read_to_string(ours.path().join("journal.pub")).unwrap();
     closed(theirs.path());
     assert_eq!(problems(theirs.path()), Vec::<String>::new());
-    let report = verify(theirs.path(), Some(&key), |_, _| {}, |_| {}).unwrap();
+    let kept = Kept {
+        key: Some(&key),
+        ..Kept::default()
+    };
+    let report = verify(theirs.path(), &kept, |_, _| {}, |_| {}).unwrap();
     assert!(
         report.problems[0].what.contains("another key"),
         "{report:?}"
