@@ -25,6 +25,8 @@ const ED25519: u8 = 0x01;
 /// The journal's signing key.
 pub(super) struct Key {
     pair: Ed25519KeyPair,
+    /// What its file has.
+    text: String,
 }
 
 /// A public key that checkpoints are checked with.
@@ -59,9 +61,8 @@ impl Key {
             path: path.clone(),
             what: what.to_owned(),
         };
-        let seed = match disk.read(&path) {
-            Ok(text) => hex::decode(text.trim_ascii())
-                .map_err(|_| bad("it is not 64 hexadecimal digits"))?,
+        let text = match disk.read(&path) {
+            Ok(text) => String::from_utf8(text).map_err(|_| bad("it is not text"))?,
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 match disk.open(&path_of(directory)) {
                     Err(error) if error.kind() == ErrorKind::NotFound => {}
@@ -72,19 +73,28 @@ impl Key {
                     }
                     Err(error) => return Err(io_error("reading", &path_of(directory))(error)),
                 }
-                let mut seed = vec![0; 32];
+                let mut seed = [0; 32];
                 aws_lc_rs::rand::fill(&mut seed)
                     .map_err(|_| bad("the system has no randomness"))?;
-                let text = format!("{}\n", hex::encode(&seed));
-                disk.replace(&path, text.as_bytes())
-                    .map_err(io_error("writing", &path))?;
-                seed
+                format!("{}\n", hex::encode(seed))
             }
             Err(error) => return Err(io_error("reading", &path)(error)),
         };
+        let seed = hex::decode(text.trim()).map_err(|_| bad("it is not 64 hexadecimal digits"))?;
         let pair = Ed25519KeyPair::from_seed_unchecked(&seed)
             .map_err(|_| bad("it is not an Ed25519 seed"))?;
-        Ok(Self { pair })
+        Ok(Self { pair, text })
+    }
+
+    /// Has a journal that has no block yet begin: with its key on disk for good, and with a checkpoint, so that
+    /// one that is gone was taken. What an earlier attempt has left of either may be seen here and not be on
+    /// disk, so it is written anew.
+    pub(super) fn begin<D: Disk>(&self, disk: &D, directory: &Path) -> Result<(), JournalError> {
+        let path = directory.join("journal.key");
+        disk.replace(&path, self.text.as_bytes())
+            .map_err(io_error("writing", &path))?;
+        self.publish(disk, directory, &Checkpoint::of(&Tree::default(), 0))
+            .map_err(io_error("signing", directory))
     }
 
     /// Has the public key stand beside the journal, for who checks it. Only for a journal that was found to be

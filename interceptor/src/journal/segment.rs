@@ -68,9 +68,7 @@ pub(super) struct Recovered {
     pub(super) leaves: Vec<Chain>,
     /// Blocks with their first and last record.
     pub(super) blocks: Vec<(Location, u64, u32)>,
-    /// The segment to go on with, and its good length.
-    pub(super) open: Option<(u64, u64)>,
-    /// Bytes of a torn block that were cut off.
+    /// Bytes of torn blocks that were cut off.
     pub(super) cut_bytes: u64,
     /// Blocks at the end that no checkpoint vouches for yet.
     pub(super) unsigned_blocks: u64,
@@ -82,9 +80,6 @@ pub(super) struct Scanned {
     pub(super) first_seq: u64,
     pub(super) chain_before: Chain,
     pub(super) blocks: Vec<(u64, BlockHeader)>,
-    /// Length up to the end of the last whole block.
-    pub(super) good: u64,
-    pub(super) length: u64,
 }
 
 pub(super) fn folder(directory: &Path) -> PathBuf {
@@ -207,30 +202,29 @@ pub(super) fn scan<F: Content>(file: &F) -> io::Result<Option<Scanned>> {
     let Some((first_seq, chain_before)) = head(file)? else {
         return Ok(None);
     };
-    let mut scanned = Scanned {
-        first_seq,
-        chain_before,
-        blocks: Vec::new(),
-        good: SEGMENT_HEADER as u64,
-        length,
-    };
-    let whole = Sequential::from(file, SEGMENT_HEADER as u64)?;
+    let mut blocks = Vec::new();
+    let mut good = SEGMENT_HEADER as u64;
+    let whole = Sequential::from(file, good)?;
     let mut reader = io::BufReader::with_capacity(64 << 10, whole);
-    while length - scanned.good >= BLOCK_HEADER as u64 {
+    while length - good >= BLOCK_HEADER as u64 {
         let mut bytes = [0; BLOCK_HEADER];
         reader.read_exact(&mut bytes)?;
         let Some(header) = BlockHeader::decode(&bytes) else {
             break;
         };
-        let end = scanned.good + BLOCK_HEADER as u64 + u64::from(header.compressed);
+        let end = good + BLOCK_HEADER as u64 + u64::from(header.compressed);
         if end > length {
             break;
         }
         reader.seek_relative(i64::from(header.compressed))?;
-        scanned.blocks.push((scanned.good, header));
-        scanned.good = end;
+        blocks.push((good, header));
+        good = end;
     }
-    Ok(Some(scanned))
+    Ok(Some(Scanned {
+        first_seq,
+        chain_before,
+        blocks,
+    }))
 }
 
 /// What has to be done to what a crash or a failing disk has left, before anything is added.
@@ -254,21 +248,39 @@ pub(super) fn recover<D: Disk>(
 ) -> Result<Recovered, JournalError> {
     let mut recovered = Recovered::default();
     let mut mends = Vec::new();
-    let mut numbers = list(disk, directory)?.into_iter().peekable();
-    while let Some(number) = numbers.next() {
-        let path = path(directory, number);
-        let file = disk.open(&path).map_err(io_error("opening", &path))?;
-        let segment = Segment {
-            number,
-            next: numbers.peek().copied(),
-            path: &path,
-            file: &file,
-        };
-        mends.extend(recovered.read(&segment, signed.map_or(0, |signed| signed.size))?);
+    let signed_blocks = signed.map_or(0, |checkpoint| checkpoint.size);
+    let numbers = list(disk, directory)?;
+    let mut index = 0;
+    while let Some(number) = numbers.get(index) {
+        index += 1;
+        let segment = Segment::open(disk, directory, *number)?;
+        if !recovered.follows(&segment)? {
+            recovered.cut_bytes += segment.length;
+            mends.push(Mend::Remove(segment.path));
+            continue;
+        }
+        let mut taken = 0;
+        loop {
+            let next = numbers.get(index).copied();
+            taken = recovered.take(&segment, taken, next, signed_blocks)?;
+            // Where the next segment begins this one may go on. Then what failed here was written there; or
+            // the next one is of an attempt that failed, and came back after it was removed.
+            if next != Some(recovered.next_seq) || !segment.has(taken, &recovered.chain)? {
+                break;
+            }
+            let next = Segment::open(disk, directory, recovered.next_seq)?;
+            if next.has(0, &recovered.chain)? || next.is_continued(0)? {
+                break;
+            }
+            index += 1;
+            recovered.cut_bytes += next.length;
+            mends.push(Mend::Remove(next.path));
+        }
+        mends.extend(recovered.leave(segment, taken, numbers.get(index).copied())?);
     }
     recovered.hold_to(directory, signed)?;
     for mend in &mends {
-        mend.apply(disk, directory)?;
+        mend.apply(disk)?;
     }
     if recovered.unsigned_blocks > 0 {
         recovered.settle(disk, directory)?;
@@ -277,7 +289,7 @@ pub(super) fn recover<D: Disk>(
 }
 
 impl Mend {
-    fn apply<D: Disk>(&self, disk: &D, directory: &Path) -> Result<(), JournalError> {
+    fn apply<D: Disk>(&self, disk: &D) -> Result<(), JournalError> {
         match self {
             Self::Cut(path, length) => disk
                 .edit(path)
@@ -285,32 +297,54 @@ impl Mend {
                 .map_err(io_error("cutting", path)),
             Self::Remove(path) => disk
                 .remove(path)
-                .and_then(|()| disk.sync_folder(&folder(directory)))
                 .map_err(io_error("removing the empty", path)),
         }
     }
 }
 
 /// A segment that is being read to be gone on with.
-struct Segment<'a, F> {
+struct Segment<F> {
     number: u64,
-    /// The one after it, if there is one.
-    next: Option<u64>,
-    path: &'a Path,
-    file: &'a F,
+    path: PathBuf,
+    file: F,
+    length: u64,
+    head: Option<(u64, Chain)>,
+    blocks: Vec<(u64, BlockHeader)>,
 }
 
-impl<F: Content> Segment<'_, F> {
+impl<F: Content> Segment<F> {
+    fn open<D: Disk<File = F>>(
+        disk: &D,
+        directory: &Path,
+        number: u64,
+    ) -> Result<Self, JournalError> {
+        let path = path(directory, number);
+        let file = disk.open(&path).map_err(io_error("opening", &path))?;
+        let read = || {
+            let scanned = scan(&file)?;
+            let head = scanned
+                .as_ref()
+                .map(|found| (found.first_seq, found.chain_before));
+            let blocks = scanned.map_or_else(Vec::new, |found| found.blocks);
+            Ok((file.length()?, head, blocks))
+        };
+        let (length, head, blocks) = read().map_err(io_error("reading", &path))?;
+        Ok(Self {
+            number,
+            path,
+            file,
+            length,
+            head,
+            blocks,
+        })
+    }
+
     fn damaged(&self, offset: u64, what: &str) -> JournalError {
         JournalError::Damaged {
-            path: self.path.to_owned(),
+            path: self.path.clone(),
             offset,
             what: what.to_owned(),
         }
-    }
-
-    fn reading(&self) -> impl FnOnce(io::Error) -> JournalError {
-        io_error("reading", self.path)
     }
 
     /// Whether the payload at `offset` is what `header` was made for, after `before`.
@@ -322,12 +356,20 @@ impl<F: Content> Segment<'_, F> {
         let mut payload = vec![0; header.compressed as usize];
         self.file
             .read_exact_at(&mut payload, offset + BLOCK_HEADER as u64)
-            .map_err(self.reading())?;
+            .map_err(io_error("reading", &self.path))?;
         Ok(header.is_chained(before, &payload))
     }
 
-    /// Whether one of `blocks` follows the one before it: then that was on record, whatever it is now.
-    fn is_continued(&self, blocks: &[(u64, BlockHeader)]) -> Result<bool, JournalError> {
+    /// Whether it has a block at `index` that follows `before`.
+    fn has(&self, index: usize, before: &Chain) -> Result<bool, JournalError> {
+        let block = self.blocks.get(index);
+        block.map_or(Ok(false), |block| self.is_whole(block, before))
+    }
+
+    /// Whether a block behind the one at `index` follows the one before it: then that was on record, whatever
+    /// it is now.
+    fn is_continued(&self, index: usize) -> Result<bool, JournalError> {
+        let blocks = self.blocks.get(index..).unwrap_or_default();
         for pair in blocks.windows(2) {
             if let [(_, before), block] = pair
                 && self.is_whole(block, &before.chain)?
@@ -346,7 +388,6 @@ impl Default for Recovered {
             chain: [0; 32],
             leaves: Vec::new(),
             blocks: Vec::new(),
-            open: None,
             cut_bytes: 0,
             unsigned_blocks: 0,
         }
@@ -354,43 +395,45 @@ impl Default for Recovered {
 }
 
 impl Recovered {
-    /// Takes in one segment more, of which the first `signed` blocks of the journal are vouched for; says what
-    /// of it has to go.
-    fn read<F: Content>(
-        &mut self,
-        segment: &Segment<'_, F>,
-        signed: u64,
-    ) -> Result<Option<Mend>, JournalError> {
-        let is_last = segment.next.is_none();
-        let Some(scanned) = scan(segment.file).map_err(segment.reading())? else {
-            let length = segment.file.length().map_err(segment.reading())?;
-            if is_last && length <= SEGMENT_HEADER as u64 && segment.number == self.next_seq {
-                // Its first bytes never reached the disk, so nothing in it was ever acknowledged.
-                self.cut_bytes += length;
-                return Ok(Some(Mend::Remove(segment.path.to_owned())));
+    /// Whether `segment` begins where the others have ended; not where it never came to begin.
+    fn follows<F: Content>(&self, segment: &Segment<F>) -> Result<bool, JournalError> {
+        match segment.head {
+            Some((number, chain))
+                if number == segment.number && number == self.next_seq && chain == self.chain =>
+            {
+                Ok(true)
             }
-            return Err(segment.damaged(0, "its header is not a segment's"));
-        };
-        if scanned.chain_before != self.chain
-            || scanned.first_seq != self.next_seq
-            || scanned.first_seq != segment.number
-        {
-            return Err(segment.damaged(0, "it does not follow the segment before it"));
+            Some(_) => Err(segment.damaged(0, "it does not follow the segment before it")),
+            // Its first bytes never reached the disk, so nothing in it was ever acknowledged.
+            None if segment.length <= SEGMENT_HEADER as u64 && segment.number == self.next_seq => {
+                Ok(false)
+            }
+            None => Err(segment.damaged(0, "its header is not a segment's")),
         }
-        let mut good = SEGMENT_HEADER as u64;
-        for (index, block) in scanned.blocks.iter().enumerate() {
+    }
+
+    /// Takes in the blocks of `segment` from the one at `index` on, up to where the segment `next` begins or
+    /// to one that a crash has left torn. The first `signed` blocks of the journal are vouched for. How many
+    /// blocks of it are taken in then.
+    fn take<F: Content>(
+        &mut self,
+        segment: &Segment<F>,
+        mut index: usize,
+        next: Option<u64>,
+        signed: u64,
+    ) -> Result<usize, JournalError> {
+        while let Some(block) = segment.blocks.get(index) {
             let (offset, header) = block;
-            if segment.next == Some(self.next_seq) {
-                // What failed here was written to the next segment.
+            if next == Some(self.next_seq) {
                 break;
             }
             // The checkpoint vouches for its blocks; those after it are hashed here.
             if self.leaves.len() as u64 >= signed && !segment.is_whole(block, &self.chain)? {
                 // A torn write may leave a last block of the right length with other bytes in it. It
                 // was never acknowledged, since the sync that would have come after it didn't. What was
-                // has others behind it, or a segment.
-                let rest = scanned.blocks.get(index..).unwrap_or_default();
-                if is_last && !segment.is_continued(rest)? {
+                // has others behind it.
+                let is_last = next.is_none_or(|next| next == self.next_seq);
+                if is_last && !segment.is_continued(index)? {
                     break;
                 }
                 return Err(segment.damaged(
@@ -401,7 +444,6 @@ impl Recovered {
             if header.first_seq != self.next_seq {
                 return Err(segment.damaged(*offset, "its records don't follow those before"));
             }
-            good = offset + BLOCK_HEADER as u64 + u64::from(header.compressed);
             self.next_seq = header.first_seq.saturating_add(u64::from(header.count));
             self.chain = header.chain;
             self.leaves.push(header.chain);
@@ -413,21 +455,35 @@ impl Recovered {
                 header.first_seq,
                 header.count,
             ));
+            index += 1;
         }
-        if is_last && good == SEGMENT_HEADER as u64 {
-            // Without a block it may not have its name for good, and nothing is lost with it.
-            self.cut_bytes += scanned.length - good;
-            return Ok(Some(Mend::Remove(segment.path.to_owned())));
-        }
-        self.open = Some((segment.number, good));
-        if good == scanned.length {
-            return Ok(None);
-        }
-        if !is_last && segment.next != Some(self.next_seq) {
+        Ok(index)
+    }
+
+    /// Says what of `segment` has to go when `taken` of its blocks are taken in and `next` comes behind it.
+    fn leave<F: Content>(
+        &mut self,
+        segment: Segment<F>,
+        taken: usize,
+        next: Option<u64>,
+    ) -> Result<Option<Mend>, JournalError> {
+        let last = taken
+            .checked_sub(1)
+            .and_then(|last| segment.blocks.get(last));
+        let good = last.map_or(SEGMENT_HEADER as u64, |(offset, header)| {
+            offset + BLOCK_HEADER as u64 + u64::from(header.compressed)
+        });
+        let rest = segment.length.saturating_sub(good);
+        if rest > 0 && next.is_some_and(|next| next != self.next_seq) {
             return Err(segment.damaged(good, "what follows is not a block"));
         }
-        self.cut_bytes += scanned.length - good;
-        Ok(Some(Mend::Cut(segment.path.to_owned(), good)))
+        self.cut_bytes += rest;
+        Ok(match (taken, rest) {
+            // Without a block it may not have its name for good, and nothing is lost with it.
+            (0, _) => Some(Mend::Remove(segment.path)),
+            (_, 0) => None,
+            _ => Some(Mend::Cut(segment.path, good)),
+        })
     }
 
     /// Writes the last block once more, so that it is on disk before anything is built upon it: where the

@@ -9,7 +9,6 @@ use super::{
     JournalError,
     checkpoint::{Checkpoint, Key, Tree},
     disk::{Content, Disk},
-    io_error,
     segment::{self, BLOCK_HEADER, BlockHeader, Chain, Location, Recovered, SEGMENT_HEADER},
 };
 
@@ -49,31 +48,21 @@ impl<D: Disk> Store<D> {
         let signed = Checkpoint::read(&disk, &directory, &key.public())?;
         let recovered = segment::recover(&disk, &directory, signed.as_ref())?;
         key.show(&disk, &directory)?;
-        if signed.is_none() {
-            // From its first moment on a journal has a checkpoint, so that one that is gone was taken.
-            key.publish(&disk, &directory, &Checkpoint::of(&Tree::default(), 0))
-                .map_err(io_error("signing", &directory))?;
+        if recovered.leaves.is_empty() {
+            key.begin(&disk, &directory)?;
         }
         let mut tree = Tree::default();
         for leaf in &recovered.leaves {
             tree.push(leaf);
         }
-        let open = recovered.open.map(|(number, length)| {
-            let path = segment::path(&directory, number);
-            let file = disk.edit(&path).map_err(io_error("opening", &path))?;
-            Ok(Open {
-                number,
-                file,
-                length,
-            })
-        });
         let store = Self {
             disk,
             key,
             chain: recovered.chain,
             tree,
             next_seq: recovered.next_seq,
-            open: open.transpose()?,
+            // What another process wrote to is not written to again: how its last syncs went isn't known.
+            open: None,
             segment_bytes,
             signed: recovered.leaves.len() as u64 - recovered.unsigned_blocks,
             directory,

@@ -1,5 +1,8 @@
 //! The journal on real files: round trips, torn ends, changed bytes, full disks, broken indexes.
 
+mod crashes;
+mod memory;
+
 use std::{
     fs,
     os::unix::fs::{FileExt, PermissionsExt},
@@ -165,18 +168,18 @@ fn a_journal_that_was_cut_off_or_rolled_back_is_found() {
     let folder = folder();
     closed(folder.path());
     let path = segment::path(folder.path(), 1);
-    let whole = fs::read(&path).unwrap();
     let old = fs::read(folder.path().join("checkpoint")).unwrap();
     closed(folder.path());
-    let later = fs::read(&path).unwrap();
     // The segment of yesterday beside the checkpoint of today.
-    fs::write(&path, &whole).unwrap();
+    let newer = segment::path(folder.path(), 7);
+    let later = fs::read(&newer).unwrap();
+    fs::remove_file(&newer).unwrap();
     assert!(
         problems(folder.path())[0].contains("cut off or rolled back"),
         "{:?}",
         problems(folder.path())
     );
-    fs::write(&path, &later).unwrap();
+    fs::write(&newer, &later).unwrap();
     // A checkpoint of the right key, but older: it vouches for less, and that is said.
     fs::write(folder.path().join("checkpoint"), old).unwrap();
     assert_eq!(
@@ -186,6 +189,8 @@ fn a_journal_that_was_cut_off_or_rolled_back_is_found() {
         Some(6)
     );
     fs::remove_file(&path).unwrap();
+    assert!(problems(folder.path())[0].contains("records 1 to 6 are missing"));
+    fs::remove_file(&newer).unwrap();
     assert!(problems(folder.path())[0].contains("cut off or rolled back"));
 }
 
