@@ -42,6 +42,12 @@ pub(super) struct Checkpoint {
     pub(super) last_seq: u64,
 }
 
+impl std::fmt::Debug for Key {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "the key of {:?}", self.public())
+    }
+}
+
 /// What is wrong with a note.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Bad {
@@ -126,7 +132,11 @@ impl Key {
 
     /// The signed note for a tree.
     fn sign(&self, checkpoint: &Checkpoint) -> String {
-        let text = checkpoint.text();
+        self.note(&checkpoint.text())
+    }
+
+    /// `text` as a signed note. Its first line says what it is, so that none passes for one of another kind.
+    pub(super) fn note(&self, text: &str) -> String {
         let mut signature = self.public().id().to_vec();
         signature.extend_from_slice(self.pair.sign(text.as_bytes()).as_ref());
         format!("{text}\n\u{2014} {ORIGIN} {}\n", STANDARD.encode(signature))
@@ -169,8 +179,14 @@ impl PublicKey {
         id
     }
 
-    /// Reads a signed note; says what is wrong with it where something is.
+    /// Reads a checkpoint; says what is wrong with it where something is.
     pub(super) fn verify(&self, note: &str) -> Result<Checkpoint, Bad> {
+        let text = self.text(note)?;
+        Checkpoint::parse(&text).ok_or(Bad::Changed("a checkpoint's text is malformed"))
+    }
+
+    /// The text of a signed note.
+    pub(super) fn text(&self, note: &str) -> Result<String, Bad> {
         let (text, signatures) = note
             .split_once("\n\n")
             .ok_or(Bad::Changed("a checkpoint has no signature"))?;
@@ -193,7 +209,7 @@ impl PublicKey {
         UnparsedPublicKey::new(&signature::ED25519, &self.0)
             .verify(text.as_bytes(), signature)
             .map_err(|_| Bad::Changed("a checkpoint's signature is wrong"))?;
-        Checkpoint::parse(&text).ok_or(Bad::Changed("a checkpoint's text is malformed"))
+        Ok(text)
     }
 }
 

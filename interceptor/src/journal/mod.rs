@@ -12,6 +12,7 @@ mod glance;
 mod har;
 mod index;
 mod reader;
+mod seal;
 mod segment;
 mod spill;
 mod store;
@@ -214,7 +215,7 @@ impl Journal {
     fn open_on<D: Disk>(disk: D, directory: &Path) -> Result<Self, JournalError> {
         let lock_file = prepare(directory)?;
         let (store, recovered) = Store::open(disk, directory.to_owned(), SEGMENT_BYTES)?;
-        let index = index::Index::open(directory, &recovered)?;
+        let (index, broken) = index::Index::open(directory, store.key(), &recovered)?;
         let next_seq = recovered.next_seq;
         let (progress, _) = watch::channel(Progress {
             durable: next_seq - 1,
@@ -249,12 +250,14 @@ impl Journal {
         let journal = Self { shared };
         let found = left.len();
         journal.restore(left)?;
-        if cut > 0 || unsigned > 0 || found > 0 {
+        if cut > 0 || unsigned > 0 || found > 0 || broken.is_some() {
+            let index = broken.map(|broken| ("index", format!("{}: {}", broken.file, broken.what)));
             let detail = [
                 ("bytes_cut", cut.to_string()),
                 ("unsigned_blocks", unsigned.to_string()),
                 ("records_kept", found.to_string()),
             ];
+            let detail = detail.into_iter().chain(index);
             let event = Event::notice("journal_recovered", detail);
             let _ = journal.append(None, &Arc::from(""), crate::clock::now(), [event]);
         }

@@ -56,6 +56,14 @@ impl Reader {
     /// # Errors
     /// Where a segment can't be read or is damaged.
     pub fn each(&self, mut each: impl FnMut(Record) -> bool) -> Result<(), JournalError> {
+        self.each_block(|_, records| records.drain(..).all(&mut each))
+    }
+
+    /// Every block with its records, in order; `each` may end it by returning `false`.
+    pub(super) fn each_block(
+        &self,
+        mut each: impl FnMut(Location, &mut Vec<Record>) -> bool,
+    ) -> Result<(), JournalError> {
         let mut numbers = segment::list(&Local, &self.directory)?
             .into_iter()
             .peekable();
@@ -74,10 +82,8 @@ impl Reader {
                     segment: number,
                     offset,
                 };
-                for record in self.block(location)? {
-                    if !each(record) {
-                        return Ok(());
-                    }
+                if !each(location, &mut self.block(location)?) {
+                    return Ok(());
                 }
             }
         }

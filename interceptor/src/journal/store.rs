@@ -3,7 +3,7 @@
 //! Nothing here waits, retries or knows a thread; whoever adds a block may say that it is on record when
 //! [`Store::add`] has returned, and not before.
 
-use std::{io, path::PathBuf};
+use std::{io, path::PathBuf, sync::Arc};
 
 use super::{
     JournalError,
@@ -16,7 +16,7 @@ use super::{
 pub(super) struct Store<D: Disk> {
     disk: D,
     directory: PathBuf,
-    key: Key,
+    key: Arc<Key>,
     chain: Chain,
     tree: Tree,
     next_seq: u64,
@@ -57,7 +57,7 @@ impl<D: Disk> Store<D> {
         }
         let store = Self {
             disk,
-            key,
+            key: Arc::new(key),
             chain: recovered.chain,
             tree,
             next_seq: recovered.next_seq,
@@ -149,8 +149,8 @@ impl<D: Disk> Store<D> {
     }
 
     /// The key that it is signed with.
-    pub(super) const fn key(&self) -> &Key {
-        &self.key
+    pub(super) fn key(&self) -> Arc<Key> {
+        self.key.clone()
     }
 }
 

@@ -19,6 +19,7 @@ use super::{
     disk::{Content, Disk, Local},
     io_error,
     reader::read_block,
+    seal::{self, Sealed},
     segment::{self, BLOCK_HEADER, BlockHeader, Chain, SEGMENT_HEADER},
 };
 
@@ -103,7 +104,20 @@ pub fn verify(
     progress: impl FnMut(u64, u64),
     observe: impl FnMut(&Record),
 ) -> Result<Report, JournalError> {
-    verify_on(&Local, directory, kept, progress, observe)
+    let mut report = verify_on(&Local, directory, kept, progress, observe)?;
+    // The index is no evidence, but whoever asks is answered out of it.
+    let beside = std::fs::read_to_string(directory.join("journal.pub")).ok();
+    let key = kept.key.or(beside.as_deref()).and_then(PublicKey::parse);
+    if let Some(Sealed::Broken(broken)) = key.map(|key| seal::check(directory, &key)) {
+        report.problems.push(Problem {
+            kind: Kind::Changed,
+            file: broken.file,
+            offset: broken.offset,
+            seq: None,
+            what: broken.what.to_owned(),
+        });
+    }
+    Ok(report)
 }
 
 /// As [`verify`], of what is on `disk`.

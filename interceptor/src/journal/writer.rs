@@ -194,6 +194,7 @@ impl<D: Disk> Writer<D> {
         } = block;
         self.shared.index.add(index::Block {
             first_seq: header.first_seq,
+            count: header.count,
             location,
             sessions: taken.sessions,
             facts: taken.facts,

@@ -40,7 +40,7 @@ struct Told {
 }
 
 /// A journal on a disk that fails, and who is told what.
-struct Life {
+pub(super) struct Life {
     seed: u64,
     disk: Memory,
     random: Random,
@@ -77,7 +77,7 @@ fn text(event: &Event) -> String {
 }
 
 impl Life {
-    fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
         Self {
             seed,
@@ -186,6 +186,13 @@ impl Life {
             payload,
             texts,
         }
+    }
+
+    /// Adds a block to `store` and signs it.
+    pub(super) fn extend(&mut self, store: &mut Store<Memory>) {
+        let block = self.block(store.next_seq());
+        store.add(block.header, &block.payload).unwrap();
+        store.sign().unwrap();
     }
 
     fn crash(&mut self, how: Crash) {

@@ -1,6 +1,7 @@
 //! The journal on real files: round trips, torn ends, changed bytes, full disks, broken indexes.
 
 mod crashes;
+mod damage;
 mod killed;
 mod memory;
 
