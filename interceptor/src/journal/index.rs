@@ -381,10 +381,10 @@ impl Index {
             return;
         };
         drop(place);
-        if sled.close() {
-            if let Err(error) = seal::set(&self.directory, &self.key, next) {
-                tracing::warn!(%error, "the index can't be sealed: the next start makes it anew");
-            }
+        if sled.close()
+            && let Err(error) = seal::set(&self.directory, &self.key, next)
+        {
+            tracing::warn!(%error, "the index can't be sealed: the next start makes it anew");
         }
     }
 

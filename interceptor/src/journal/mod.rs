@@ -31,7 +31,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use interceptor_core::record::{Event, Record, SessionId, Timestamp};
@@ -77,6 +77,10 @@ const BLOCK_BYTES: usize = 2 << 20;
 
 /// Size at which a segment is closed: large enough for few files, small enough to ship.
 const SEGMENT_BYTES: u64 = 64 << 20;
+
+/// How long the disk may take over a block before the journal is said to have stopped. A disk that is busy takes a
+/// second or two at worst; who waits is told while its client still listens.
+const STALL: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 10 });
 
 /// Records that a slow follower of the live stream may lag behind before it is told that it missed some.
 const FOLLOW_LAG_MAX: usize = 4_096;
@@ -191,6 +195,8 @@ struct Waiting {
     urgent: bool,
     closing: bool,
     stopped: Option<Stopped>,
+    /// Since when the disk has what was taken last, and hasn't said that it is there.
+    since: Option<Instant>,
 }
 
 /// How far the writer has come.
@@ -278,15 +284,15 @@ impl Journal {
             drop(waiting);
             self.shared.wake.notify_one();
             // They are where they were until they are on disk.
-            let until = std::time::Instant::now() + PATIENCE;
+            let until = Instant::now() + PATIENCE;
             while self.shared.progress.borrow().durable < last {
-                if std::time::Instant::now() > until {
+                if Instant::now() > until {
                     let why = io::Error::other(
                         "what a daemon that was killed left behind can't be written; make room",
                     );
                     return Err(io_error("restoring", directory)(why));
                 }
-                std::thread::sleep(std::time::Duration::from_millis(1));
+                std::thread::sleep(Duration::from_millis(1));
             }
         }
         match Spill::open(directory) {
@@ -734,7 +740,7 @@ fn prepare(directory: &Path) -> Result<File, JournalError> {
         .map_err(io_error("creating", directory))?;
     let path = directory.join("lock");
     let file = private().open(&path).map_err(io_error("opening", &path))?;
-    let since = std::time::Instant::now();
+    let since = Instant::now();
     loop {
         match file.try_lock() {
             Ok(()) => break,

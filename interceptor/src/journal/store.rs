@@ -21,6 +21,8 @@ pub(super) struct Store<D: Disk> {
     tree: Tree,
     next_seq: u64,
     open: Option<Open<D::File>>,
+    /// Segments that were let go of with a part of what failed at their end.
+    left: Vec<Open<D::File>>,
     /// Size at which a segment is closed.
     segment_bytes: u64,
     /// Blocks that the last checkpoint vouches for.
@@ -63,6 +65,7 @@ impl<D: Disk> Store<D> {
             next_seq: recovered.next_seq,
             // What another process wrote to is not written to again: how its last syncs went isn't known.
             open: None,
+            left: Vec::new(),
             segment_bytes,
             signed: recovered.leaves.len() as u64 - recovered.unsigned_blocks,
             directory,
@@ -98,15 +101,23 @@ impl<D: Disk> Store<D> {
             // call it written. What failed goes to a new one, and who reads this one takes no more of it
             // than was on record, whether it can be cut back or not.
             if open.length > SEGMENT_HEADER as u64 {
-                let _ = open.file.truncate(open.length);
+                self.left.push(open);
+                self.cut_back();
             }
             return Err(error);
         }
         self.open = Some(open);
+        self.cut_back();
         self.chain = header.chain;
         self.tree.push(&header.chain);
         self.next_seq += u64::from(header.count);
         Ok(location)
+    }
+
+    /// Takes what failed from the ends of segments, as soon as the disk lets it.
+    fn cut_back(&mut self) {
+        self.left
+            .retain(|left| left.file.truncate(left.length).is_err());
     }
 
     fn new_segment(&self) -> io::Result<Open<D::File>> {

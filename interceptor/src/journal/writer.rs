@@ -2,13 +2,13 @@
 
 use std::{
     io,
-    sync::{Arc, PoisonError},
+    sync::{Arc, PoisonError, Weak},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 use super::{
-    BLOCK_BYTES, Shared, Stopped, Waiting,
+    BLOCK_BYTES, STALL, Shared, Stopped, Waiting,
     disk::Disk,
     index,
     segment::{BlockHeader, Location},
@@ -19,8 +19,10 @@ use crate::sync::lock;
 
 /// How long records gather before they are written, unless somebody waits for them.
 const GATHER: Duration = Duration::from_millis(50);
-/// How often a journal that can't write tries again.
-const RETRY: Duration = Duration::from_millis(500);
+/// How soon a journal that can't write tries again, twice as late each time.
+const RETRY: Duration = Duration::from_millis(20);
+/// How long it waits at most.
+const RETRY_MAX: Duration = Duration::from_millis(500);
 /// At least this often a checkpoint is signed, while records come.
 const CHECKPOINT: Duration = Duration::from_secs(1);
 /// zstd's fastest ordinary level.
@@ -59,9 +61,42 @@ pub(super) fn start<D: Disk>(shared: Arc<Shared>, store: Store<D>) -> io::Result
         room: Room::default(),
         signed_at: None,
     };
+    let watched = Arc::downgrade(&writer.shared);
+    std::thread::Builder::new()
+        .name("journal-watch".to_owned())
+        .spawn(move || watch(&watched))?;
     std::thread::Builder::new()
         .name("journal".to_owned())
         .spawn(move || writer.run())
+}
+
+/// Says that the journal has stopped where the disk takes too long over a block: the writer can't, which waits for
+/// it. As soon as the block is there it goes on.
+fn watch(shared: &Weak<Shared>) {
+    loop {
+        std::thread::sleep(RETRY_MAX);
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
+        let mut waiting = lock(&shared.waiting);
+        let stalled = waiting.since.map(|since| since.elapsed());
+        if let Some(stalled) = stalled.filter(|stalled| *stalled > STALL)
+            && waiting.stopped.is_none()
+        {
+            let why = format!(
+                "{}: the disk has taken nothing for {} seconds",
+                shared.directory.display(),
+                stalled.as_secs()
+            );
+            tracing::error!("the journal can't be written: nothing passes until it can: {why}");
+            let stopped = Stopped(why.into());
+            waiting.stopped = Some(stopped.clone());
+            // With the lock: the writer takes it back with the lock too.
+            shared
+                .progress
+                .send_modify(|progress| progress.stopped = Some(stopped));
+        }
+    }
 }
 
 impl<D: Disk> Writer<D> {
@@ -119,6 +154,7 @@ impl<D: Disk> Writer<D> {
             waiting = guard;
         }
         waiting.urgent = false;
+        waiting.since = (waiting.count > 0).then(Instant::now);
         let spill = self.exchange(&mut waiting);
         let taken = Waiting {
             bytes: std::mem::replace(&mut waiting.bytes, std::mem::take(&mut self.room.records)),
@@ -165,6 +201,7 @@ impl<D: Disk> Writer<D> {
 
     /// Writes a block until it is on disk. While that fails nothing is accepted; nothing is dropped.
     fn write(&mut self, block: Block, closing: bool) {
+        let mut pause = RETRY;
         loop {
             match self.store.add(block.header, &block.payload) {
                 Ok(location) => {
@@ -180,7 +217,8 @@ impl<D: Disk> Writer<D> {
                         );
                         return;
                     }
-                    std::thread::sleep(RETRY);
+                    std::thread::sleep(pause);
+                    pause = (pause * 2).min(RETRY_MAX);
                 }
             }
         }
@@ -213,7 +251,10 @@ impl<D: Disk> Writer<D> {
             *lock(&self.shared.spare) = Some(spill);
         }
         let durable = self.store.next_seq() - 1;
-        lock(&self.shared.waiting).stopped = None;
+        let mut waiting = lock(&self.shared.waiting);
+        waiting.stopped = None;
+        waiting.since = None;
+        drop(waiting);
         self.shared.progress.send_modify(|progress| {
             progress.durable = durable;
             progress.stopped = None;

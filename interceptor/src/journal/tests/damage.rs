@@ -278,7 +278,7 @@ impl Sound {
                 let found = is(&[Kind::Reordered], &middle, (0, 0), number);
                 ("a segment replayed in another's place", files, vec![found])
             }
-            10 | 11 | 12 => {
+            10..=12 => {
                 let pairs: Vec<(&Place, &Place)> =
                     self.blocks.iter().zip(&self.blocks[1..]).collect();
                 let pairs: Vec<_> = pairs

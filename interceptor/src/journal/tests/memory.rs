@@ -263,6 +263,8 @@ struct State {
     last: &'static str,
     /// Bytes that there is room for.
     room: Option<usize>,
+    /// A sync takes as long as somebody holds this.
+    gate: Arc<Mutex<()>>,
 }
 
 /// The disk.
@@ -289,7 +291,13 @@ impl Memory {
             failed: 0,
             last: "",
             room: None,
+            gate: Arc::default(),
         })))
+    }
+
+    /// What holds syncs up while it is locked.
+    pub(super) fn gate(&self) -> Arc<Mutex<()>> {
+        lock(&self.0).gate.clone()
     }
 
     /// Has operations fail from now on.
@@ -359,6 +367,7 @@ impl Memory {
             failed: state.failed,
             last: state.last,
             room: state.room,
+            gate: Arc::default(),
         })))
     }
 
@@ -597,6 +606,7 @@ impl Content for Open {
     }
 
     fn sync(&self) -> io::Result<()> {
+        drop(lock(&self.disk.gate()));
         self.with("sync", |inode, random, fault| {
             match fault {
                 None => inode.sync(),

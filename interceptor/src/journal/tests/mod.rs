@@ -4,6 +4,7 @@ mod crashes;
 mod damage;
 mod killed;
 mod memory;
+mod stopping;
 
 use std::{
     fs,
