@@ -179,6 +179,9 @@ fn what_was_put_back_to_an_earlier_time_is_found_by_a_checkpoint_from_elsewhere(
     let earlier = daemon.folder().join("earlier");
     copy(&daemon.state(), &earlier);
     daemon.restart().unwrap();
+    let database = cluster().database().unwrap();
+    run::outcome(&mut Way::Guarded(&daemon, "later").psql(&database, &["--command=SELECT 1"]))
+        .unwrap();
     daemon.stop().unwrap();
     let newest = daemon.folder().join("newest");
     fs::copy(daemon.state().join("checkpoint"), &newest).unwrap();

@@ -19,10 +19,10 @@ use crate::sync::lock;
 
 /// How long records gather before they are written, unless somebody waits for them.
 const GATHER: Duration = Duration::from_millis(50);
-/// How soon a journal that can't write tries again, twice as late each time.
-const RETRY: Duration = Duration::from_millis(20);
-/// How long it waits at most.
-const RETRY_MAX: Duration = Duration::from_millis(500);
+/// How often a journal that can't write tries again; tests have it fail a hundred times.
+const RETRY: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 500 });
+/// How often it is looked whether the disk takes too long.
+const WATCH: Duration = Duration::from_millis(500);
 /// At least this often a checkpoint is signed, while records come.
 const CHECKPOINT: Duration = Duration::from_secs(1);
 /// zstd's fastest ordinary level.
@@ -74,7 +74,7 @@ pub(super) fn start<D: Disk>(shared: Arc<Shared>, store: Store<D>) -> io::Result
 /// it. As soon as the block is there it goes on.
 fn watch(shared: &Weak<Shared>) {
     loop {
-        std::thread::sleep(RETRY_MAX);
+        std::thread::sleep(WATCH);
         let Some(shared) = shared.upgrade() else {
             return;
         };
@@ -201,7 +201,6 @@ impl<D: Disk> Writer<D> {
 
     /// Writes a block until it is on disk. While that fails nothing is accepted; nothing is dropped.
     fn write(&mut self, block: Block, closing: bool) {
-        let mut pause = RETRY;
         loop {
             match self.store.add(block.header, &block.payload) {
                 Ok(location) => {
@@ -217,8 +216,7 @@ impl<D: Disk> Writer<D> {
                         );
                         return;
                     }
-                    std::thread::sleep(pause);
-                    pause = (pause * 2).min(RETRY_MAX);
+                    std::thread::sleep(RETRY);
                 }
             }
         }
