@@ -20,7 +20,7 @@ use crate::{
     approval::Consents,
     books::{Account, Ledger},
     control::Status,
-    journal::{self, Problem, Report},
+    journal::{self, Kept, Kind, Problem, Report},
 };
 
 /// Check that a journal is what was recorded, and that every connect is accounted for
@@ -28,7 +28,8 @@ use crate::{
 #[command(
     after_help = "Exit status 5 where it isn't, 3 where it is and connects are not accounted for. Examples:
   interceptor verify
-  interceptor verify /path/to/copy --key journal.pub"
+  interceptor verify /path/to/copy --key journal.pub
+  interceptor verify --checkpoint /elsewhere/monday --checkpoint /elsewhere/tuesday"
 )]
 pub(super) struct Arguments {
     /// A state folder or a copy of one [default: this host's journal]
@@ -37,6 +38,11 @@ pub(super) struct Arguments {
     /// journal's own, which whoever rewrites all of it could replace]
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
+    /// A copy of the journal's file `checkpoint` that was kept apart from it: shows whether the journal
+    /// was put back to an earlier time or replaced by another history, which one who may sign can do.
+    /// Several narrow down since when
+    #[arg(long = "checkpoint", value_name = "FILE")]
+    checkpoints: Vec<PathBuf>,
 }
 
 /// A block that the daemon is just writing looks cut off; the next look finds it whole.
@@ -69,13 +75,31 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> Outcome {
             })
         })
         .transpose()?;
-    let mut checked = look(&folder, key.as_deref())?;
+    let checkpoints: Vec<(String, String)> = arguments
+        .checkpoints
+        .iter()
+        .map(|path| {
+            let note = fs::read(path).map_err(|error| {
+                Failed::because(format!(
+                    "the checkpoint {} can't be read: {error}",
+                    path.display()
+                ))
+            })?;
+            let note = String::from_utf8_lossy(&note).into_owned();
+            Ok((path.display().to_string(), note))
+        })
+        .collect::<Result<_, Failed>>()?;
+    let kept = Kept {
+        key: key.as_deref(),
+        checkpoints: &checkpoints,
+    };
+    let mut checked = look(&folder, &kept)?;
     for _ in 1..LOOKS {
         if checked.report.problems.is_empty() && checked.unaccounted == 0 {
             break;
         }
         std::thread::sleep(PAUSE);
-        let again = look(&folder, key.as_deref())?;
+        let again = look(&folder, &kept)?;
         // What nobody is writing to stays as bad as it is.
         let unchanged = again == checked;
         checked = again;
@@ -116,16 +140,17 @@ struct Checked {
     consents: u64,
 }
 
-fn look(folder: &Path, key: Option<&str>) -> Result<Checked, Failed> {
+fn look(folder: &Path, kept: &Kept<'_>) -> Result<Checked, Failed> {
     let (mut ledger, mut consents) = (Ledger::default(), Consents::default());
     let observe = |record: &Record| {
         ledger.observe(record);
         consents.observe(record);
     };
-    let mut report = journal::verify(folder, key, |_, _| {}, observe).map_err(Failed::because)?;
+    let mut report = journal::verify(folder, kept, |_, _| {}, observe).map_err(Failed::because)?;
     report
         .problems
         .extend(consents.bad.into_iter().map(|(seq, what)| Problem {
+            kind: Kind::Unproven,
             file: "records".to_owned(),
             offset: 0,
             seq: Some(seq),
@@ -217,8 +242,11 @@ fn text(report: &Report, folder: &Path, color: bool) -> String {
             || "nothing is signed yet".to_owned(),
             |seq| format!("signed up to record {seq}"),
         );
+        let witnessed = report.witnessed_up_to.map_or_else(String::new, |seq| {
+            format!(", the same as was kept elsewhere up to record {seq}")
+        });
         return format!(
-            "{}: {folder}: {what}, {signed}\n",
+            "{}: {folder}: {what}, {signed}{witnessed}\n",
             paint(Style::Good, "intact", color)
         );
     }
@@ -231,7 +259,8 @@ fn text(report: &Report, folder: &Path, color: bool) -> String {
         // Writing to a string can't fail.
         _ = write!(
             out,
-            "  {}, byte {}: {}",
+            "  {}: {}, byte {}: {}",
+            done(problem.kind),
             inert(&problem.file),
             problem.offset,
             inert(&problem.what)
@@ -255,10 +284,25 @@ fn text(report: &Report, folder: &Path, color: bool) -> String {
     out
 }
 
+/// What was done, in a word or two.
+const fn done(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Changed => "changed",
+        Kind::Missing => "missing",
+        Kind::Reordered => "reordered",
+        Kind::Truncated => "cut off",
+        Kind::RolledBack => "rolled back",
+        Kind::Forked => "another history",
+        Kind::AnotherKey => "another key",
+        Kind::Unsigned => "unsigned",
+        Kind::Unreadable => "unreadable",
+        Kind::Unproven => "unproven",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::journal::Problem;
 
     #[test]
     fn connects_that_nothing_accounts_for_are_told_of() {
@@ -295,6 +339,7 @@ mod tests {
             blocks: 2,
             records: 30,
             signed_up_to: Some(30),
+            witnessed_up_to: None,
             problems: Vec::new(),
         };
         assert_eq!(
@@ -302,6 +347,7 @@ mod tests {
             "intact: /s: 30 records in 2 blocks, 1 segment, signed up to record 30\n"
         );
         report.problems.push(Problem {
+            kind: Kind::Changed,
             file: "1.seg".to_owned(),
             offset: 77,
             seq: Some(12),
@@ -310,7 +356,7 @@ mod tests {
         assert_eq!(
             text(&report, Path::new("/s"), false),
             "NOT INTACT: /s: 1 problem in 30 records in 2 blocks, 1 segment\n  \
-             1.seg, byte 77: a block was changed (from record 12 on)\n\
+             changed: 1.seg, byte 77: a block was changed (from record 12 on)\n\
              Records before 12 follow one another as written.\n\
              Keep this folder as it is, and compare it with a copy or an export from before.\n"
         );

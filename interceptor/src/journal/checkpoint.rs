@@ -5,8 +5,7 @@
 //! number of the last record.
 
 use std::{
-    fs,
-    io::{self, ErrorKind, Write},
+    io::{self, ErrorKind},
     path::{Path, PathBuf},
 };
 
@@ -16,7 +15,7 @@ use aws_lc_rs::{
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
 
-use super::{JournalError, io_error, private, segment::Chain};
+use super::{JournalError, disk::Disk, io_error, segment::Chain};
 
 /// First line of every checkpoint, and the key's name.
 const ORIGIN: &str = "interceptor/journal";
@@ -26,6 +25,8 @@ const ED25519: u8 = 0x01;
 /// The journal's signing key.
 pub(super) struct Key {
     pair: Ed25519KeyPair,
+    /// What its file has.
+    text: String,
 }
 
 /// A public key that checkpoints are checked with.
@@ -41,43 +42,77 @@ pub(super) struct Checkpoint {
     pub(super) last_seq: u64,
 }
 
+impl std::fmt::Debug for Key {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "the key of {:?}", self.public())
+    }
+}
+
+/// What is wrong with a note.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Bad {
+    /// It is not what was signed.
+    #[error("{0}")]
+    Changed(&'static str),
+    /// It may be, by somebody else.
+    #[error("a checkpoint is signed with another key")]
+    AnotherKey,
+}
+
 impl Key {
     /// Reads the key of a state folder, or makes one for a journal that was never signed.
-    pub(super) fn open(directory: &Path) -> Result<Self, JournalError> {
+    pub(super) fn open<D: Disk>(disk: &D, directory: &Path) -> Result<Self, JournalError> {
         let path = directory.join("journal.key");
         let bad = |what: &str| JournalError::Key {
             path: path.clone(),
             what: what.to_owned(),
         };
-        let seed = match fs::read_to_string(&path) {
-            Ok(text) => {
-                hex::decode(text.trim()).map_err(|_| bad("it is not 64 hexadecimal digits"))?
-            }
+        let text = match disk.read(&path) {
+            Ok(text) => String::from_utf8(text).map_err(|_| bad("it is not text"))?,
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                if path_of(directory).exists() {
-                    return Err(bad(
-                        "it is missing, and the journal was signed with it; put it back, or keep the folder as evidence under another name and start a new one",
-                    ));
+                match disk.open(&path_of(directory)) {
+                    Err(error) if error.kind() == ErrorKind::NotFound => {}
+                    Ok(_) => {
+                        return Err(bad(
+                            "it is missing, and the journal was signed with it; put it back, or keep the folder as evidence under another name and start a new one",
+                        ));
+                    }
+                    Err(error) => return Err(io_error("reading", &path_of(directory))(error)),
                 }
-                let mut seed = vec![0; 32];
+                let mut seed = [0; 32];
                 aws_lc_rs::rand::fill(&mut seed)
                     .map_err(|_| bad("the system has no randomness"))?;
-                let mut file = private().open(&path).map_err(io_error("creating", &path))?;
-                writeln!(file, "{}", hex::encode(&seed)).map_err(io_error("writing", &path))?;
-                file.sync_all().map_err(io_error("writing", &path))?;
-                seed
+                format!("{}\n", hex::encode(seed))
             }
             Err(error) => return Err(io_error("reading", &path)(error)),
         };
+        let seed = hex::decode(text.trim()).map_err(|_| bad("it is not 64 hexadecimal digits"))?;
         let pair = Ed25519KeyPair::from_seed_unchecked(&seed)
             .map_err(|_| bad("it is not an Ed25519 seed"))?;
-        let key = Self { pair };
-        let public = directory.join("journal.pub");
-        let text = key.public().to_text();
-        if fs::read_to_string(&public).ok().as_deref() != Some(&text) {
-            fs::write(&public, text).map_err(io_error("writing", &public))?;
+        Ok(Self { pair, text })
+    }
+
+    /// Has a journal that has no block yet begin: with its key on disk for good, and with a checkpoint, so that
+    /// one that is gone was taken. What an earlier attempt has left of either may be seen here and not be on
+    /// disk, so it is written anew.
+    pub(super) fn begin<D: Disk>(&self, disk: &D, directory: &Path) -> Result<(), JournalError> {
+        let path = directory.join("journal.key");
+        disk.replace(&path, self.text.as_bytes())
+            .map_err(io_error("writing", &path))?;
+        self.publish(disk, directory, &Checkpoint::of(&Tree::default(), 0))
+            .map_err(io_error("signing", directory))
+    }
+
+    /// Has the public key stand beside the journal, for who checks it. Only for a journal that was found to be
+    /// signed with this key: the one that stands there is evidence too.
+    pub(super) fn show<D: Disk>(&self, disk: &D, directory: &Path) -> Result<(), JournalError> {
+        let path = directory.join("journal.pub");
+        let text = self.public().to_text();
+        if disk.read(&path).ok().as_deref() == Some(text.as_bytes()) {
+            return Ok(());
         }
-        Ok(key)
+        disk.replace(&path, text.as_bytes())
+            .map_err(io_error("writing", &path))
     }
 
     pub(super) fn public(&self) -> PublicKey {
@@ -86,17 +121,22 @@ impl Key {
 
     /// Signs a tree and replaces the state folder's checkpoint, as a whole: a reader sees the old one or
     /// the new one, and each vouches for all before it.
-    pub(super) fn publish(&self, directory: &Path, checkpoint: &Checkpoint) -> io::Result<()> {
-        let draft = directory.join("checkpoint.draft");
-        let mut file = private().truncate(true).open(&draft)?;
-        file.write_all(self.sign(checkpoint).as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&draft, path_of(directory))
+    pub(super) fn publish<D: Disk>(
+        &self,
+        disk: &D,
+        directory: &Path,
+        checkpoint: &Checkpoint,
+    ) -> io::Result<()> {
+        disk.replace(&path_of(directory), self.sign(checkpoint).as_bytes())
     }
 
     /// The signed note for a tree.
     fn sign(&self, checkpoint: &Checkpoint) -> String {
-        let text = checkpoint.text();
+        self.note(&checkpoint.text())
+    }
+
+    /// `text` as a signed note. Its first line says what it is, so that none passes for one of another kind.
+    pub(super) fn note(&self, text: &str) -> String {
         let mut signature = self.public().id().to_vec();
         signature.extend_from_slice(self.pair.sign(text.as_bytes()).as_ref());
         format!("{text}\n\u{2014} {ORIGIN} {}\n", STANDARD.encode(signature))
@@ -139,31 +179,37 @@ impl PublicKey {
         id
     }
 
-    /// Reads a signed note; says what is wrong with it where something is.
-    pub(super) fn verify(&self, note: &str) -> Result<Checkpoint, String> {
+    /// Reads a checkpoint; says what is wrong with it where something is.
+    pub(super) fn verify(&self, note: &str) -> Result<Checkpoint, Bad> {
+        let text = self.text(note)?;
+        Checkpoint::parse(&text).ok_or(Bad::Changed("a checkpoint's text is malformed"))
+    }
+
+    /// The text of a signed note.
+    pub(super) fn text(&self, note: &str) -> Result<String, Bad> {
         let (text, signatures) = note
             .split_once("\n\n")
-            .ok_or("a checkpoint has no signature")?;
+            .ok_or(Bad::Changed("a checkpoint has no signature"))?;
         let text = format!("{text}\n");
         let line = signatures
             .strip_suffix('\n')
-            .ok_or("a checkpoint's signature is cut short")?;
+            .ok_or(Bad::Changed("a checkpoint's signature is cut short"))?;
         let encoded = line
             .strip_prefix(&format!("\u{2014} {ORIGIN} "))
-            .ok_or("a checkpoint is signed by somebody else")?;
+            .ok_or(Bad::Changed("a checkpoint is signed by somebody else"))?;
         let bytes = STANDARD
             .decode(encoded)
-            .map_err(|_| "a checkpoint's signature is not base64")?;
+            .map_err(|_| Bad::Changed("a checkpoint's signature is not base64"))?;
         let (id, signature) = bytes
             .split_first_chunk::<4>()
-            .ok_or("a checkpoint's signature is too short")?;
+            .ok_or(Bad::Changed("a checkpoint's signature is too short"))?;
         if *id != self.id() {
-            return Err("a checkpoint is signed with another key".to_owned());
+            return Err(Bad::AnotherKey);
         }
         UnparsedPublicKey::new(&signature::ED25519, &self.0)
             .verify(text.as_bytes(), signature)
-            .map_err(|_| "a checkpoint's signature is wrong".to_owned())?;
-        Checkpoint::parse(&text).ok_or_else(|| "a checkpoint's text is malformed".to_owned())
+            .map_err(|_| Bad::Changed("a checkpoint's signature is wrong"))?;
+        Ok(text)
     }
 }
 
@@ -182,15 +228,19 @@ impl Checkpoint {
     }
 
     /// The checkpoint of a state folder, checked with its key; `None` where there is none.
-    pub(super) fn read(directory: &Path, key: &PublicKey) -> Result<Option<Self>, JournalError> {
+    pub(super) fn read<D: Disk>(
+        disk: &D,
+        directory: &Path,
+        key: &PublicKey,
+    ) -> Result<Option<Self>, JournalError> {
         let path = path_of(directory);
-        match fs::read_to_string(&path) {
+        match disk.read(&path) {
             Ok(note) => key
-                .verify(&note)
+                .verify(&String::from_utf8_lossy(&note))
                 .map(Some)
-                .map_err(|what| JournalError::Contradicted {
+                .map_err(|bad| JournalError::Contradicted {
                     path: directory.to_owned(),
-                    what,
+                    what: bad.to_string(),
                 }),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(io_error("reading", &path)(error)),

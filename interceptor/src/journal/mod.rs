@@ -5,14 +5,17 @@
 //! updates the index. Who needs a record on disk before going on awaits [`Journal::durable`].
 
 mod checkpoint;
+mod disk;
 mod export;
 mod feed;
 mod glance;
 mod har;
 mod index;
 mod reader;
+mod seal;
 mod segment;
 mod spill;
+mod store;
 #[cfg(test)]
 mod tests;
 mod verify;
@@ -28,22 +31,23 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use interceptor_core::record::{Event, Record, SessionId, Timestamp};
 use tokio::sync::{broadcast, watch};
 
 use self::{
-    checkpoint::{Checkpoint, Tree},
+    disk::{Disk, Local},
     spill::Spill,
+    store::Store,
 };
 pub use self::{
     export::{Filter, Lines, export_jsonl, parameter, to_json},
     har::Har,
     index::SessionSummary,
     reader::Reader,
-    verify::{Problem, Report, verify},
+    verify::{Kept, Kind, Problem, Report, verify},
 };
 pub(crate) use self::{
     feed::{Fresh, Full, Inlet, Outlet},
@@ -70,6 +74,13 @@ const LENGTH_BYTES: usize = 4;
 /// Bytes of records after which the writer is woken early: a busy host's of 50 ms. A sync costs the disk
 /// and the kernel the same for much as for little.
 const BLOCK_BYTES: usize = 2 << 20;
+
+/// Size at which a segment is closed: large enough for few files, small enough to ship.
+const SEGMENT_BYTES: u64 = 64 << 20;
+
+/// How long the disk may take over a block before the journal is said to have stopped. A disk that is busy takes a
+/// second or two at worst; who waits is told while its client still listens.
+const STALL: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 10 });
 
 /// Records that a slow follower of the live stream may lag behind before it is told that it missed some.
 const FOLLOW_LAG_MAX: usize = 4_096;
@@ -184,6 +195,8 @@ struct Waiting {
     urgent: bool,
     closing: bool,
     stopped: Option<Stopped>,
+    /// Since when the disk has what was taken last, and hasn't said that it is there.
+    since: Option<Instant>,
 }
 
 /// How far the writer has come.
@@ -201,16 +214,14 @@ impl Journal {
     /// # Errors
     /// Where the folder is in use, newer, damaged or can't be written.
     pub fn open(directory: &Path) -> Result<Self, JournalError> {
+        Self::open_on(Local, directory)
+    }
+
+    /// Opens it with its evidence on `disk`.
+    fn open_on<D: Disk>(disk: D, directory: &Path) -> Result<Self, JournalError> {
         let lock_file = prepare(directory)?;
-        let key = checkpoint::Key::open(directory)?;
-        let signed = Checkpoint::read(directory, &key.public())?;
-        let recovered = segment::recover(directory, signed.as_ref())?;
-        if signed.is_none() {
-            // From its first moment on a journal has a checkpoint, so that one that is gone was taken.
-            key.publish(directory, &Checkpoint::of(&Tree::default(), 0))
-                .map_err(io_error("signing", directory))?;
-        }
-        let index = index::Index::open(directory, &recovered)?;
+        let (store, recovered) = Store::open(disk, directory.to_owned(), SEGMENT_BYTES)?;
+        let (index, broken) = index::Index::open(directory, store.key(), &recovered)?;
         let next_seq = recovered.next_seq;
         let (progress, _) = watch::channel(Progress {
             durable: next_seq - 1,
@@ -237,7 +248,7 @@ impl Journal {
             .map_err(io_error("making room for records that wait in", directory))?;
         let left = left_behind(directory, next_seq, &mut feed)?;
         let (cut, unsigned) = (recovered.cut_bytes, recovered.unsigned_blocks);
-        let writer = writer::start(shared.clone(), recovered, key)
+        let writer = writer::start(shared.clone(), store)
             .map_err(io_error("starting the writer of", directory))?;
         *lock(&shared.writer) = Some(writer);
         lock(&shared.waiting).drained = feed.drained();
@@ -245,12 +256,14 @@ impl Journal {
         let journal = Self { shared };
         let found = left.len();
         journal.restore(left)?;
-        if cut > 0 || unsigned > 0 || found > 0 {
+        if cut > 0 || unsigned > 0 || found > 0 || broken.is_some() {
+            let index = broken.map(|broken| ("index", format!("{}: {}", broken.file, broken.what)));
             let detail = [
                 ("bytes_cut", cut.to_string()),
                 ("unsigned_blocks", unsigned.to_string()),
                 ("records_kept", found.to_string()),
             ];
+            let detail = detail.into_iter().chain(index);
             let event = Event::notice("journal_recovered", detail);
             let _ = journal.append(None, &Arc::from(""), crate::clock::now(), [event]);
         }
@@ -271,15 +284,15 @@ impl Journal {
             drop(waiting);
             self.shared.wake.notify_one();
             // They are where they were until they are on disk.
-            let until = std::time::Instant::now() + PATIENCE;
+            let until = Instant::now() + PATIENCE;
             while self.shared.progress.borrow().durable < last {
-                if std::time::Instant::now() > until {
+                if Instant::now() > until {
                     let why = io::Error::other(
                         "what a daemon that was killed left behind can't be written; make room",
                     );
                     return Err(io_error("restoring", directory)(why));
                 }
-                std::thread::sleep(std::time::Duration::from_millis(1));
+                std::thread::sleep(Duration::from_millis(1));
             }
         }
         match Spill::open(directory) {
@@ -727,7 +740,7 @@ fn prepare(directory: &Path) -> Result<File, JournalError> {
         .map_err(io_error("creating", directory))?;
     let path = directory.join("lock");
     let file = private().open(&path).map_err(io_error("opening", &path))?;
-    let since = std::time::Instant::now();
+    let since = Instant::now();
     loop {
         match file.try_lock() {
             Ok(()) => break,
@@ -757,7 +770,10 @@ fn prepare(directory: &Path) -> Result<File, JournalError> {
                 .mode(0o700)
                 .create(&segments)
                 .map_err(io_error("creating", &segments))?;
-            fs::write(&path, FORMAT).map_err(io_error("writing", &path))?;
+            // Last, so that a folder with a format has all that belongs to it.
+            Local
+                .replace(&path, FORMAT.as_bytes())
+                .map_err(io_error("writing", &path))?;
         }
         Err(error) => return Err(io_error("reading", &path)(error)),
     }

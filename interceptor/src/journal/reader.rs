@@ -3,14 +3,15 @@
 use std::{
     fs::File,
     io,
-    os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
 
 use interceptor_core::record::Record;
 
 use super::{
-    JournalError, io_error,
+    JournalError,
+    disk::{Content, Local},
+    io_error,
     segment::{self, BLOCK_HEADER, BlockHeader, Location},
 };
 
@@ -26,7 +27,7 @@ impl Reader {
     /// # Errors
     /// Where it isn't one.
     pub fn open(directory: &Path) -> Result<Self, JournalError> {
-        segment::list(directory)?;
+        segment::list(&Local, directory)?;
         Ok(Self {
             directory: directory.to_owned(),
         })
@@ -55,20 +56,34 @@ impl Reader {
     /// # Errors
     /// Where a segment can't be read or is damaged.
     pub fn each(&self, mut each: impl FnMut(Record) -> bool) -> Result<(), JournalError> {
-        for number in segment::list(&self.directory)? {
+        self.each_block(|_, records| records.drain(..).all(&mut each))
+    }
+
+    /// Every block with its records, in order; `each` may end it by returning `false`.
+    pub(super) fn each_block(
+        &self,
+        mut each: impl FnMut(Location, &mut Vec<Record>) -> bool,
+    ) -> Result<(), JournalError> {
+        let mut numbers = segment::list(&Local, &self.directory)?
+            .into_iter()
+            .peekable();
+        while let Some(number) = numbers.next() {
             let path = segment::path(&self.directory, number);
-            let mut file = File::open(&path).map_err(io_error("opening", &path))?;
-            let scanned = segment::scan(&mut file).map_err(io_error("reading", &path))?;
+            let file = File::open(&path).map_err(io_error("opening", &path))?;
+            let scanned = segment::scan(&file).map_err(io_error("reading", &path))?;
             // A segment that has just been begun, or whose last block is being written, ends early.
             let Some(scanned) = scanned else { continue };
-            for (offset, _) in scanned.blocks {
-                for record in self.block(Location {
+            for (offset, header) in scanned.blocks {
+                if numbers.peek().is_some_and(|next| header.first_seq >= *next) {
+                    // A disk that failed has left it here; it was written to the next segment.
+                    break;
+                }
+                let location = Location {
                     segment: number,
                     offset,
-                })? {
-                    if !each(record) {
-                        return Ok(());
-                    }
+                };
+                if !each(location, &mut self.block(location)?) {
+                    return Ok(());
                 }
             }
         }
@@ -77,20 +92,23 @@ impl Reader {
 }
 
 /// A block's header and payload, or `None` where there is none.
-pub(super) fn read_block(file: &File, offset: u64) -> io::Result<Option<(BlockHeader, Vec<u8>)>> {
+pub(super) fn read_block<F: Content>(
+    file: &F,
+    offset: u64,
+) -> io::Result<Option<(BlockHeader, Vec<u8>)>> {
+    let body = offset.saturating_add(BLOCK_HEADER as u64);
+    let Some(left) = file.length()?.checked_sub(body) else {
+        return Ok(None);
+    };
     let mut bytes = [0; BLOCK_HEADER];
     file.read_exact_at(&mut bytes, offset)?;
     let Some(header) = BlockHeader::decode(&bytes) else {
         return Ok(None);
     };
-    let left = file
-        .metadata()?
-        .len()
-        .saturating_sub(offset + BLOCK_HEADER as u64);
     if u64::from(header.compressed) > left {
         return Ok(None);
     }
     let mut payload = vec![0; header.compressed as usize];
-    file.read_exact_at(&mut payload, offset + BLOCK_HEADER as u64)?;
+    file.read_exact_at(&mut payload, body)?;
     Ok(Some((header, payload)))
 }

@@ -6,9 +6,7 @@
 //! byte of the journal can change, go or move without `verify` noticing.
 
 use std::{
-    fs::{self, File},
-    io::{self, Read, Seek, SeekFrom},
-    os::unix::fs::FileExt,
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
@@ -18,7 +16,9 @@ use interceptor_core::record::Record;
 use super::{
     JournalError,
     checkpoint::{Checkpoint, Tree},
+    disk::{Content, Disk, Sequential},
     glance, io_error,
+    reader::read_block,
 };
 
 /// First bytes of a segment.
@@ -68,9 +68,7 @@ pub(super) struct Recovered {
     pub(super) leaves: Vec<Chain>,
     /// Blocks with their first and last record.
     pub(super) blocks: Vec<(Location, u64, u32)>,
-    /// The segment to go on with, and its good length.
-    pub(super) open: Option<(u64, u64)>,
-    /// Bytes of a torn block that were cut off.
+    /// Bytes of torn blocks that were cut off.
     pub(super) cut_bytes: u64,
     /// Blocks at the end that no checkpoint vouches for yet.
     pub(super) unsigned_blocks: u64,
@@ -82,9 +80,6 @@ pub(super) struct Scanned {
     pub(super) first_seq: u64,
     pub(super) chain_before: Chain,
     pub(super) blocks: Vec<(u64, BlockHeader)>,
-    /// Length up to the end of the last whole block.
-    pub(super) good: u64,
-    pub(super) length: u64,
 }
 
 pub(super) fn folder(directory: &Path) -> PathBuf {
@@ -96,22 +91,21 @@ pub(super) fn path(directory: &Path, first_seq: u64) -> PathBuf {
 }
 
 /// The segments of a journal by the number of their first record, in order.
-pub(super) fn list(directory: &Path) -> Result<Vec<u64>, JournalError> {
+pub(super) fn list<D: Disk>(disk: &D, directory: &Path) -> Result<Vec<u64>, JournalError> {
     let folder = folder(directory);
-    let mut numbers = Vec::new();
-    for entry in fs::read_dir(&folder).map_err(io_error("listing", &folder))? {
-        let entry = entry.map_err(io_error("listing", &folder))?;
-        let name = entry.file_name();
-        let number = name
-            .to_str()
-            .and_then(|name| name.strip_suffix(".seg"))
-            .and_then(|name| name.parse().ok());
-        if let Some(number) = number {
-            numbers.push(number);
-        }
-    }
+    let names = disk.list(&folder).map_err(io_error("listing", &folder))?;
+    let mut numbers: Vec<u64> = names.iter().filter_map(|name| number(name)).collect();
     numbers.sort_unstable();
     Ok(numbers)
+}
+
+/// The number that a segment's name says; one segment has one name.
+pub(super) fn number(name: &str) -> Option<u64> {
+    let digits = name
+        .strip_suffix(".seg")
+        .filter(|digits| digits.len() == 20)?;
+    let is_number = digits.bytes().all(|digit| digit.is_ascii_digit());
+    is_number.then(|| digits.parse().ok()).flatten()
 }
 
 pub(super) fn header(first_seq: u64, chain_before: &Chain) -> Vec<u8> {
@@ -184,163 +178,333 @@ fn chain(before: &Chain, header: &[u8; BLOCK_HEADER], payload: &[u8]) -> Chain {
     out
 }
 
+/// What a segment says of itself: the number of its first record, and the chain's value before that. `Ok(None)`
+/// is a file whose header is missing or not ours.
+pub(super) fn head<F: Content>(file: &F) -> io::Result<Option<(u64, Chain)>> {
+    let mut start = [0; SEGMENT_HEADER];
+    if file.length()? < SEGMENT_HEADER as u64 {
+        return Ok(None);
+    }
+    file.read_exact_at(&mut start, 0)?;
+    let parts = start.split_first_chunk::<8>().and_then(|(magic, rest)| {
+        let (first_seq, chain) = rest.split_first_chunk::<8>()?;
+        Some((magic, first_seq, chain.first_chunk::<32>()?))
+    });
+    Ok(parts
+        .filter(|(magic, ..)| *magic == MAGIC)
+        .map(|(_, first_seq, chain)| (u64::from_le_bytes(*first_seq), *chain)))
+}
+
 /// Reads the headers of a segment up to the first that isn't whole. `Err` is for what can't be read;
 /// `Ok(None)` is a file whose own header is missing or not ours.
-pub(super) fn scan(file: &mut File) -> io::Result<Option<Scanned>> {
-    let length = file.metadata()?.len();
-    let mut start = [0; SEGMENT_HEADER];
-    file.seek(SeekFrom::Start(0))?;
-    if length < SEGMENT_HEADER as u64 {
-        return Ok(None);
-    }
-    file.read_exact(&mut start)?;
-    let Some((magic, rest)) = start.split_first_chunk::<8>() else {
+pub(super) fn scan<F: Content>(file: &F) -> io::Result<Option<Scanned>> {
+    let length = file.length()?;
+    let Some((first_seq, chain_before)) = head(file)? else {
         return Ok(None);
     };
-    let Some((first_seq, rest)) = rest.split_first_chunk::<8>() else {
-        return Ok(None);
-    };
-    let Some((chain_before, _)) = rest.split_first_chunk::<32>() else {
-        return Ok(None);
-    };
-    if magic != MAGIC {
-        return Ok(None);
-    }
-    let mut scanned = Scanned {
-        first_seq: u64::from_le_bytes(*first_seq),
-        chain_before: *chain_before,
-        blocks: Vec::new(),
-        good: SEGMENT_HEADER as u64,
-        length,
-    };
-    let mut reader = io::BufReader::with_capacity(64 << 10, file);
-    while length - scanned.good >= BLOCK_HEADER as u64 {
+    let mut blocks = Vec::new();
+    let mut good = SEGMENT_HEADER as u64;
+    let whole = Sequential::from(file, good)?;
+    let mut reader = io::BufReader::with_capacity(64 << 10, whole);
+    while length - good >= BLOCK_HEADER as u64 {
         let mut bytes = [0; BLOCK_HEADER];
         reader.read_exact(&mut bytes)?;
         let Some(header) = BlockHeader::decode(&bytes) else {
             break;
         };
-        let end = scanned.good + BLOCK_HEADER as u64 + u64::from(header.compressed);
+        let end = good + BLOCK_HEADER as u64 + u64::from(header.compressed);
         if end > length {
             break;
         }
         reader.seek_relative(i64::from(header.compressed))?;
-        scanned.blocks.push((scanned.good, header));
-        scanned.good = end;
+        blocks.push((good, header));
+        good = end;
     }
-    Ok(Some(scanned))
+    Ok(Some(Scanned {
+        first_seq,
+        chain_before,
+        blocks,
+    }))
+}
+
+/// What has to be done to what a crash or a failing disk has left, before anything is added.
+#[derive(Debug)]
+enum Mend {
+    /// Cut it to this length.
+    Cut(PathBuf, u64),
+    /// Remove it: nothing in it was ever on record.
+    Remove(PathBuf),
 }
 
 /// Reads what is on disk and holds it to the checkpoint `signed` (`None` where none was ever made), then
-/// cuts off a block that a crash has left torn at the very end.
+/// takes away what a crash or a failed write has left of a block that nobody was told is on record.
 ///
 /// Whoever opens a journal goes on to sign it, so what was signed before has to be what is there:
 /// nothing is changed, and nothing returned, where it isn't.
-pub(super) fn recover(
+pub(super) fn recover<D: Disk>(
+    disk: &D,
     directory: &Path,
     signed: Option<&Checkpoint>,
 ) -> Result<Recovered, JournalError> {
-    let mut recovered = Recovered {
-        next_seq: 1,
-        chain: [0; 32],
-        leaves: Vec::new(),
-        blocks: Vec::new(),
-        open: None,
-        cut_bytes: 0,
-        unsigned_blocks: 0,
-    };
+    let mut recovered = Recovered::default();
+    let mut mends = Vec::new();
     let signed_blocks = signed.map_or(0, |checkpoint| checkpoint.size);
-    let mut torn = None;
-    let numbers = list(directory)?;
-    let last = numbers.last().copied();
-    for number in numbers {
+    let numbers = list(disk, directory)?;
+    let mut index = 0;
+    while let Some(number) = numbers.get(index) {
+        index += 1;
+        let segment = Segment::open(disk, directory, *number)?;
+        if !recovered.follows(&segment)? {
+            recovered.cut_bytes += segment.length;
+            mends.push(Mend::Remove(segment.path));
+            continue;
+        }
+        let mut taken = 0;
+        loop {
+            let next = numbers.get(index).copied();
+            taken = recovered.take(&segment, taken, next, signed_blocks)?;
+            // Where the next segment begins this one may go on. Then what failed here was written there; or
+            // the next one is of an attempt that failed, and came back after it was removed.
+            if next != Some(recovered.next_seq) || !segment.has(taken, &recovered.chain)? {
+                break;
+            }
+            let next = Segment::open(disk, directory, recovered.next_seq)?;
+            if next.has(0, &recovered.chain)? || next.is_continued(0)? {
+                break;
+            }
+            index += 1;
+            recovered.cut_bytes += next.length;
+            mends.push(Mend::Remove(next.path));
+        }
+        mends.extend(recovered.leave(segment, taken, numbers.get(index).copied())?);
+    }
+    recovered.hold_to(directory, signed)?;
+    for mend in &mends {
+        mend.apply(disk)?;
+    }
+    if recovered.unsigned_blocks > 0 {
+        recovered.settle(disk, directory)?;
+    }
+    Ok(recovered)
+}
+
+impl Mend {
+    fn apply<D: Disk>(&self, disk: &D) -> Result<(), JournalError> {
+        match self {
+            Self::Cut(path, length) => disk
+                .edit(path)
+                .and_then(|file| file.truncate(*length).and_then(|()| file.sync()))
+                .map_err(io_error("cutting", path)),
+            Self::Remove(path) => disk
+                .remove(path)
+                .map_err(io_error("removing the empty", path)),
+        }
+    }
+}
+
+/// A segment that is being read to be gone on with.
+struct Segment<F> {
+    number: u64,
+    path: PathBuf,
+    file: F,
+    length: u64,
+    head: Option<(u64, Chain)>,
+    blocks: Vec<(u64, BlockHeader)>,
+}
+
+impl<F: Content> Segment<F> {
+    fn open<D: Disk<File = F>>(
+        disk: &D,
+        directory: &Path,
+        number: u64,
+    ) -> Result<Self, JournalError> {
         let path = path(directory, number);
-        let is_last = Some(number) == last;
-        let mut file = File::open(&path).map_err(io_error("opening", &path))?;
-        let damaged = |offset: u64, what: &str| JournalError::Damaged {
-            path: path.clone(),
+        let file = disk.open(&path).map_err(io_error("opening", &path))?;
+        let read = || {
+            let scanned = scan(&file)?;
+            let head = scanned
+                .as_ref()
+                .map(|found| (found.first_seq, found.chain_before));
+            let blocks = scanned.map_or_else(Vec::new, |found| found.blocks);
+            Ok((file.length()?, head, blocks))
+        };
+        let (length, head, blocks) = read().map_err(io_error("reading", &path))?;
+        Ok(Self {
+            number,
+            path,
+            file,
+            length,
+            head,
+            blocks,
+        })
+    }
+
+    fn damaged(&self, offset: u64, what: &str) -> JournalError {
+        JournalError::Damaged {
+            path: self.path.clone(),
             offset,
             what: what.to_owned(),
-        };
-        let scanned = scan(&mut file).map_err(io_error("reading", &path))?;
-        let Some(scanned) = scanned else {
-            let length = file.metadata().map_err(io_error("reading", &path))?.len();
-            if is_last && length < SEGMENT_HEADER as u64 {
-                // Its first bytes never reached the disk, so nothing in it was ever acknowledged.
-                torn = Some((path, None));
-                recovered.cut_bytes += length;
-                continue;
-            }
-            return Err(damaged(0, "its header is not a segment's"));
-        };
-        if scanned.chain_before != recovered.chain || scanned.first_seq != recovered.next_seq {
-            return Err(damaged(0, "it does not follow the segment before it"));
         }
-        let mut good = SEGMENT_HEADER as u64;
-        let mut blocks = scanned.blocks.iter().peekable();
-        while let Some((offset, header)) = blocks.next() {
-            // The checkpoint vouches for its blocks; those after it are hashed here.
-            if recovered.leaves.len() as u64 >= signed_blocks
-                && !is_whole(&file, *offset, header, &recovered.chain)
-                    .map_err(io_error("reading", &path))?
+    }
+
+    /// Whether the payload at `offset` is what `header` was made for, after `before`.
+    fn is_whole(
+        &self,
+        (offset, header): &(u64, BlockHeader),
+        before: &Chain,
+    ) -> Result<bool, JournalError> {
+        let mut payload = vec![0; header.compressed as usize];
+        self.file
+            .read_exact_at(&mut payload, offset + BLOCK_HEADER as u64)
+            .map_err(io_error("reading", &self.path))?;
+        Ok(header.is_chained(before, &payload))
+    }
+
+    /// Whether it has a block at `index` that follows `before`.
+    fn has(&self, index: usize, before: &Chain) -> Result<bool, JournalError> {
+        let block = self.blocks.get(index);
+        block.map_or(Ok(false), |block| self.is_whole(block, before))
+    }
+
+    /// Whether a block behind the one at `index` follows the one before it: then that was on record, whatever
+    /// it is now.
+    fn is_continued(&self, index: usize) -> Result<bool, JournalError> {
+        let blocks = self.blocks.get(index..).unwrap_or_default();
+        for pair in blocks.windows(2) {
+            if let [(_, before), block] = pair
+                && self.is_whole(block, &before.chain)?
             {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+impl Default for Recovered {
+    fn default() -> Self {
+        Self {
+            next_seq: 1,
+            chain: [0; 32],
+            leaves: Vec::new(),
+            blocks: Vec::new(),
+            cut_bytes: 0,
+            unsigned_blocks: 0,
+        }
+    }
+}
+
+impl Recovered {
+    /// Whether `segment` begins where the others have ended; not where it never came to begin.
+    fn follows<F: Content>(&self, segment: &Segment<F>) -> Result<bool, JournalError> {
+        match segment.head {
+            Some((number, chain))
+                if number == segment.number && number == self.next_seq && chain == self.chain =>
+            {
+                Ok(true)
+            }
+            Some(_) => Err(segment.damaged(0, "it does not follow the segment before it")),
+            // Its first bytes never reached the disk, so nothing in it was ever acknowledged.
+            None if segment.length <= SEGMENT_HEADER as u64 && segment.number == self.next_seq => {
+                Ok(false)
+            }
+            None => Err(segment.damaged(0, "its header is not a segment's")),
+        }
+    }
+
+    /// Takes in the blocks of `segment` from the one at `index` on, up to where the segment `next` begins or
+    /// to one that a crash has left torn. The first `signed` blocks of the journal are vouched for. How many
+    /// blocks of it are taken in then.
+    fn take<F: Content>(
+        &mut self,
+        segment: &Segment<F>,
+        mut index: usize,
+        next: Option<u64>,
+        signed: u64,
+    ) -> Result<usize, JournalError> {
+        while let Some(block) = segment.blocks.get(index) {
+            let (offset, header) = block;
+            if next == Some(self.next_seq) {
+                break;
+            }
+            // The checkpoint vouches for its blocks; those after it are hashed here.
+            if self.leaves.len() as u64 >= signed && !segment.is_whole(block, &self.chain)? {
                 // A torn write may leave a last block of the right length with other bytes in it. It
-                // was never acknowledged, since the sync that would have come after it didn't.
-                if is_last && blocks.peek().is_none() {
+                // was never acknowledged, since the sync that would have come after it didn't. What was
+                // has others behind it.
+                let is_last = next.is_none_or(|next| next == self.next_seq);
+                if is_last && !segment.is_continued(index)? {
                     break;
                 }
-                return Err(damaged(
+                return Err(segment.damaged(
                     *offset,
                     "a block was changed, or doesn't follow the one before it",
                 ));
             }
-            if header.first_seq != recovered.next_seq {
-                return Err(damaged(*offset, "its records don't follow those before"));
+            if header.first_seq != self.next_seq {
+                return Err(segment.damaged(*offset, "its records don't follow those before"));
             }
-            good = offset + BLOCK_HEADER as u64 + u64::from(header.compressed);
-            recovered.next_seq += u64::from(header.count);
-            recovered.chain = header.chain;
-            recovered.leaves.push(header.chain);
-            recovered.blocks.push((
+            self.next_seq = header.first_seq.saturating_add(u64::from(header.count));
+            self.chain = header.chain;
+            self.leaves.push(header.chain);
+            self.blocks.push((
                 Location {
-                    segment: number,
+                    segment: segment.number,
                     offset: *offset,
                 },
                 header.first_seq,
                 header.count,
             ));
+            index += 1;
         }
-        if good < scanned.length {
-            if !is_last {
-                return Err(damaged(good, "what follows is not a block"));
-            }
-            recovered.cut_bytes += scanned.length - good;
-            torn = Some((path, Some(good)));
-        }
-        recovered.open = Some((number, good));
+        Ok(index)
     }
-    recovered.hold_to(directory, signed)?;
-    match torn {
-        None => {}
-        Some((path, None)) => {
-            fs::remove_file(&path).map_err(io_error("removing the empty", &path))?;
+
+    /// Says what of `segment` has to go when `taken` of its blocks are taken in and `next` comes behind it.
+    fn leave<F: Content>(
+        &mut self,
+        segment: Segment<F>,
+        taken: usize,
+        next: Option<u64>,
+    ) -> Result<Option<Mend>, JournalError> {
+        let last = taken
+            .checked_sub(1)
+            .and_then(|last| segment.blocks.get(last));
+        let good = last.map_or(SEGMENT_HEADER as u64, |(offset, header)| {
+            offset + BLOCK_HEADER as u64 + u64::from(header.compressed)
+        });
+        let rest = segment.length.saturating_sub(good);
+        if rest > 0 && next.is_some_and(|next| next != self.next_seq) {
+            return Err(segment.damaged(good, "what follows is not a block"));
         }
-        Some((path, Some(good))) => super::private()
-            .open(&path)
-            .and_then(|file| file.set_len(good).and_then(|()| file.sync_data()))
-            .map_err(io_error("cutting", &path))?,
+        self.cut_bytes += rest;
+        Ok(match (taken, rest) {
+            // Without a block it may not have its name for good, and nothing is lost with it.
+            (0, _) => Some(Mend::Remove(segment.path)),
+            (_, 0) => None,
+            _ => Some(Mend::Cut(segment.path, good)),
+        })
     }
-    Ok(recovered)
-}
 
-/// Whether the payload at `offset` is what `header` was made for, after `before`.
-fn is_whole(file: &File, offset: u64, header: &BlockHeader, before: &Chain) -> io::Result<bool> {
-    let mut payload = vec![0; header.compressed as usize];
-    file.read_exact_at(&mut payload, offset + BLOCK_HEADER as u64)?;
-    Ok(header.is_chained(before, &payload))
-}
+    /// Writes the last block once more, so that it is on disk before anything is built upon it: where the
+    /// sync after it has failed, the system may show it here and have dropped it, and every later sync would
+    /// succeed without it. Those before it were synced, or it wouldn't have been written.
+    fn settle<D: Disk>(&self, disk: &D, directory: &Path) -> Result<(), JournalError> {
+        let Some((location, ..)) = self.blocks.last() else {
+            return Ok(());
+        };
+        let path = path(directory, location.segment);
+        let settled = disk.edit(&path).and_then(|file| {
+            let Some((header, payload)) = read_block(&file, location.offset)? else {
+                return Err(io::ErrorKind::InvalidData.into());
+            };
+            file.write_all_at(&header.encode(), location.offset)?;
+            file.write_all_at(&payload, location.offset + BLOCK_HEADER as u64)?;
+            file.sync()
+        });
+        settled.map_err(io_error("writing", &path))
+    }
 
-impl Recovered {
     /// Compares what is there with what was signed.
     fn hold_to(
         &mut self,
@@ -374,6 +538,19 @@ impl Recovered {
             return Err(contradicted(
                 "its blocks are not those that were signed".to_owned(),
             ));
+        }
+        let last = match usize::try_from(signed.size).ok() {
+            Some(size @ 1..) => self.blocks.get(size - 1),
+            _ => None,
+        };
+        let last = last.map_or(0, |(_, first, count)| {
+            first.saturating_add(u64::from(*count)).saturating_sub(1)
+        });
+        if last != signed.last_seq {
+            return Err(contradicted(format!(
+                "records up to {} were signed, and its blocks say that they are those up to {last}",
+                signed.last_seq
+            )));
         }
         self.unsigned_blocks = unsigned;
         Ok(())

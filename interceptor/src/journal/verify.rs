@@ -1,17 +1,30 @@
-//! Checks a journal offline: the chain through every byte, the records' numbers, the signed checkpoint.
+//! Checks a journal offline: the chain through every byte, the records' numbers, the signed checkpoint, and
+//! checkpoints that were kept elsewhere.
+//!
+//! What it says of a problem is what the evidence shows: what was done to it, in which file, at which byte, and
+//! from which record on nothing can be said. One thing that was done is one problem where that can be told, so
+//! it reads on behind what it found.
 
-use std::{fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use interceptor_core::record::Record;
 use serde::Serialize;
 
 use super::{
     JournalError,
-    checkpoint::{PublicKey, Tree},
+    checkpoint::{Bad, Checkpoint, PublicKey, Tree},
+    disk::{Content, Disk, Local},
     io_error,
     reader::read_block,
-    segment::{self, SEGMENT_HEADER},
+    seal::{self, Sealed},
+    segment::{self, BLOCK_HEADER, BlockHeader, Chain, SEGMENT_HEADER},
 };
+
+/// How far apart in time blocks may be that nothing vouches for yet: a daemon signs every second.
+const UNSIGNED_NS_MAX: u64 = 60_000_000_000;
 
 /// What a check found.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -24,6 +37,8 @@ pub struct Report {
     pub records: u64,
     /// The last record that a good checkpoint vouches for.
     pub signed_up_to: Option<u64>,
+    /// The last record that a checkpoint kept elsewhere vouches for.
+    pub witnessed_up_to: Option<u64>,
     /// What is wrong, in the order in which it was found.
     pub problems: Vec<Problem>,
 }
@@ -31,6 +46,8 @@ pub struct Report {
 /// One thing that is wrong, and where.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Problem {
+    /// What was done.
+    pub kind: Kind,
     /// The file.
     pub file: String,
     /// Byte offset in it.
@@ -41,185 +58,667 @@ pub struct Problem {
     pub what: String,
 }
 
-/// Checks the state folder `directory`, with the public key `key` (its text form) or else the folder's
-/// own. `progress` is told the bytes checked so far and in all, `observe` every record that can be read.
+/// What was done to a journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Bytes are other ones.
+    Changed,
+    /// Records that others follow are gone.
+    Missing,
+    /// What is there belongs elsewhere, or is there twice.
+    Reordered,
+    /// The end is gone.
+    Truncated,
+    /// It is as it was at an earlier time.
+    RolledBack,
+    /// It is another history than the one that was signed.
+    Forked,
+    /// It was signed with another key.
+    AnotherKey,
+    /// Nothing vouches for it, and something should.
+    Unsigned,
+    /// It can't be read.
+    Unreadable,
+    /// A signature on record isn't for what it is said to be for.
+    Unproven,
+}
+
+/// What was kept apart from a journal, out of reach of whoever rewrites it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Kept<'a> {
+    /// The public key, in its text form; without it the one beside the journal is believed.
+    pub key: Option<&'a str>,
+    /// Checkpoints of earlier times, each with the name that it is spoken of by.
+    pub checkpoints: &'a [(String, String)],
+}
+
+/// Checks the state folder `directory` with what was `kept` elsewhere. `progress` is told the bytes checked so
+/// far and in all, `observe` every record that can be read.
 ///
 /// # Errors
-/// Where files can't be read; what they hold is reported, not an error.
+/// Where its files can't be listed; what they hold is reported, not an error.
 pub fn verify(
     directory: &Path,
-    key: Option<&str>,
-    mut progress: impl FnMut(u64, u64),
-    mut observe: impl FnMut(&Record),
+    kept: &Kept<'_>,
+    progress: impl FnMut(u64, u64),
+    observe: impl FnMut(&Record),
 ) -> Result<Report, JournalError> {
-    let mut report = Report::default();
-    let numbers = segment::list(directory)?;
-    let sizes = numbers
-        .iter()
-        .map(|number| fs::metadata(segment::path(directory, *number)).map_or(0, |meta| meta.len()));
-    let total: u64 = sizes.sum();
-    let (mut done, mut chain, mut next_seq, mut tree) = (0, [0; 32], 1, Tree::default());
-    let mut roots = vec![tree.root()];
-    for number in numbers {
-        let path = segment::path(directory, number);
-        let name = path
-            .file_name()
-            .map(|name| name.to_string_lossy().into_owned())
-            .unwrap_or_default();
-        report.segments += 1;
-        let problem = |offset, seq, what: String| Problem {
-            file: name.clone(),
-            offset,
-            seq: Some(seq),
-            what,
-        };
-        let mut file = fs::File::open(&path).map_err(io_error("opening", &path))?;
-        let Some(scanned) = segment::scan(&mut file).map_err(io_error("reading", &path))? else {
-            report.problems.push(problem(
-                0,
-                next_seq,
-                "its header is not a segment's".to_owned(),
-            ));
-            continue;
-        };
-        if number != scanned.first_seq
-            || scanned.first_seq != next_seq
-            || scanned.chain_before != chain
-        {
-            let what = format!(
-                "it begins with record {} and should follow record {}: segments are missing, changed or in another order",
-                scanned.first_seq,
-                next_seq - 1
-            );
-            report.problems.push(problem(0, next_seq, what));
-            // Go on from what it says itself, so that damage inside it is found as well.
-            chain = scanned.chain_before;
-            next_seq = scanned.first_seq;
-        }
-        for (offset, _) in &scanned.blocks {
-            let Some((header, payload)) =
-                read_block(&file, *offset).map_err(io_error("reading", &path))?
-            else {
-                break;
-            };
-            if !header.is_chained(&chain, &payload) {
-                report.problems.push(problem(
-                    *offset,
-                    next_seq,
-                    "a block was changed, or doesn't follow the one before it".to_owned(),
-                ));
-            }
-            match segment::records(&header, &payload) {
-                Ok(records) => {
-                    report.records += records.len() as u64;
-                    records.iter().for_each(&mut observe);
-                    if header.first_seq != next_seq {
-                        let what = format!(
-                            "it begins with record {} where {next_seq} belongs",
-                            header.first_seq
-                        );
-                        report.problems.push(problem(*offset, next_seq, what));
-                    }
-                }
-                Err(what) => report.problems.push(problem(*offset, next_seq, what)),
-            }
-            next_seq = header.first_seq.saturating_add(u64::from(header.count));
-            chain = header.chain;
-            tree.push(&header.chain);
-            roots.push(tree.root());
-            report.blocks += 1;
-            done += payload.len() as u64;
-            progress(done, total);
-        }
-        if scanned.good < scanned.length {
-            let what = format!(
-                "{} bytes at its end are not a whole block",
-                scanned.length - scanned.good
-            );
-            report.problems.push(problem(
-                scanned.good.max(SEGMENT_HEADER as u64),
-                next_seq,
-                what,
-            ));
-        }
+    let mut report = verify_on(&Local, directory, kept, progress, observe)?;
+    // The index is no evidence, but whoever asks is answered out of it.
+    let beside = std::fs::read_to_string(directory.join("journal.pub")).ok();
+    let key = kept.key.or(beside.as_deref()).and_then(PublicKey::parse);
+    if let Some(Sealed::Broken(broken)) = key.map(|key| seal::check(directory, &key)) {
+        report.problems.push(Problem {
+            kind: Kind::Changed,
+            file: broken.file,
+            offset: broken.offset,
+            seq: None,
+            what: broken.what.to_owned(),
+        });
     }
-    check_checkpoint(directory, key, &roots, &mut report)?;
     Ok(report)
 }
 
-fn check_checkpoint(
+/// As [`verify`], of what is on `disk`.
+pub(super) fn verify_on<D: Disk>(
+    disk: &D,
     directory: &Path,
-    key: Option<&str>,
-    roots: &[[u8; 32]],
-    report: &mut Report,
-) -> Result<(), JournalError> {
-    let mut problem = |file: &str, what: String| {
-        report.problems.push(Problem {
-            file: file.to_owned(),
-            offset: 0,
-            seq: None,
-            what,
-        });
+    kept: &Kept<'_>,
+    progress: impl FnMut(u64, u64),
+    observe: impl FnMut(&Record),
+) -> Result<Report, JournalError> {
+    // Before the segments: what a daemon that runs adds meanwhile is only more than was signed.
+    let (notes, mut unreadable) = Notes::read(disk, directory, kept);
+    let mut check = Check {
+        report: Report::default(),
+        chain: [0; 32],
+        next_seq: 1,
+        end: (name(&segment::path(directory, 1)), 0),
+        tree: Tree::default(),
+        wanted: notes.sizes(),
+        roots: BTreeMap::new(),
+        times: Vec::new(),
+        is_adrift: false,
+        progress,
+        observe,
+        done: 0,
+        total: 0,
     };
-    let path = directory.join("journal.pub");
-    let text = match key {
-        Some(key) => key.to_owned(),
-        None => match fs::read_to_string(&path) {
-            Ok(text) => text,
+    check.root();
+    let (files, mut strange) = Segment::all(disk, directory)?;
+    check.total = files.iter().map(|file| file.length).sum();
+    check.report.problems.append(&mut strange);
+    for (index, file) in files.iter().enumerate() {
+        let later = files.get(index + 1..).unwrap_or_default();
+        check.segment(file, later);
+    }
+    if check.report.segments == 0 {
+        // A journal without records may not have come to be signed.
+        unreadable.retain(|problem| problem.kind != Kind::Unsigned);
+    }
+    check.report.problems.append(&mut unreadable);
+    check.hold_to(&notes);
+    if notes.is_current(disk, directory) {
+        check.hold_to_time(&notes);
+    }
+    Ok(check.report)
+}
+
+/// Checkpoints, with what is known of each.
+struct Notes {
+    /// The folder's own as it was read, and what it vouches for.
+    own: Option<(Vec<u8>, Checkpoint)>,
+    /// Those that were kept elsewhere.
+    kept: Vec<(String, Checkpoint)>,
+}
+
+impl Notes {
+    /// Reads the folder's checkpoint and those that were kept; says what is wrong with any of them.
+    fn read<D: Disk>(disk: &D, directory: &Path, kept: &Kept<'_>) -> (Self, Vec<Problem>) {
+        let mut notes = Self {
+            own: None,
+            kept: Vec::new(),
+        };
+        let mut problems = Vec::new();
+        let mut problem = |kind, file: &str, what: String| {
+            problems.push(Problem {
+                kind,
+                file: file.to_owned(),
+                offset: 0,
+                seq: None,
+                what,
+            });
+        };
+        let beside = disk.read(&directory.join("journal.pub"));
+        let beside = beside.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        if let (Some(key), Ok(beside)) = (kept.key, &beside)
+            && key.trim_end() != beside.trim_end()
+        {
+            let what = "it is another key than the one that was kept elsewhere";
+            problem(Kind::AnotherKey, "journal.pub", what.to_owned());
+        }
+        let text = match (kept.key, beside) {
+            (Some(key), _) => key.to_owned(),
+            (None, Ok(text)) => text,
+            (None, Err(error)) => {
+                let what = format!("the public key can't be read: {error}");
+                problem(Kind::Unreadable, "journal.pub", what);
+                return (notes, problems);
+            }
+        };
+        let Some(key) = PublicKey::parse(&text) else {
+            let what = "it is not a public key of a journal".to_owned();
+            problem(Kind::Changed, "journal.pub", what);
+            return (notes, problems);
+        };
+        let of_note = |note: &[u8]| {
+            let note = String::from_utf8_lossy(note);
+            key.verify(&note).map_err(|what| {
+                let kind = match what {
+                    Bad::AnotherKey => Kind::AnotherKey,
+                    Bad::Changed(_) => Kind::Changed,
+                };
+                (kind, what.to_string())
+            })
+        };
+        match disk.read(&directory.join("checkpoint")) {
+            Ok(note) => match of_note(&note) {
+                Ok(checkpoint) => notes.own = Some((note, checkpoint)),
+                Err((kind, what)) => problem(kind, "checkpoint", what),
+            },
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let what = "it is missing, so nothing vouches for the journal".to_owned();
+                problem(Kind::Unsigned, "checkpoint", what);
+            }
             Err(error) => {
-                problem(
-                    "journal.pub",
-                    format!("the public key can't be read: {error}"),
+                let what = format!("it can't be read, so nothing vouches for the journal: {error}");
+                problem(Kind::Unreadable, "checkpoint", what);
+            }
+        }
+        for (name, note) in kept.checkpoints {
+            match of_note(note.as_bytes()) {
+                Ok(checkpoint) => notes.kept.push((name.clone(), checkpoint)),
+                Err((kind, what)) => problem(
+                    kind,
+                    name,
+                    format!(
+                        "{what}; it was kept elsewhere, so it is this journal's key that isn't"
+                    ),
+                ),
+            }
+        }
+        notes.kept.sort_by_key(|(_, checkpoint)| checkpoint.size);
+        (notes, problems)
+    }
+
+    /// How many blocks each of them vouches for.
+    fn sizes(&self) -> BTreeSet<u64> {
+        let own = self.own.iter().map(|(_, checkpoint)| checkpoint.size);
+        let kept = self.kept.iter().map(|(_, checkpoint)| checkpoint.size);
+        own.chain(kept).collect()
+    }
+
+    /// Whether the folder's checkpoint is still the one that was read first: nobody writes.
+    fn is_current<D: Disk>(&self, disk: &D, directory: &Path) -> bool {
+        let now = disk.read(&directory.join("checkpoint")).ok();
+        now.as_ref() == self.own.as_ref().map(|(note, _)| note)
+    }
+}
+
+/// A segment's file, as far as it says itself what it is.
+struct Segment<F> {
+    name: String,
+    /// The number of its first record, as far as that can be told: where it belongs.
+    number: u64,
+    file: F,
+    length: u64,
+    head: Option<(u64, Chain)>,
+    /// What its header or its name has that it shouldn't.
+    odd: Option<(Kind, u64, String)>,
+    /// Another file is this segment.
+    is_copy: bool,
+}
+
+impl<F: Content> Segment<F> {
+    /// All segments in the order in which their content belongs, and what can't be read.
+    fn all<D: Disk<File = F>>(
+        disk: &D,
+        directory: &Path,
+    ) -> Result<(Vec<Self>, Vec<Problem>), JournalError> {
+        let folder = segment::folder(directory);
+        let mut names = disk.list(&folder).map_err(io_error("listing", &folder))?;
+        names.sort_unstable();
+        let (mut segments, mut problems) = (Vec::new(), Vec::new());
+        for name in names.into_iter().filter(|name| name.ends_with(".seg")) {
+            let mut problem = |kind, what: String| {
+                problems.push(Problem {
+                    kind,
+                    file: name.clone(),
+                    offset: 0,
+                    seq: segment::number(&name),
+                    what,
+                });
+            };
+            let Some(number) = segment::number(&name) else {
+                problem(Kind::Reordered, "no segment has such a name".to_owned());
+                continue;
+            };
+            match Self::read(disk, &folder.join(&name), number) {
+                Ok(segment) => segments.push(segment),
+                Err(error) => problem(Kind::Unreadable, format!("it can't be read: {error}")),
+            }
+        }
+        // Of two that are the same, the one whose name says so is it.
+        segments.sort_by_key(|segment| (segment.number, segment.odd.is_some()));
+        let mut before = None;
+        for segment in &mut segments {
+            segment.is_copy = before == Some(segment.number);
+            before = Some(segment.number);
+        }
+        Ok((segments, problems))
+    }
+
+    fn read<D: Disk<File = F>>(disk: &D, path: &Path, named: u64) -> std::io::Result<Self> {
+        let file = disk.open(path)?;
+        let length = file.length()?;
+        let head = segment::head(&file)?;
+        let first = read_block(&file, SEGMENT_HEADER as u64)?.map(|(header, _)| header.first_seq);
+        let (number, odd) = match head {
+            Some((number, _)) if number == named => (named, None),
+            Some((number, _)) if first == Some(number) => (
+                number,
+                Some((
+                    Kind::Reordered,
+                    0,
+                    format!("it is the segment that begins with record {number}"),
+                )),
+            ),
+            None if length < SEGMENT_HEADER as u64 => (
+                named,
+                Some((
+                    Kind::Truncated,
+                    length,
+                    "it is cut off in its header".to_owned(),
+                )),
+            ),
+            _ => (
+                named,
+                Some((
+                    Kind::Changed,
+                    0,
+                    "its header is not the one of this segment".to_owned(),
+                )),
+            ),
+        };
+        Ok(Self {
+            name: name(path),
+            number,
+            file,
+            length,
+            head,
+            odd,
+            is_copy: false,
+        })
+    }
+
+    /// Where the next block after `offset` begins that others of this journal follow or that ends the file.
+    fn resume(&self, offset: u64, next_seq: u64) -> std::io::Result<Option<u64>> {
+        let rest = usize::try_from(self.length.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let mut bytes = vec![0; rest];
+        self.file.read_exact_at(&mut bytes, offset)?;
+        for at in 1..bytes.len() {
+            let Some(header) = bytes
+                .get(at..)
+                .and_then(|rest| rest.first_chunk::<BLOCK_HEADER>())
+                .and_then(BlockHeader::decode)
+            else {
+                continue;
+            };
+            let end = at + BLOCK_HEADER + header.compressed as usize;
+            if header.first_seq <= next_seq || end > bytes.len() {
+                continue;
+            }
+            let behind = bytes.get(end..).unwrap_or_default();
+            let is_followed = match behind.first_chunk::<BLOCK_HEADER>() {
+                None => behind.is_empty(),
+                Some(next) => BlockHeader::decode(next).is_some_and(|next| {
+                    let payload = behind
+                        .get(BLOCK_HEADER..)
+                        .and_then(|rest| rest.get(..next.compressed as usize));
+                    payload.is_some_and(|payload| next.is_chained(&header.chain, payload))
+                }),
+            };
+            if is_followed {
+                return Ok(Some(offset + at as u64));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// How far the check has come.
+struct Check<P, O> {
+    report: Report,
+    /// What the next block has to follow.
+    chain: Chain,
+    next_seq: u64,
+    /// Where what follows belongs.
+    end: (String, u64),
+    tree: Tree,
+    /// Of how many blocks the root is asked for.
+    wanted: BTreeSet<u64>,
+    roots: BTreeMap<u64, Chain>,
+    /// When each block was written.
+    times: Vec<u64>,
+    /// The block before couldn't say with which record the next begins.
+    is_adrift: bool,
+    progress: P,
+    observe: O,
+    done: u64,
+    total: u64,
+}
+
+impl<P: FnMut(u64, u64), O: FnMut(&Record)> Check<P, O> {
+    fn segment<F: Content>(&mut self, segment: &Segment<F>, later: &[Segment<F>]) {
+        self.report.segments += 1;
+        let seq = segment.number;
+        if segment.is_copy {
+            let what = format!("it is a copy of the segment that begins with record {seq}");
+            self.problem(Kind::Reordered, &segment.name, 0, Some(seq), what);
+            return;
+        }
+        if let Some((kind, offset, what)) = &segment.odd {
+            self.problem(*kind, &segment.name, *offset, Some(seq), what.clone());
+        }
+        if seq > self.next_seq && !self.is_adrift {
+            let (file, offset) = self.end.clone();
+            let from = self.next_seq;
+            let what = format!("records {from} to {} are missing behind it", seq - 1);
+            self.problem(Kind::Missing, &file, offset, Some(from), what);
+        } else if seq < self.next_seq && !self.is_adrift {
+            let what = format!("it begins with record {seq}, which is there already");
+            self.problem(Kind::Reordered, &segment.name, 0, Some(seq), what);
+        }
+        let follows = seq == self.next_seq || self.is_adrift;
+        self.next_seq = seq;
+        self.is_adrift = false;
+        if let Some((_, before)) = segment.head {
+            if follows && before != self.chain && segment.odd.is_none() {
+                let what = "it doesn't follow the records before it".to_owned();
+                self.problem(Kind::Changed, &segment.name, 16, Some(seq), what);
+                // Whose fault it is, its own first block tells.
+                if !self.is_next(segment, &self.chain) {
+                    self.chain = before;
+                }
+            } else if !follows {
+                self.chain = before;
+            }
+        }
+        if let Err(error) = self.blocks(segment, later.first().map(|next| next.number)) {
+            let what = format!("it can't be read: {error}");
+            self.problem(
+                Kind::Unreadable,
+                &segment.name,
+                self.end.1,
+                Some(self.next_seq),
+                what,
+            );
+        }
+    }
+
+    /// Whether the first block of `segment` follows `chain`.
+    fn is_next<F: Content>(&self, segment: &Segment<F>, chain: &Chain) -> bool {
+        let first = read_block(&segment.file, SEGMENT_HEADER as u64);
+        matches!(first, Ok(Some((header, payload))) if header.is_chained(chain, &payload))
+    }
+
+    fn blocks<F: Content>(
+        &mut self,
+        segment: &Segment<F>,
+        next: Option<u64>,
+    ) -> std::io::Result<()> {
+        let places = segment::scan(&segment.file)?.map_or_else(Vec::new, |found| found.blocks);
+        let places: BTreeSet<u64> = places.iter().map(|(_, header)| header.first_seq).collect();
+        let mut offset = SEGMENT_HEADER as u64;
+        self.end = (segment.name.clone(), offset.min(segment.length));
+        while offset < segment.length {
+            if next == Some(self.next_seq) {
+                let what = format!(
+                    "{} bytes at its end are not on record: what a failed write left, or what was added",
+                    segment.length - offset
+                );
+                self.problem(
+                    Kind::Changed,
+                    &segment.name,
+                    offset,
+                    Some(self.next_seq),
+                    what,
                 );
                 return Ok(());
             }
-        },
-    };
-    let Some(key) = PublicKey::parse(&text) else {
-        problem(
-            "journal.pub",
-            "it is not a public key of a journal".to_owned(),
-        );
-        return Ok(());
-    };
-    let path = directory.join("checkpoint");
-    let note = match fs::read_to_string(&path) {
-        Ok(note) => note,
-        // A journal without blocks has nothing to sign yet.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && report.blocks == 0 => {
-            return Ok(());
+            let Some((header, payload)) = read_block(&segment.file, offset)? else {
+                let from = self.next_seq;
+                let resumed = segment.resume(offset, from)?;
+                let Some(resumed) = resumed else {
+                    let what = format!(
+                        "{} bytes at its end are not a whole block",
+                        segment.length - offset
+                    );
+                    self.problem(Kind::Truncated, &segment.name, offset, Some(from), what);
+                    return Ok(());
+                };
+                let Some((header, _)) = read_block(&segment.file, resumed)? else {
+                    return Ok(());
+                };
+                let to = header.first_seq.saturating_sub(1);
+                let what = format!("a block was changed: records {from} to {to} can't be read");
+                self.problem(Kind::Changed, &segment.name, offset, Some(from), what);
+                // Its chain value is where it was, most likely; if not, the next block doesn't follow either.
+                self.chain = claimed(&segment.file, offset)?;
+                self.push(self.chain, 0);
+                self.next_seq = header.first_seq;
+                offset = resumed;
+                continue;
+            };
+            self.block((&segment.name, offset), &header, &payload, &places);
+            offset += (BLOCK_HEADER + payload.len()) as u64;
+            self.end.1 = offset;
+            self.done += (BLOCK_HEADER + payload.len()) as u64;
+            (self.progress)(self.done, self.total);
         }
-        Err(error) => {
-            problem(
-                "checkpoint",
-                format!("it can't be read, so nothing vouches for the journal: {error}"),
-            );
-            return Ok(());
-        }
-    };
-    match key.verify(&note) {
-        Err(what) => problem("checkpoint", what),
-        Ok(checkpoint) => match usize::try_from(checkpoint.size)
-            .ok()
-            .and_then(|size| roots.get(size))
-        {
-            None => problem(
-                "checkpoint",
-                format!(
-                    "it vouches for {} blocks up to record {}, but only {} are there: the journal was cut off or rolled back",
-                    checkpoint.size,
-                    checkpoint.last_seq,
-                    roots.len() - 1
-                ),
-            ),
-            Some(root) if *root != checkpoint.root => {
-                problem(
-                    "checkpoint",
-                    "the blocks are not those that it was signed for".to_owned(),
-                );
-            }
-            Some(_) => report.signed_up_to = Some(checkpoint.last_seq),
-        },
+        Ok(())
     }
-    Ok(())
+
+    fn block(
+        &mut self,
+        (file, offset): (&str, u64),
+        header: &BlockHeader,
+        payload: &[u8],
+        places: &BTreeSet<u64>,
+    ) {
+        let (from, first) = (self.next_seq, header.first_seq);
+        let next = first.saturating_add(u64::from(header.count));
+        let is_chained = header.is_chained(&self.chain, payload);
+        let records = segment::records(header, payload);
+        let found = match &records {
+            _ if is_chained && first != from && !self.is_adrift => Some((
+                Kind::Reordered,
+                format!("it begins with record {first} where {from} belongs"),
+            )),
+            Err(what) if is_chained => Some((Kind::Changed, what.clone())),
+            _ if is_chained => None,
+            Ok(_) if first > from && !places.contains(&from) => Some((
+                Kind::Missing,
+                format!("records {from} to {} are missing here", first - 1),
+            )),
+            Ok(_) if first != from => Some((
+                Kind::Reordered,
+                format!("it begins with record {first} where {from} belongs"),
+            )),
+            _ => Some((
+                Kind::Changed,
+                format!(
+                    "a block was changed, or doesn't follow the one before it, from record {from} on"
+                ),
+            )),
+        };
+        if let Some((kind, what)) = found {
+            self.problem(kind, file, offset, Some(from), what);
+        }
+        // Numbers that nothing holds together say nothing of those behind them.
+        self.is_adrift = records.is_err() && !is_chained;
+        self.next_seq = if self.is_adrift {
+            from.saturating_add(u64::from(header.count))
+        } else {
+            next.max(from)
+        };
+        if let Ok(records) = records {
+            self.report.records += records.len() as u64;
+            records.iter().for_each(&mut self.observe);
+        }
+        self.chain = header.chain;
+        self.push(header.chain, header.time_ns);
+    }
+
+    fn push(&mut self, leaf: Chain, time_ns: u64) {
+        self.tree.push(&leaf);
+        self.times.push(time_ns);
+        self.report.blocks += 1;
+        self.root();
+    }
+
+    fn root(&mut self) {
+        let size = self.tree.size();
+        if self.wanted.contains(&size) {
+            self.roots.insert(size, self.tree.root());
+        }
+    }
+
+    /// Compares what is there with what checkpoints vouch for.
+    fn hold_to(&mut self, notes: &Notes) {
+        let blocks = self.tree.size();
+        let is_whole = self.report.problems.is_empty();
+        // Up to where a checkpoint of the same history is known.
+        let mut good = 0;
+        let mut forked = None;
+        for (name, kept) in &notes.kept {
+            match self.roots.get(&kept.size) {
+                Some(root) if *root == kept.root => {
+                    good = kept.last_seq;
+                    self.report.witnessed_up_to = Some(kept.last_seq);
+                }
+                Some(_) => {
+                    forked.get_or_insert((name, kept));
+                }
+                None => {
+                    let (file, offset) = self.end.clone();
+                    let what = format!(
+                        "{name} vouches for {} blocks up to record {}, and {blocks} up to record {} are there: the journal is as it was at an earlier time, or was cut off",
+                        kept.size,
+                        kept.last_seq,
+                        self.next_seq.saturating_sub(1),
+                    );
+                    let seq = Some(self.next_seq);
+                    self.problem(Kind::RolledBack, &file, offset, seq, what);
+                }
+            }
+        }
+        if let Some((_, own)) = &notes.own {
+            match self.roots.get(&own.size) {
+                None => {
+                    let (file, offset) = self.end.clone();
+                    let what = format!(
+                        "the checkpoint vouches for {} blocks up to record {}, but only {blocks} are there: the journal was cut off or rolled back",
+                        own.size, own.last_seq,
+                    );
+                    let seq = Some(self.next_seq);
+                    self.problem(Kind::Truncated, &file, offset, seq, what);
+                }
+                Some(root) if *root != own.root => {
+                    let what = format!(
+                        "the blocks are not those that it was signed for: another history was put in place of records {} to {}",
+                        good + 1,
+                        own.last_seq
+                    );
+                    // What was changed has been said, where that could be told.
+                    let kind = if is_whole {
+                        Kind::Forked
+                    } else {
+                        Kind::Changed
+                    };
+                    self.problem(kind, "checkpoint", 0, is_whole.then_some(good + 1), what);
+                }
+                Some(_) => self.report.signed_up_to = Some(own.last_seq),
+            }
+            if let Some((name, newest)) = notes.kept.last()
+                && newest.size > own.size
+            {
+                let what = format!(
+                    "it vouches for {} blocks up to record {}, {name} for {} up to record {}: it is older than one that was kept elsewhere",
+                    own.size, own.last_seq, newest.size, newest.last_seq
+                );
+                let seq = Some(own.last_seq + 1);
+                self.problem(Kind::RolledBack, "checkpoint", 0, seq, what);
+            }
+        }
+        if let Some((name, kept)) = forked {
+            let what = format!(
+                "the blocks are not those that it vouches for: another history was put in place of records {} to {}",
+                good + 1,
+                kept.last_seq
+            );
+            let kind = if is_whole {
+                Kind::Forked
+            } else {
+                Kind::Changed
+            };
+            self.problem(kind, name, 0, is_whole.then_some(good + 1), what);
+        }
+    }
+
+    /// Compares what isn't signed with what a daemon leaves so.
+    fn hold_to_time(&mut self, notes: &Notes) {
+        let Some((_, own)) = &notes.own else { return };
+        let Some(size) = usize::try_from(own.size).ok() else {
+            return;
+        };
+        let unsigned = self.times.get(size..).unwrap_or_default();
+        let (Some(first), Some(last)) = (unsigned.first(), unsigned.last()) else {
+            return;
+        };
+        let span = last.saturating_sub(*first);
+        if span > UNSIGNED_NS_MAX {
+            let what = format!(
+                "{} blocks of {} seconds behind it are not signed, and a daemon signs every second: it is an older checkpoint, or the disk took none",
+                unsigned.len(),
+                span / 1_000_000_000
+            );
+            let seq = Some(own.last_seq + 1);
+            self.problem(Kind::Unsigned, "checkpoint", 0, seq, what);
+        }
+    }
+
+    fn problem(&mut self, kind: Kind, file: &str, offset: u64, seq: Option<u64>, what: String) {
+        self.report.problems.push(Problem {
+            kind,
+            file: file.to_owned(),
+            offset,
+            seq,
+            what,
+        });
+    }
+}
+
+/// The chain value that stands in the block at `offset`, whatever the rest of it is.
+fn claimed<F: Content>(file: &F, offset: u64) -> std::io::Result<Chain> {
+    let mut chain = [0; 32];
+    file.read_exact_at(&mut chain, offset + (BLOCK_HEADER - 32) as u64)?;
+    Ok(chain)
+}
+
+fn name(path: &Path) -> String {
+    path.file_name()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default()
 }

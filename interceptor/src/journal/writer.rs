@@ -1,30 +1,30 @@
 //! The writer thread: waiting records become blocks on disk.
 
 use std::{
-    fs::File,
-    io::{self, Write},
-    sync::{Arc, PoisonError},
+    io,
+    sync::{Arc, PoisonError, Weak},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 use super::{
-    BLOCK_BYTES, Shared, Stopped, Waiting,
-    checkpoint::{Checkpoint, Key, Tree},
-    index, private,
-    segment::{self, BLOCK_HEADER, BlockHeader, Chain, Location, Recovered, SEGMENT_HEADER},
+    BLOCK_BYTES, STALL, Shared, Stopped, Waiting,
+    disk::Disk,
+    index,
+    segment::{BlockHeader, Location},
     spill::Spill,
+    store::Store,
 };
 use crate::sync::lock;
 
 /// How long records gather before they are written, unless somebody waits for them.
 const GATHER: Duration = Duration::from_millis(50);
-/// How often a journal that can't write tries again.
-const RETRY: Duration = Duration::from_millis(500);
+/// How often a journal that can't write tries again; tests have it fail a hundred times.
+const RETRY: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 500 });
+/// How often it is looked whether the disk takes too long.
+const WATCH: Duration = Duration::from_millis(500);
 /// At least this often a checkpoint is signed, while records come.
 const CHECKPOINT: Duration = Duration::from_secs(1);
-/// Size at which a segment is closed: large enough for few files, small enough to ship.
-const SEGMENT_BYTES: u64 = 64 << 20;
 /// zstd's fastest ordinary level.
 const LEVEL: i32 = 1;
 
@@ -45,65 +45,61 @@ struct Room {
 /// Room that is kept from block to block, in bytes; what a rare large block took is given back.
 const ROOM_MAX: usize = 2 * BLOCK_BYTES;
 
-struct Writer {
+struct Writer<D: Disk> {
     shared: Arc<Shared>,
-    key: Key,
+    store: Store<D>,
     compressor: zstd::bulk::Compressor<'static>,
     room: Room,
-    chain: Chain,
-    tree: Tree,
-    next_seq: u64,
-    file: Option<Open>,
-    /// Blocks that the last checkpoint vouches for.
-    signed: u64,
     signed_at: Option<Instant>,
 }
 
-/// The segment that is being written.
-struct Open {
-    number: u64,
-    file: File,
-    length: u64,
-}
-
-pub(super) fn start(
-    shared: Arc<Shared>,
-    recovered: Recovered,
-    key: Key,
-) -> io::Result<JoinHandle<()>> {
-    let mut tree = Tree::default();
-    for leaf in &recovered.leaves {
-        tree.push(leaf);
-    }
-    let file = match recovered.open {
-        Some((number, length)) => {
-            let file = private().open(segment::path(&shared.directory, number))?;
-            Some(Open {
-                number,
-                file,
-                length,
-            })
-        }
-        None => None,
-    };
+pub(super) fn start<D: Disk>(shared: Arc<Shared>, store: Store<D>) -> io::Result<JoinHandle<()>> {
     let mut writer = Writer {
         shared,
-        key,
+        store,
         compressor: zstd::bulk::Compressor::new(LEVEL)?,
         room: Room::default(),
-        chain: recovered.chain,
-        tree,
-        next_seq: recovered.next_seq,
-        file,
-        signed: recovered.leaves.len() as u64 - recovered.unsigned_blocks,
         signed_at: None,
     };
+    let watched = Arc::downgrade(&writer.shared);
+    std::thread::Builder::new()
+        .name("journal-watch".to_owned())
+        .spawn(move || watch(&watched))?;
     std::thread::Builder::new()
         .name("journal".to_owned())
         .spawn(move || writer.run())
 }
 
-impl Writer {
+/// Says that the journal has stopped where the disk takes too long over a block: the writer can't, which waits for
+/// it. As soon as the block is there it goes on.
+fn watch(shared: &Weak<Shared>) {
+    loop {
+        std::thread::sleep(WATCH);
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
+        let mut waiting = lock(&shared.waiting);
+        let stalled = waiting.since.map(|since| since.elapsed());
+        if let Some(stalled) = stalled.filter(|stalled| *stalled > STALL)
+            && waiting.stopped.is_none()
+        {
+            let why = format!(
+                "{}: the disk has taken nothing for {} seconds",
+                shared.directory.display(),
+                stalled.as_secs()
+            );
+            tracing::error!("the journal can't be written: nothing passes until it can: {why}");
+            let stopped = Stopped(why.into());
+            waiting.stopped = Some(stopped.clone());
+            // With the lock: the writer takes it back with the lock too.
+            shared
+                .progress
+                .send_modify(|progress| progress.stopped = Some(stopped));
+        }
+    }
+}
+
+impl<D: Disk> Writer<D> {
     fn run(&mut self) {
         loop {
             let (taken, closing) = self.take();
@@ -114,7 +110,7 @@ impl Writer {
                 }
             }
             // The first block since the start is signed at once, so that a fresh journal isn't without.
-            if self.signed != self.tree.size()
+            if !self.store.is_signed()
                 && (closing || self.signed_at.is_none_or(|at| at.elapsed() >= CHECKPOINT))
             {
                 self.checkpoint();
@@ -129,7 +125,7 @@ impl Writer {
     fn take(&mut self) -> (Waiting, bool) {
         let mut waiting = lock(&self.shared.waiting);
         while waiting.count == 0 && !waiting.closing {
-            let idle = if self.signed == self.tree.size() {
+            let idle = if self.store.is_signed() {
                 Duration::from_secs(3600)
             } else {
                 CHECKPOINT
@@ -158,6 +154,7 @@ impl Writer {
             waiting = guard;
         }
         waiting.urgent = false;
+        waiting.since = (waiting.count > 0).then(Instant::now);
         let spill = self.exchange(&mut waiting);
         let taken = Waiting {
             bytes: std::mem::replace(&mut waiting.bytes, std::mem::take(&mut self.room.records)),
@@ -191,11 +188,10 @@ impl Writer {
             compressed: u32::try_from(payload.len()).map_err(too_large)?,
             raw: u32::try_from(taken.bytes.len()).map_err(too_large)?,
             count: taken.count,
-            first_seq: self.next_seq,
+            first_seq: self.store.next_seq(),
             time_ns: crate::clock::now().0,
             chain: [0; 32],
-        }
-        .chained(&self.chain, &payload);
+        };
         Ok(Block {
             header,
             payload,
@@ -206,7 +202,7 @@ impl Writer {
     /// Writes a block until it is on disk. While that fails nothing is accepted; nothing is dropped.
     fn write(&mut self, block: Block, closing: bool) {
         loop {
-            match self.try_write(&block) {
+            match self.store.add(block.header, &block.payload) {
                 Ok(location) => {
                     self.written(block, location);
                     return;
@@ -226,69 +222,15 @@ impl Writer {
         }
     }
 
-    fn try_write(&mut self, block: &Block) -> io::Result<Location> {
-        if self
-            .file
-            .as_ref()
-            .is_some_and(|open| open.length >= SEGMENT_BYTES)
-        {
-            self.file = None;
-        }
-        let mut open = match self.file.take() {
-            Some(open) => open,
-            None => self.new_segment(block.header.first_seq)?,
-        };
-        let written = append(&mut open, block);
-        match written {
-            Ok(location) => {
-                self.file = Some(open);
-                Ok(location)
-            }
-            Err(error) => {
-                // After a failed sync the kernel may have dropped the pages: this file is only cut back
-                // to what was good, and what failed goes to a new one.
-                if open.length <= SEGMENT_HEADER as u64 {
-                    let _ =
-                        std::fs::remove_file(segment::path(&self.shared.directory, open.number));
-                } else {
-                    let _ = open.file.set_len(open.length);
-                    let _ = open.file.sync_data();
-                }
-                Err(error)
-            }
-        }
-    }
-
-    fn new_segment(&self, first_seq: u64) -> io::Result<Open> {
-        let path = segment::path(&self.shared.directory, first_seq);
-        let mut file = private().truncate(true).open(&path)?;
-        let written = file
-            .write_all(&segment::header(first_seq, &self.chain))
-            .and_then(|()| file.sync_data());
-        if let Err(error) = written {
-            let _ = std::fs::remove_file(&path);
-            return Err(error);
-        }
-        // The name has to survive as well.
-        File::open(segment::folder(&self.shared.directory))?.sync_all()?;
-        Ok(Open {
-            number: first_seq,
-            file,
-            length: SEGMENT_HEADER as u64,
-        })
-    }
-
     fn written(&mut self, block: Block, location: Location) {
         let Block {
             header,
             payload,
             taken,
         } = block;
-        self.chain = header.chain;
-        self.tree.push(&header.chain);
-        self.next_seq += u64::from(header.count);
         self.shared.index.add(index::Block {
             first_seq: header.first_seq,
+            count: header.count,
             location,
             sessions: taken.sessions,
             facts: taken.facts,
@@ -306,8 +248,11 @@ impl Writer {
             spill.clear();
             *lock(&self.shared.spare) = Some(spill);
         }
-        let durable = self.next_seq - 1;
-        lock(&self.shared.waiting).stopped = None;
+        let durable = self.store.next_seq() - 1;
+        let mut waiting = lock(&self.shared.waiting);
+        waiting.stopped = None;
+        waiting.since = None;
+        drop(waiting);
         self.shared.progress.send_modify(|progress| {
             progress.durable = durable;
             progress.stopped = None;
@@ -328,27 +273,10 @@ impl Writer {
     }
 
     fn checkpoint(&mut self) {
-        let checkpoint = Checkpoint::of(&self.tree, self.next_seq - 1);
-        let replaced = self.key.publish(&self.shared.directory, &checkpoint);
+        let signed = self.store.sign();
         self.signed_at = Some(Instant::now());
-        match replaced {
-            Ok(()) => self.signed = self.tree.size(),
-            Err(error) => tracing::error!(%error, "a checkpoint can't be written"),
+        if let Err(error) = signed {
+            tracing::error!(%error, "a checkpoint can't be written");
         }
     }
-}
-
-fn append(open: &mut Open, block: &Block) -> io::Result<Location> {
-    use std::os::unix::fs::FileExt;
-    open.file
-        .write_all_at(&block.header.encode(), open.length)?;
-    open.file
-        .write_all_at(&block.payload, open.length + BLOCK_HEADER as u64)?;
-    open.file.sync_data()?;
-    let location = Location {
-        segment: open.number,
-        offset: open.length,
-    };
-    open.length += (BLOCK_HEADER + block.payload.len()) as u64;
-    Ok(location)
 }

@@ -1,5 +1,11 @@
 //! The journal on real files: round trips, torn ends, changed bytes, full disks, broken indexes.
 
+mod crashes;
+mod damage;
+mod killed;
+mod memory;
+mod stopping;
+
 use std::{
     fs,
     os::unix::fs::{FileExt, PermissionsExt},
@@ -12,7 +18,7 @@ use interceptor_core::record::{Event, Record, SessionEnd, SessionId, SessionStar
 use tempfile::TempDir;
 
 use super::{
-    Fed, Filter, Inlet, Journal, JournalError, Outlet, Reader, export_jsonl, segment, verify,
+    Fed, Filter, Inlet, Journal, JournalError, Kept, Outlet, Reader, export_jsonl, segment, verify,
 };
 
 fn folder() -> TempDir {
@@ -54,7 +60,7 @@ fn all(directory: &Path) -> Vec<Record> {
 }
 
 fn problems(directory: &Path) -> Vec<String> {
-    let report = verify(directory, None, |_, _| {}, |_| {}).unwrap();
+    let report = verify(directory, &Kept::default(), |_, _| {}, |_| {}).unwrap();
     report
         .problems
         .into_iter()
@@ -83,7 +89,7 @@ fn what_is_appended_is_read_back_and_verified() {
         [1, 2, 3, 4, 5, 6]
     );
     assert_eq!(records[5].event, notice("second of 2"));
-    let report = verify(folder.path(), None, |_, _| {}, |_| {}).unwrap();
+    let report = verify(folder.path(), &Kept::default(), |_, _| {}, |_| {}).unwrap();
     assert_eq!(
         (report.records, report.blocks, report.signed_up_to),
         (6, 3, Some(6))
@@ -165,27 +171,29 @@ fn a_journal_that_was_cut_off_or_rolled_back_is_found() {
     let folder = folder();
     closed(folder.path());
     let path = segment::path(folder.path(), 1);
-    let whole = fs::read(&path).unwrap();
     let old = fs::read(folder.path().join("checkpoint")).unwrap();
     closed(folder.path());
-    let later = fs::read(&path).unwrap();
     // The segment of yesterday beside the checkpoint of today.
-    fs::write(&path, &whole).unwrap();
+    let newer = segment::path(folder.path(), 7);
+    let later = fs::read(&newer).unwrap();
+    fs::remove_file(&newer).unwrap();
     assert!(
         problems(folder.path())[0].contains("cut off or rolled back"),
         "{:?}",
         problems(folder.path())
     );
-    fs::write(&path, &later).unwrap();
+    fs::write(&newer, &later).unwrap();
     // A checkpoint of the right key, but older: it vouches for less, and that is said.
     fs::write(folder.path().join("checkpoint"), old).unwrap();
     assert_eq!(
-        verify(folder.path(), None, |_, _| {}, |_| {})
+        verify(folder.path(), &Kept::default(), |_, _| {}, |_| {})
             .unwrap()
             .signed_up_to,
         Some(6)
     );
     fs::remove_file(&path).unwrap();
+    assert!(problems(folder.path())[0].contains("records 1 to 6 are missing"));
+    fs::remove_file(&newer).unwrap();
     assert!(problems(folder.path())[0].contains("cut off or rolled back"));
 }
 
@@ -196,7 +204,11 @@ fn a_journal_resealed_with_another_key_is_found_by_who_knows_the_key() {
     let key = fs::read_to_string(ours.path().join("journal.pub")).unwrap();
     closed(theirs.path());
     assert_eq!(problems(theirs.path()), Vec::<String>::new());
-    let report = verify(theirs.path(), Some(&key), |_, _| {}, |_| {}).unwrap();
+    let kept = Kept {
+        key: Some(&key),
+        ..Kept::default()
+    };
+    let report = verify(theirs.path(), &kept, |_, _| {}, |_| {}).unwrap();
     assert!(
         report.problems[0].what.contains("another key"),
         "{report:?}"
@@ -225,8 +237,8 @@ fn crashed(directory: &Path) {
 /// Where the last block of the first segment begins, and the segment's bytes.
 fn last_block(directory: &Path) -> (u64, Vec<u8>) {
     let path = segment::path(directory, 1);
-    let mut file = fs::File::open(&path).unwrap();
-    let scanned = segment::scan(&mut file).unwrap().unwrap();
+    let file = fs::File::open(&path).unwrap();
+    let scanned = segment::scan(&file).unwrap().unwrap();
     (scanned.blocks.last().unwrap().0, fs::read(&path).unwrap())
 }
 
