@@ -10,6 +10,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     num::{NonZeroU32, NonZeroU64},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use interceptor_core::limits;
@@ -24,6 +25,7 @@ use crate::{
     patience::Patience,
     secret::Source,
     tls::certificate_path,
+    witness::Witness,
 };
 
 /// Where the configuration is read from unless said otherwise.
@@ -75,6 +77,8 @@ pub struct Config {
     /// Who is told of approvals besides, and how.
     #[serde(deserialize_with = "crate::notify::list")]
     pub notify: Vec<NotifierConfig>,
+    /// What is done with the session log.
+    pub journal: JournalConfig,
     /// What to log in to servers with, in agents' place; the first that matches is taken.
     pub credentials: Vec<Credential>,
     /// What the daemon tells on stderr: a level, or `tracing` directives.
@@ -95,6 +99,26 @@ pub struct ApprovalsConfig {
     pub break_glass: Vec<Box<str>>,
 }
 
+/// What is done with the session log.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct JournalConfig {
+    /// Who keeps its checkpoints out of this host's reach.
+    pub witnesses: Vec<Witness>,
+    /// How long after one checkpoint the next goes to them.
+    #[serde(deserialize_with = "crate::patience::duration")]
+    pub witness_every: Duration,
+}
+
+impl Default for JournalConfig {
+    fn default() -> Self {
+        Self {
+            witnesses: Vec::new(),
+            witness_every: Duration::from_secs(60),
+        }
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -113,6 +137,7 @@ impl Default for Config {
             roles: None,
             console: None,
             notify: Vec::new(),
+            journal: JournalConfig::default(),
             credentials: Vec::new(),
             log: LogFilter::default(),
             proxy: ProxyConfig::default(),
@@ -149,6 +174,8 @@ impl Config {
     pub fn places(&self) -> Places {
         let credentials = self.credentials.iter().flat_map(Credential::secrets);
         let secrets = credentials.chain(self.notify.iter().flat_map(NotifierConfig::secrets));
+        let witnesses = self.journal.witnesses.iter();
+        let secrets = secrets.chain(witnesses.filter_map(Witness::secret));
         let keys = self.tls.client_certificates.iter();
         let console = self.console.as_ref();
         let mut hidden = vec![Path::new("/run").join(self.instance.as_str())];

@@ -43,6 +43,7 @@ use crate::{
     reach::Reach,
     refusals,
     tls::{Authority, AuthorityError},
+    witness::Witnesses,
 };
 
 /// How often launched agents of which nothing runs any more are looked for.
@@ -114,6 +115,7 @@ struct Daemon {
     authority: String,
     proxy: Proxy,
     engines: Engines,
+    witnesses: Witnesses,
     /// Since it runs.
     namespaces: OnceLock<Namespaces>,
     /// Likewise.
@@ -186,6 +188,8 @@ pub fn serve(config: Config, remove_hooks: bool) -> Result<(), ServeError> {
         secrets: sources(&config.notify).cloned().collect(),
         told,
     });
+    let witnesses = Witnesses::new(&config.journal, &config.tls.roots)
+        .map_err(io("reading what TLS is to believe"))?;
     let daemon = Arc::new(Daemon {
         desk,
         config,
@@ -200,6 +204,7 @@ pub fn serve(config: Config, remove_hooks: bool) -> Result<(), ServeError> {
         authority: authority_pem,
         proxy,
         engines,
+        witnesses,
         namespaces: OnceLock::new(),
         pages: OnceLock::new(),
     });
@@ -220,6 +225,7 @@ pub fn serve(config: Config, remove_hooks: bool) -> Result<(), ServeError> {
         )],
     );
     daemon.journal.close();
+    runtime.block_on(daemon.witnesses.last(&daemon.config.state));
     result
 }
 
@@ -289,6 +295,9 @@ impl Daemon {
             "daemon_started",
             [("version", env!("CARGO_PKG_VERSION").to_owned())],
         );
+        let (config, journal) = (&self.config, &self.journal);
+        let every = config.journal.witness_every;
+        self.witnesses.start(journal, &config.state, every);
         for door in open {
             match door {
                 Door::Proxy(listener) => {
@@ -631,6 +640,9 @@ impl Host for Daemon {
                 "the console's process doesn't run".to_owned(),
                 "it is started again by itself; the daemon's log says why it ended",
             );
+        }
+        for (what, remedy) in self.witnesses.troubles() {
+            trouble(what, remedy);
         }
         for (what, remedy) in self.kernel.troubles() {
             trouble(what, &remedy);

@@ -2,12 +2,18 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
 };
 
-use interceptor_tests::{clients::Way, daemon::Daemon, run};
+use interceptor_tests::{clients::Way, cluster::free_port, daemon::Daemon, paths, run};
 
 use crate::support::{ALLOW_ALL, cluster};
+
+/// How long something may take that comes every second.
+const SOON: Duration = Duration::from_secs(15);
 
 /// A daemon with something on record.
 fn recorded() -> Daemon {
@@ -112,6 +118,35 @@ fn sessions_are_listed_and_shown() {
     let sessions = sessions.as_array().unwrap();
     assert_eq!(sessions.len(), 3);
     let first = sessions[0]["id"].as_str().unwrap();
+    for (asked, expected) in [
+        (&["--class", "write"][..], 1),
+        (&["--class", "write", "--class", "schema"], 1),
+        (&["--agent", "nobody"], 0),
+        (&["--agent", "recorded", "--over", "--verdict", "allow"], 3),
+        (&["--verdict", "deny"], 0),
+        (&["--live"], 0),
+        (&["--destination", "127.0.0.1", "--protocol", "postgres"], 3),
+        (&["--protocol", "http"], 0),
+        (&["--since", "1h"], 3),
+        (&["--until", "1h"], 0),
+        (&["--limit", "2"], 2),
+    ] {
+        let arguments = [&["sessions", "list"], asked].concat();
+        let found = daemon.ask_json(&arguments).unwrap();
+        assert_eq!(found.as_array().unwrap().len(), expected, "{asked:?}");
+        let state = daemon.state();
+        let arguments = [&arguments[..], &["--state", state.to_str().unwrap()]].concat();
+        let found = daemon.ask_json(&arguments).unwrap();
+        assert_eq!(
+            found.as_array().unwrap().len(),
+            expected,
+            "{asked:?} offline"
+        );
+    }
+    let wrong = daemon
+        .ask(&["sessions", "list", "--class", "none"])
+        .unwrap_err();
+    assert!(wrong.to_string().contains("`none` is no class"), "{wrong}");
     assert!(daemon.ask(&["sessions", "list"]).unwrap().contains(first));
     let all: String = sessions
         .iter()
@@ -198,6 +233,80 @@ fn what_was_put_back_to_an_earlier_time_is_found_by_a_checkpoint_from_elsewhere(
     let sound = verify(&daemon.state(), &earlier.join("checkpoint"));
     assert_eq!(sound.status.code(), Some(0), "{sound:?}");
     assert!(sound.stdout.contains("kept elsewhere"), "{sound:?}");
+}
+
+#[test]
+fn witnesses_are_told_and_missed_and_told_again() {
+    let port = free_port().unwrap();
+    let mut daemon = Daemon::configured(ALLOW_ALL, |folder| {
+        let token = folder.join("token");
+        fs::write(&token, "keep-this\n").unwrap();
+        fs::set_permissions(&token, fs::Permissions::from_mode(0o600)).unwrap();
+        format!(
+            "journal:\n  witness_every: 1s\n  witnesses:\n  - {{file: {}}}\n  - {{url: 'http://127.0.0.1:{port}/kept/{{seq}}', method: put, bearer: {{file: {}}}}}\n",
+            folder.join("kept").display(),
+            token.display()
+        )
+    })
+    .unwrap();
+    let (kept, sent) = (daemon.folder().join("kept"), daemon.folder().join("sent"));
+    let agent = |daemon: &Daemon| {
+        run::outcome(daemon.run_as("busy", "/bin/true").arg("")).unwrap();
+    };
+    agent(&daemon);
+    // One of them isn't there: that is said, and keeps nobody.
+    let troubles = || daemon.ask_json(&["status"]).unwrap()["troubles"].to_string();
+    run::wait_for("a trouble", SOON, || {
+        Ok(troubles()
+            .contains("the witness http://127.0.0.1")
+            .then_some(()))
+    })
+    .unwrap();
+    let mut witness = Command::new("python3");
+    witness
+        .arg(paths::client("witness.py"))
+        .arg(port.to_string());
+    let mut witness = witness.arg(&sent).spawn().unwrap();
+    run::wait_for("a checkpoint", SOON, || Ok(sent.exists().then_some(()))).unwrap();
+    run::wait_for("no trouble", SOON, || {
+        Ok((!troubles().contains("witness")).then_some(()))
+    })
+    .unwrap();
+    let journal = daemon.journal().unwrap();
+    for name in ["witness_failed", "witness_reached"] {
+        assert_eq!(journal.mentioning("event", name).count(), 1, "{name}");
+    }
+    // Those of a daemon's end are among them, so that going back to any earlier time is found.
+    daemon.stop().unwrap();
+    let earlier = daemon.folder().join("earlier");
+    copy(&daemon.state(), &earlier);
+    daemon.restart().unwrap();
+    agent(&daemon);
+    daemon.stop().unwrap();
+    witness.kill().unwrap();
+    witness.wait().unwrap();
+    let own = fs::read_to_string(daemon.state().join("checkpoint")).unwrap();
+    let (kept_text, sent) = (
+        fs::read_to_string(&kept).unwrap(),
+        fs::read_to_string(sent).unwrap(),
+    );
+    assert!(kept_text.ends_with(&own), "{kept_text}");
+    assert!(sent.ends_with(&own) && sent.starts_with("/kept/"), "{sent}");
+    assert!(kept_text.matches("interceptor/journal\n").count() > 2);
+    let verify = |state: &Path| {
+        let arguments = [
+            "verify".as_ref(),
+            state.as_os_str(),
+            "--checkpoint".as_ref(),
+            kept.as_os_str(),
+        ];
+        run::outcome(&mut daemon.command(arguments)).unwrap()
+    };
+    let sound = verify(&daemon.state());
+    assert_eq!(sound.status.code(), Some(0), "{sound:?}");
+    let back = verify(&earlier);
+    assert_eq!(back.status.code(), Some(5), "{back:?}");
+    assert!(back.stdout.contains("rolled back"), "{back:?}");
 }
 
 #[test]

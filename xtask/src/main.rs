@@ -114,6 +114,14 @@ enum Bench {
         #[command(flatten)]
         amount: bench::Amount,
     },
+    /// The session log: durable records a second against the disk alone and SQLite, verify, export, list, growth
+    Journal {
+        #[command(flatten)]
+        amount: bench::Amount,
+        /// Up to ten million records, which takes minutes and 3 GB
+        #[arg(long)]
+        full: bool,
+    },
     /// connect() alone: without hooks, untagged beside them, redirected, and within an agent
     Connect {
         #[command(flatten)]
@@ -142,6 +150,9 @@ fn main() -> ExitCode {
         Task::Bench {
             what: Bench::Approvals { amount },
         } => bench::approvals::bench(amount),
+        Task::Bench {
+            what: Bench::Journal { amount, full },
+        } => bench::journal::bench(amount, full),
         Task::Bench {
             what: Bench::Connect { amount },
         } => bench::connect::bench(amount),

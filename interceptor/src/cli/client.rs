@@ -1,7 +1,6 @@
 //! Speaks to the daemon over its control socket.
 
 use std::{
-    fmt::Write as _,
     io,
     path::{Path, PathBuf},
     time::Duration,
@@ -208,47 +207,9 @@ fn unreachable(control: &Path, error: &io::Error) -> Failed {
     }
 }
 
-/// `path` with the parameters that are given as its query.
-pub(super) fn with_query(path: &str, parameters: &[(&str, Option<String>)]) -> String {
-    let mut uri = path.to_owned();
-    let given = parameters
-        .iter()
-        .filter_map(|(name, value)| Some((name, value.as_ref()?)));
-    for (index, (name, value)) in given.enumerate() {
-        uri.push(if index == 0 { '?' } else { '&' });
-        uri.push_str(name);
-        uri.push('=');
-        for byte in value.bytes() {
-            if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-                uri.push(char::from(byte));
-            } else {
-                // Writing to a string can't fail.
-                _ = write!(uri, "%{byte:02X}");
-            }
-        }
-    }
-    uri
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn queries_hold_any_value() {
-        assert_eq!(with_query("/v1/x", &[("a", None)]), "/v1/x");
-        assert_eq!(
-            with_query(
-                "/v1/x",
-                &[
-                    ("a", Some("1&b=ü /".into())),
-                    ("b", None),
-                    ("c", Some("2".into()))
-                ]
-            ),
-            "/v1/x?a=1%26b%3D%C3%BC%20%2F&c=2"
-        );
-    }
 
     #[test]
     fn an_absent_daemon_is_said_with_what_to_do() {

@@ -12,14 +12,11 @@ use std::{
 use clap::ValueEnum;
 use interceptor_core::record::{SessionId, Timestamp};
 
-use super::{
-    Context, Outcome,
-    client::{Reading, with_query},
-    display::message,
-    failed::Failed,
-    offline,
+use super::{Context, Outcome, client::Reading, display::message, failed::Failed, offline};
+use crate::{
+    control::with_query,
+    journal::{Filter, Har, Lines},
 };
-use crate::journal::{Filter, Har, Lines};
 
 /// Write the journal, or a part of it, for other programs
 #[derive(Debug, clap::Args)]

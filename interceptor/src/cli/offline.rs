@@ -1,17 +1,14 @@
 //! Reading a state folder without a daemon.
 
-use std::{collections::BTreeMap, path::Path};
+use std::path::Path;
 
-use interceptor_core::{
-    record::{Event, Record, SessionId},
-    ruling::Verdict,
-};
+use interceptor_core::record::SessionId;
 use serde_json::Value;
 
 use super::{client::Reading, failed::Failed};
 use crate::{
-    control::{ErrorBody, Session},
-    journal::{Lines, Reader},
+    control::{ErrorBody, Session, SessionsQuery},
+    journal::{self, Lines, Reader},
 };
 
 /// A reader of the journal in `folder`.
@@ -37,67 +34,14 @@ pub(super) fn is_state(folder: &Path) -> Result<(), Failed> {
     ))
 }
 
-/// The latest `limit` sessions in `folder`, oldest of them first.
-pub(super) fn sessions(
-    folder: &Path,
-    agent: Option<&str>,
-    limit: usize,
-) -> Result<Vec<Session>, Failed> {
-    let mut sessions = BTreeMap::new();
-    reader(folder)?
-        .each(|record| {
-            if agent.is_none_or(|agent| *agent == *record.agent) {
-                learn(&mut sessions, &record);
-            }
-            true
-        })
-        .map_err(Failed::because)?;
-    let mut sessions: Vec<Session> = sessions.into_values().collect();
-    sessions.sort_by_key(|session| session.started);
-    let surplus = sessions.len().saturating_sub(limit);
-    sessions.drain(..surplus);
+/// The sessions in `folder` that `asked` asks for, oldest of them first.
+pub(super) fn sessions(folder: &Path, asked: &SessionsQuery) -> Result<Vec<Session>, Failed> {
+    let wanted = asked.wanted().map_err(Failed::because)?;
+    let found = journal::sessions(&reader(folder)?, &wanted, asked.limit());
+    let found = found.map_err(Failed::because)?.into_iter();
+    let mut sessions: Vec<Session> = found.map(Session::from).collect();
+    sessions.reverse();
     Ok(sessions)
-}
-
-fn learn(sessions: &mut BTreeMap<SessionId, Session>, record: &Record) {
-    let Some(id) = record.session else { return };
-    if let Event::SessionStart(start) | Event::DatagramsStart(start) = &record.event {
-        let process = &start.origin.process;
-        sessions.insert(
-            id,
-            Session {
-                id,
-                agent: (&*record.agent).into(),
-                labels: start.origin.agent.labels.clone(),
-                destination: start.origin.destination.to_string(),
-                pid: process.pid,
-                executable: process.executable.clone(),
-                started: record.time,
-                ended: None,
-                reason: None,
-                operations: None,
-                denied: 0,
-                held: 0,
-            },
-        );
-        return;
-    }
-    let Some(session) = sessions.get_mut(&id) else {
-        return;
-    };
-    match &record.event {
-        Event::Decision(decided) => match decided.decision.verdict {
-            Verdict::Allow => {}
-            Verdict::Deny => session.denied += 1,
-            Verdict::Hold(_) => session.held += 1,
-        },
-        Event::SessionEnd(end) => {
-            session.ended = Some(record.time);
-            session.reason = Some(end.reason.clone());
-            session.operations = Some(end.operations);
-        }
-        _ => {}
-    }
 }
 
 /// The lines of one session.

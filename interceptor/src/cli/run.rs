@@ -22,7 +22,6 @@ use nix::{
 
 use super::{
     Context, Outcome,
-    client::with_query,
     display::{count, message},
     failed::Failed,
     tag,
@@ -30,7 +29,7 @@ use super::{
 use crate::{
     config,
     confine::{self, Exemptions, Places},
-    control::{AuthorityCertificate, Label, NewTag, TagTarget, Tagged, agent_name},
+    control::{AuthorityCertificate, Label, NewTag, TagTarget, Tagged, agent_name, with_query},
 };
 
 /// Launch a command as an agent; the exit status is the command's

@@ -2,18 +2,25 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use interceptor_core::record::SessionId;
+use interceptor_core::{
+    operation::Protocol,
+    record::{SessionId, Timestamp},
+};
 use serde_json::Value;
 
 use super::{
     Context, Outcome,
-    client::{Reading, with_query},
+    client::Reading,
     display::{between, message, print, span, table, time},
+    export::moment,
     failed::Failed,
     offline, tail,
     timeline::Timeline,
 };
-use crate::control::Session;
+use crate::{
+    control::{Session, SessionsQuery, with_query},
+    journal::Decided,
+};
 
 /// List sessions, show one as a dialogue, or follow them as they happen
 #[derive(Debug, clap::Args)]
@@ -22,6 +29,8 @@ use crate::control::Session;
   interceptor sessions
   interceptor sessions show 8d3f00a1b2c4e5f6
   interceptor sessions tail --agent reporter
+  interceptor sessions list --since 7d --verdict deny --class schema
+  interceptor sessions list --destination db.example.com --reviewer erin
   interceptor sessions list --state /path/to/copy")]
 pub(super) struct Arguments {
     #[command(subcommand)]
@@ -44,7 +53,40 @@ enum Command {
 struct List {
     /// Only this agent's
     #[arg(long, value_name = "NAME")]
-    agent: Option<String>,
+    agent: Option<Box<str>>,
+    /// Only of agents with this label; can be given more than once
+    #[arg(long, value_name = "NAME=VALUE")]
+    label: Vec<String>,
+    /// Only those that began then or later: a time (2026-11-20T22:07:01Z) or how long ago (7d, 12h, 90m)
+    #[arg(long, value_name = "T", value_parser = moment)]
+    since: Option<Timestamp>,
+    /// Only those that began then or earlier: as --since
+    #[arg(long, value_name = "T", value_parser = moment)]
+    until: Option<Timestamp>,
+    /// Only with operations of this protocol: postgres, http, dns, tls, opaque
+    #[arg(long, value_name = "NAME", value_parser = protocol)]
+    protocol: Option<Protocol>,
+    /// Only with operations of this class (read, write, schema, …); can be given more than once: any of them
+    #[arg(long, value_name = "CLASS")]
+    class: Vec<String>,
+    /// Only with operations that were decided so
+    #[arg(long, value_enum)]
+    verdict: Option<Decided>,
+    /// Only with operations that this rule decided
+    #[arg(long, value_name = "ID")]
+    rule: Option<Box<str>>,
+    /// Only with operations that this person voted on
+    #[arg(long, value_name = "NAME")]
+    reviewer: Option<Box<str>>,
+    /// Only to an address or a name that has this in it
+    #[arg(long, value_name = "TEXT")]
+    destination: Option<Box<str>>,
+    /// Only those that go on
+    #[arg(long, conflicts_with = "over")]
+    live: bool,
+    /// Only those that are over
+    #[arg(long)]
+    over: bool,
     /// At most this many
     #[arg(long, value_name = "N", default_value_t = 1_000)]
     limit: usize,
@@ -75,16 +117,46 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> Outcome {
     }
 }
 
+/// `text` as a protocol's name.
+fn protocol(text: &str) -> Result<Protocol, String> {
+    let mut all = Protocol::ALL.into_iter();
+    let found = all.find(|protocol| protocol.name() == text);
+    found.ok_or_else(|| {
+        let names: Vec<_> = Protocol::ALL
+            .iter()
+            .map(|protocol| protocol.name())
+            .collect();
+        format!("it is none of {}", names.join(", "))
+    })
+}
+
 fn list(context: &Context, arguments: List) -> Outcome {
+    let joined = |all: &[String]| (!all.is_empty()).then(|| all.join(","));
+    let asked = SessionsQuery {
+        label: joined(&arguments.label),
+        class: joined(&arguments.class),
+        agent: arguments.agent,
+        since: arguments.since,
+        until: arguments.until,
+        protocol: arguments.protocol,
+        verdict: arguments.verdict,
+        rule: arguments.rule,
+        reviewer: arguments.reviewer,
+        destination: arguments.destination,
+        live: match (arguments.live, arguments.over) {
+            (true, _) => Some(true),
+            (_, true) => Some(false),
+            _ => None,
+        },
+        limit: Some(arguments.limit),
+    };
+    // Before anybody is asked.
+    asked.wanted().map_err(Failed::because)?;
     let sessions: Vec<Session> = match &arguments.state {
-        Some(folder) => offline::sessions(folder, arguments.agent.as_deref(), arguments.limit)?,
-        None => context.client.get(&with_query(
-            "/v1/sessions",
-            &[
-                ("agent", arguments.agent),
-                ("limit", Some(arguments.limit.to_string())),
-            ],
-        ))?,
+        Some(folder) => offline::sessions(folder, &asked)?,
+        None => context
+            .client
+            .get(&with_query("/v1/sessions", &asked.pairs()))?,
     };
     if context.is_json() {
         return context.print_json(&sessions);

@@ -4,14 +4,13 @@ use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 
 use super::{
     Context, Outcome, agents,
-    client::with_query,
     display::{count, inert, message},
     engines,
     failed::Failed,
 };
 use crate::{
     config::OldSockets,
-    control::{Label, NewTag, OldSocketCounts, TagTarget, Tagged, agent_name},
+    control::{Label, NewTag, OldSocketCounts, TagTarget, Tagged, agent_name, with_query},
     kernel::{SocketName, UnixSockets},
 };
 

@@ -7,12 +7,12 @@ use serde_json::Value;
 
 use super::{
     Context, Outcome,
-    client::{Reading, with_query},
+    client::Reading,
     display::{inert, message, print},
     failed::Failed,
     timeline::Timeline,
 };
-use crate::control::ErrorBody;
+use crate::control::{ErrorBody, with_query};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {

@@ -85,10 +85,12 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> Outcome {
                     path.display()
                 ))
             })?;
-            let note = String::from_utf8_lossy(&note).into_owned();
-            Ok((path.display().to_string(), note))
+            let kept = String::from_utf8_lossy(&note);
+            let name = path.display().to_string();
+            Ok(notes(&kept).map(move |note| (name.clone(), note)).collect())
         })
-        .collect::<Result<_, Failed>>()?;
+        .collect::<Result<Vec<Vec<_>>, Failed>>()?
+        .concat();
     let kept = Kept {
         key: key.as_deref(),
         checkpoints: &checkpoints,
@@ -125,6 +127,16 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> Outcome {
         ([], _) => ExitCode::from(code::DEGRADED),
         _ => ExitCode::from(code::INTEGRITY),
     })
+}
+
+/// The checkpoints in a file: one, or one behind the other with an empty line between them, as a witness keeps them.
+fn notes(kept: &str) -> impl Iterator<Item = String> {
+    // A note is a text and its signatures, with an empty line between the two.
+    let parts: Vec<&str> = kept.trim_end_matches('\n').split("\n\n").collect();
+    let notes = parts
+        .chunks(2)
+        .map(|note| format!("{}\n", note.join("\n\n")));
+    notes.collect::<Vec<_>>().into_iter()
 }
 
 /// What a look found.

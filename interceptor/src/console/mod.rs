@@ -10,7 +10,6 @@ mod assets;
 mod child;
 mod config;
 mod daemon;
-mod fetch;
 mod live;
 mod pages;
 mod people;

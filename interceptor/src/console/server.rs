@@ -32,12 +32,12 @@ use tokio_rustls::TlsAcceptor;
 
 use super::{
     daemon::Daemon,
-    fetch::Fetch,
     pages,
     people::{Limits, Oidc, Passwords, Session, Sessions, Tokens},
     setup::{Setup, Telling},
     telling::Teller,
 };
+use crate::{control::encoded, fetch::Fetch};
 
 /// Connections at once: tabs of some hundred reviewers.
 const CONNECTIONS_MAX: usize = 1_024;
@@ -356,7 +356,7 @@ impl FromRequestParts<Arc<App>> for SignedIn {
         }
         if parts.method == Method::GET && acts {
             let next = parts.uri.path_and_query().map_or("/", |path| path.as_str());
-            let query = form_urlencoded(next);
+            let query = encoded(next);
             return Err(Redirect::to(&format!("/sign-in?next={query}")).into_response());
         }
         Err((
@@ -365,21 +365,6 @@ impl FromRequestParts<Arc<App>> for SignedIn {
         )
             .into_response())
     }
-}
-
-/// `text` as the value of a query's parameter.
-pub(super) fn form_urlencoded(text: &str) -> String {
-    use std::fmt::Write as _;
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            // Writing to a string can't fail.
-            _ = write!(out, "%{byte:02X}");
-        }
-    }
-    out
 }
 
 /// Where `next` leads, if that is one of our pages.

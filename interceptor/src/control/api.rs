@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, path::PathBuf, str::FromStr};
 
-use interceptor_core::record::{Choice, SessionId, Timestamp, Window};
+use interceptor_core::{
+    operation::{Effects, Protocol},
+    record::{Choice, SessionId, Timestamp, Window},
+};
 use serde::{Deserialize, Serialize};
 
 use super::person::{Identity, Person, Role};
@@ -288,6 +291,16 @@ pub struct Session {
     pub denied: u64,
     /// Operations held for approval.
     pub held: u64,
+    /// What its destination is called, by who was believed.
+    pub names: Vec<Box<str>>,
+    /// The protocols of its operations.
+    pub protocols: Vec<Protocol>,
+    /// All effects of its operations.
+    pub effects: Effects,
+    /// Rules that decided.
+    pub rules: Vec<Box<str>>,
+    /// People who voted.
+    pub reviewers: Vec<Box<str>>,
 }
 
 impl From<SessionSummary> for Session {
@@ -303,8 +316,13 @@ impl From<SessionSummary> for Session {
             ended: summary.ended,
             reason: summary.reason,
             operations: summary.ended.map(|_| summary.operations),
-            denied: summary.denied,
-            held: summary.held,
+            denied: summary.done.denied,
+            held: summary.done.held,
+            names: summary.done.names.known.into_iter().collect(),
+            protocols: summary.done.protocols.into_iter().collect(),
+            effects: summary.done.effects,
+            rules: summary.done.rules.known.into_iter().collect(),
+            reviewers: summary.done.reviewers.known.into_iter().collect(),
         }
     }
 }

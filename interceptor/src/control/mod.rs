@@ -9,6 +9,7 @@ mod host;
 mod links;
 mod peer;
 mod person;
+mod query;
 mod routes;
 mod socket;
 mod streams;
@@ -27,6 +28,7 @@ pub use self::{
     host::{ConsoleDesk, Failure, FailureKind, Host, Told},
     links::Links,
     person::{Identity, Person, Role, Way, user},
+    query::{SessionsQuery, encoded, with_query},
     socket::{ControlSocket, SocketError},
 };
 

@@ -32,6 +32,7 @@ use super::{
     host::{Failure, FailureKind, Host},
     peer,
     person::{Identity, Person, Role, Way},
+    query::SessionsQuery,
     streams,
     table::{self, Route},
 };
@@ -47,9 +48,6 @@ use crate::{
 
 /// Largest request body, in bytes: an agent with its labels is far below.
 const BODY_BYTES_MAX: usize = 64 << 10;
-
-/// Sessions that are listed unless asked for more.
-const SESSIONS_LISTED: usize = 1_000;
 
 /// What all of it is, in OpenAPI's words; tests hold it to what is served.
 pub(super) const DOCUMENT: &str = include_str!("../../../docs/openapi.json");
@@ -202,13 +200,6 @@ async fn act(
     blocking(move || host.act(deed, &by)).await.map(Json)
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct SessionsQuery {
-    agent: Option<String>,
-    limit: Option<usize>,
-}
-
 /// The latest sessions, oldest of them first.
 async fn sessions(
     State(host): HostState,
@@ -217,19 +208,9 @@ async fn sessions(
     let Query(query) = query.map_err(invalid)?;
     caught_up(&host).await;
     blocking(move || {
-        let mut sessions: Vec<Session> = host
-            .journal()
-            .sessions()
-            .into_iter()
-            .filter(|session| {
-                query
-                    .agent
-                    .as_ref()
-                    .is_none_or(|agent| **agent == *session.agent)
-            })
-            .take(query.limit.unwrap_or(SESSIONS_LISTED))
-            .map(Session::from)
-            .collect();
+        let wanted = query.wanted().map_err(invalid)?;
+        let sessions = host.journal().sessions(&wanted, query.limit());
+        let mut sessions: Vec<Session> = sessions.into_iter().map(Session::from).collect();
         sessions.reverse();
         Ok(Json(sessions))
     })

@@ -2,10 +2,13 @@
 //! is content, which only whoever asks for it looks at.
 
 use interceptor_core::{
+    operation::{Effects, Protocol},
     record::{Event, Record, SessionId, Timestamp},
     ruling::HoldTerms,
 };
 use serde::{Deserialize, Serialize};
+
+use super::summary::TELLING;
 
 /// An encoded record of another process, and what it says at a glance.
 #[derive(Debug)]
@@ -24,14 +27,16 @@ pub(crate) struct Fed {
 pub(crate) enum What {
     /// The start of its session.
     Started(Box<Record>),
-    /// An operation of this number.
-    Operation(u64),
+    /// An operation: its number, protocol and effects.
+    Operation(u64, Protocol, Effects),
     /// A decision, and the rule that decided.
     Decision(Answer, Box<str>),
     /// What people do.
     Approval,
     /// The end of its session.
     Ended(Box<Record>),
+    /// Something that its session is found by.
+    Told(Box<Record>),
     /// Anything else.
     Other,
 }
@@ -86,8 +91,10 @@ impl Fed {
             Kind::SessionStart | Kind::DatagramsStart => What::Started(whole()?),
             Kind::SessionEnd => What::Ended(whole()?),
             Kind::Operation => {
-                let (number, _) = postcard::take_from_bytes(rest).map_err(|_| NONE)?;
-                What::Operation(number)
+                type Beginning<'a> = (u64, Protocol, Vec<&'a str>, Effects);
+                let ((number, protocol, _actions, effects), _) =
+                    postcard::take_from_bytes::<Beginning<'_>>(rest).map_err(|_| NONE)?;
+                What::Operation(number, protocol, effects)
             }
             Kind::Decision => {
                 let ((_, answer), rest) =
@@ -105,7 +112,14 @@ impl Fed {
                 What::Decision(answer, rule.into())
             }
             Kind::Approval => What::Approval,
-            Kind::Response | Kind::Event | Kind::Content => What::Other,
+            Kind::Event => {
+                let (name, _) = postcard::take_from_bytes::<&str>(rest).map_err(|_| NONE)?;
+                match TELLING.contains(&name) {
+                    true => What::Told(whole()?),
+                    false => What::Other,
+                }
+            }
+            Kind::Response | Kind::Content => What::Other,
         };
         Ok(Self {
             session,

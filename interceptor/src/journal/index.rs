@@ -17,11 +17,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use interceptor_core::{
-    record::{Event, Record, SessionId, Timestamp},
-    ruling::Verdict,
-};
-use serde::{Deserialize, Serialize};
+use interceptor_core::record::{Record, SessionId};
+use rustc_hash::FxHashMap;
 
 use super::{
     JournalError,
@@ -29,51 +26,9 @@ use super::{
     reader::Reader,
     seal::{self, Broken, Sealed},
     segment::{Location, Recovered},
+    summary::{Part, SessionSummary, Wanted},
 };
 use crate::sync::lock;
-
-/// What is known of a session without reading its records.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SessionSummary {
-    /// Its id.
-    pub session: SessionId,
-    /// The agent's name.
-    pub agent: Arc<str>,
-    /// The agent's labels.
-    pub labels: BTreeMap<Box<str>, Box<str>>,
-    /// Where it went.
-    pub destination: String,
-    /// Process id of who connected.
-    pub pid: u32,
-    /// Its executable.
-    pub executable: Option<Box<str>>,
-    /// When it began.
-    pub started: Timestamp,
-    /// When it ended; `None` while it lives, or where the daemon was killed.
-    pub ended: Option<Timestamp>,
-    /// Why it ended.
-    pub reason: Option<Box<str>>,
-    /// Operations attempted in it; known once it has ended.
-    pub operations: u64,
-    /// Operations denied.
-    pub denied: u64,
-    /// Operations held for approval.
-    pub held: u64,
-}
-
-/// What the index learns from a record.
-#[derive(Debug)]
-pub(super) enum Fact {
-    Started(Box<SessionSummary>),
-    Denied(SessionId),
-    Held(SessionId),
-    Ended {
-        session: SessionId,
-        at: Timestamp,
-        reason: Box<str>,
-        operations: u64,
-    },
-}
 
 /// The index. sled answers some damage with a panic, in its own threads as well, after which who asks may wait
 /// for ever; so it is asked in a thread of its own, and given up when it fails or doesn't answer. From then on
@@ -116,7 +71,7 @@ struct Sled {
     thread: JoinHandle<()>,
 }
 
-type Job = Box<dyn FnOnce(&Trees) -> sled::Result<()> + Send>;
+type Job = Box<dyn FnOnce(&mut Trees) -> sled::Result<()> + Send>;
 
 /// How long sled may take over an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -130,81 +85,31 @@ pub(super) struct Block {
     pub(super) first_seq: u64,
     pub(super) count: u32,
     pub(super) location: Location,
-    pub(super) sessions: Vec<SessionId>,
-    pub(super) facts: Vec<Fact>,
+    /// What it says of each session that it has records of.
+    pub(super) parts: Parts,
 }
+
+/// What records say of each session, in no order.
+pub(super) type Parts = FxHashMap<SessionId, Part>;
 
 /// Blocks that may stay untold, some seconds of a busy host.
 const UNTOLD_MAX: usize = 128;
 
-#[derive(Debug, Clone)]
+/// What is asked, in sled but for what changes all the time.
+#[derive(Debug)]
 struct Trees {
+    /// Summaries by when their session began, newest first, and its id.
     sessions: sled::Tree,
+    /// When each began.
+    starts: sled::Tree,
     blocks: sled::Tree,
     database: sled::Db,
+    /// Sessions that go on: they are put into sled when they are over, or are too many, or it is closed.
+    live: FxHashMap<SessionId, SessionSummary>,
 }
 
-impl Fact {
-    fn session(&self) -> SessionId {
-        match self {
-            Self::Started(summary) => summary.session,
-            Self::Denied(session) | Self::Held(session) | Self::Ended { session, .. } => *session,
-        }
-    }
-
-    /// Has `summary`, which is of its session, say so.
-    fn apply(&self, summary: &mut SessionSummary) {
-        match self {
-            Self::Started(_) => {}
-            Self::Denied(_) => summary.denied += 1,
-            Self::Held(_) => summary.held += 1,
-            Self::Ended {
-                at,
-                reason,
-                operations,
-                ..
-            } => {
-                summary.ended = Some(*at);
-                summary.reason = Some(reason.clone());
-                summary.operations = *operations;
-            }
-        }
-    }
-
-    pub(super) fn of(record: &Record) -> Option<Self> {
-        let session = record.session?;
-        match &record.event {
-            Event::SessionStart(start) | Event::DatagramsStart(start) => {
-                Some(Self::Started(Box::new(SessionSummary {
-                    session,
-                    agent: record.agent.clone(),
-                    labels: start.origin.agent.labels.clone(),
-                    destination: start.origin.destination.to_string(),
-                    pid: start.origin.process.pid,
-                    executable: start.origin.process.executable.clone(),
-                    started: record.time,
-                    ended: None,
-                    reason: None,
-                    operations: 0,
-                    denied: 0,
-                    held: 0,
-                })))
-            }
-            Event::Decision(decided) => match decided.decision.verdict {
-                Verdict::Allow => None,
-                Verdict::Deny => Some(Self::Denied(session)),
-                Verdict::Hold(_) => Some(Self::Held(session)),
-            },
-            Event::SessionEnd(end) => Some(Self::Ended {
-                session,
-                at: record.time,
-                reason: end.reason.clone(),
-                operations: end.operations,
-            }),
-            _ => None,
-        }
-    }
-}
+/// Sessions that go on and aren't in sled, at the most: some 10 MB.
+const LIVE_MAX: usize = 16_384;
 
 impl Index {
     /// Opens the index, or makes it anew where it is missing, damaged, or not at the segments' state; and says
@@ -287,25 +192,23 @@ impl Index {
         }
     }
 
-    /// Summaries of all sessions, newest first.
-    pub(super) fn sessions(&self) -> Vec<SessionSummary> {
-        let in_sled = |trees: &Trees| {
-            let values = trees.sessions.iter().values();
-            values
-                .map(|value| Ok(serde_json::from_slice(&value?).ok()))
-                .filter_map(Result::transpose)
-                .collect::<sled::Result<Vec<SessionSummary>>>()
-        };
-        let mut sessions = self.ask(in_sled, |known| {
-            known.sessions.values().cloned().collect::<Vec<_>>()
-        });
-        sessions.sort_by_key(|session| std::cmp::Reverse(session.started));
-        sessions
+    /// The latest `limit` sessions that are `wanted`, newest first.
+    pub(super) fn sessions(&self, wanted: &Wanted, limit: usize) -> Vec<SessionSummary> {
+        let asked = wanted.clone();
+        self.ask(
+            move |trees| trees.find(&asked, limit),
+            |known| {
+                let found = known.sessions.values();
+                let mut found: Vec<_> = found.filter(|one| wanted.takes(one)).collect();
+                found.sort_by_key(|session| place_of(session));
+                found.into_iter().take(limit).cloned().collect()
+            },
+        )
     }
 
     /// The blocks that hold records of a session, in order.
     pub(super) fn blocks_of(&self, session: SessionId) -> Vec<Location> {
-        let in_sled = move |trees: &Trees| {
+        let in_sled = move |trees: &mut Trees| {
             let found = trees.blocks.scan_prefix(session.0.to_be_bytes()).values();
             found
                 .map(|value| {
@@ -331,7 +234,7 @@ impl Index {
     /// Asks sled, or what is known of the segments where it is of no use any more.
     fn ask<T: Send + 'static>(
         &self,
-        in_sled: impl FnOnce(&Trees) -> sled::Result<T> + Send + 'static,
+        in_sled: impl FnOnce(&mut Trees) -> sled::Result<T> + Send + 'static,
         in_memory: impl FnOnce(&Summaries) -> T,
     ) -> T {
         let reply = {
@@ -409,7 +312,7 @@ impl Place {
                     return;
                 }
                 let blocks = std::mem::take(&mut self.untold);
-                if !sled.send(move |trees| trees.learn_all(&blocks)) {
+                if !sled.send(move |trees| trees.learn_all(blocks)) {
                     self.lose();
                 }
             }
@@ -442,14 +345,14 @@ impl Sled {
         let (opened, is_open) = mpsc::sync_channel(1);
         let path = path.to_owned();
         let run = move || {
-            let Some(trees) = contained(|| Trees::open(&path)) else {
+            let Some(mut trees) = contained(|| Trees::open(&path)) else {
                 return;
             };
             if opened.send(()).is_err() {
                 return;
             }
             for job in todo {
-                if contained(|| job(&trees)).is_none() {
+                if contained(|| job(&mut trees)).is_none() {
                     break;
                 }
             }
@@ -472,10 +375,10 @@ impl Sled {
     }
 
     /// Has `job` done; whether that is to be expected.
-    fn send(&self, job: impl FnOnce(&Trees) -> sled::Result<()> + Send + 'static) -> bool {
+    fn send(&self, job: impl FnOnce(&mut Trees) -> sled::Result<()> + Send + 'static) -> bool {
         let waiting = self.waiting.clone();
         let before = waiting.fetch_add(1, Ordering::Relaxed);
-        let job = move |trees: &Trees| {
+        let job = move |trees: &mut Trees| {
             let done = job(trees);
             waiting.fetch_sub(1, Ordering::Relaxed);
             done
@@ -485,7 +388,7 @@ impl Sled {
 
     fn ask<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Trees) -> sled::Result<T> + Send + 'static,
+        work: impl FnOnce(&mut Trees) -> sled::Result<T> + Send + 'static,
     ) -> Receiver<T> {
         let (answer, reply) = mpsc::sync_channel(1);
         self.send(move |trees| {
@@ -497,7 +400,10 @@ impl Sled {
 
     /// Ends it with everything on disk; whether that is so.
     fn close(self) -> bool {
-        let flushed = self.ask(|trees| trees.database.flush());
+        let flushed = self.ask(|trees| {
+            trees.put_live()?;
+            trees.database.flush()
+        });
         if flushed.recv_timeout(PATIENCE).is_err() {
             return false;
         }
@@ -537,15 +443,14 @@ impl Summaries {
     }
 
     fn learn(&mut self, block: &Block) {
-        for session in &block.sessions {
+        for (session, part) in &block.parts {
             self.blocks
                 .insert((session.0, block.first_seq), block.location);
-        }
-        for fact in &block.facts {
-            if let Fact::Started(summary) = fact {
-                self.sessions.insert(summary.session, (**summary).clone());
-            } else if let Some(summary) = self.sessions.get_mut(&fact.session()) {
-                fact.apply(summary);
+            if let Some(started) = &part.started {
+                self.sessions.insert(*session, (**started).clone());
+            }
+            if let Some(summary) = self.sessions.get_mut(session) {
+                summary.learn(part);
             }
         }
     }
@@ -553,14 +458,33 @@ impl Summaries {
 
 impl Block {
     fn of(records: &[Record], (first_seq, count): (u64, u32), location: Location) -> Self {
+        let mut parts = Parts::default();
+        for record in records {
+            if let Some(session) = record.session {
+                parts.entry(session).or_default().take(record);
+            }
+        }
         Self {
             first_seq,
             count,
             location,
-            sessions: records.iter().filter_map(|record| record.session).collect(),
-            facts: records.iter().filter_map(Fact::of).collect(),
+            parts,
         }
     }
+}
+
+/// Where a session stands among all: newest first.
+fn place_of(session: &SessionSummary) -> (u64, u64) {
+    (u64::MAX - session.started.0, session.session.0)
+}
+
+/// The same as sled has it.
+fn key_of(session: &SessionSummary) -> [u8; 16] {
+    let (started, id) = place_of(session);
+    let mut key = [0; 16];
+    key[..8].copy_from_slice(&started.to_be_bytes());
+    key[8..].copy_from_slice(&id.to_be_bytes());
+    key
 }
 
 impl Trees {
@@ -573,18 +497,20 @@ impl Trees {
             .open()?;
         Ok(Self {
             sessions: database.open_tree("sessions")?,
+            starts: database.open_tree("starts")?,
             blocks: database.open_tree("blocks")?,
             database,
+            live: FxHashMap::default(),
         })
     }
 
-    fn learn_all(&self, blocks: &[Block]) -> sled::Result<()> {
+    fn learn_all(&mut self, blocks: Vec<Block>) -> sled::Result<()> {
         let mut batch = sled::Batch::default();
-        for block in blocks {
+        for block in &blocks {
             let mut value = [0; 16];
             value[..8].copy_from_slice(&block.location.segment.to_be_bytes());
             value[8..].copy_from_slice(&block.location.offset.to_be_bytes());
-            for session in &block.sessions {
+            for session in block.parts.keys() {
                 let mut key = [0; 16];
                 key[..8].copy_from_slice(&session.0.to_be_bytes());
                 key[8..].copy_from_slice(&block.first_seq.to_be_bytes());
@@ -592,29 +518,90 @@ impl Trees {
             }
         }
         self.blocks.apply_batch(batch)?;
-        blocks
-            .iter()
-            .flat_map(|block| &block.facts)
-            .try_for_each(|fact| self.learn(fact))
+        for (session, part) in blocks.into_iter().flat_map(|block| block.parts) {
+            self.learn(session, part)?;
+        }
+        if self.live.len() > LIVE_MAX {
+            self.put_live()?;
+        }
+        Ok(())
     }
 
-    fn learn(&self, fact: &Fact) -> sled::Result<()> {
-        let key = fact.session().0.to_be_bytes();
-        let summary = if let Fact::Started(summary) = fact {
-            serde_json::to_vec(summary)
-        } else {
-            let Some(value) = self.sessions.get(key)? else {
-                return Ok(());
-            };
-            let Ok(mut summary) = serde_json::from_slice::<SessionSummary>(&value) else {
-                return Ok(());
-            };
-            fact.apply(&mut summary);
-            serde_json::to_vec(&summary)
+    fn learn(&mut self, session: SessionId, mut part: Part) -> sled::Result<()> {
+        let known = match part.started.take() {
+            Some(started) => Some(*started),
+            None => match self.live.remove(&session) {
+                None => self.get(session)?,
+                live => live,
+            },
         };
-        self.sessions
-            .insert(key, summary.unwrap_or_default())
-            .map(drop)
+        let Some(mut summary) = known else {
+            return Ok(());
+        };
+        summary.learn(&part);
+        if summary.ended.is_some() {
+            return self.put(&summary);
+        }
+        self.live.insert(session, summary);
+        Ok(())
+    }
+
+    fn get(&self, session: SessionId) -> sled::Result<Option<SessionSummary>> {
+        let Some(key) = self.starts.get(session.0.to_be_bytes())? else {
+            return Ok(None);
+        };
+        let value = self.sessions.get(key)?;
+        Ok(value.and_then(|value| postcard::from_bytes(&value).ok()))
+    }
+
+    fn put(&self, summary: &SessionSummary) -> sled::Result<()> {
+        let key = key_of(summary);
+        // A summary is a few names and numbers: it can always be written.
+        let value = postcard::to_stdvec(summary).unwrap_or_default();
+        self.sessions.insert(key, value)?;
+        let session = summary.session.0.to_be_bytes();
+        self.starts.insert(session, &key)?;
+        Ok(())
+    }
+
+    fn put_live(&mut self) -> sled::Result<()> {
+        self.live
+            .values()
+            .try_for_each(|summary| self.put(summary))?;
+        self.live.clear();
+        Ok(())
+    }
+
+    /// The latest `limit` sessions that are `wanted`, newest first.
+    fn find(&self, wanted: &Wanted, limit: usize) -> sled::Result<Vec<SessionSummary>> {
+        let mut live: Vec<_> = self.live.values().filter(|one| wanted.takes(one)).collect();
+        live.sort_by_key(|session| place_of(session));
+        let mut live = live.into_iter().peekable();
+        let mut found = Vec::new();
+        let newest = wanted.until.map_or(0, |until| u64::MAX - until.0);
+        for entry in self.sessions.range(newest.to_be_bytes()..) {
+            let (key, value) = entry?;
+            while found.len() < limit
+                && let Some(next) = live.next_if(|next| key_of(next)[..] <= key[..])
+            {
+                found.push(next.clone());
+            }
+            if found.len() >= limit {
+                return Ok(found);
+            }
+            let Ok(summary) = postcard::from_bytes::<SessionSummary>(&value) else {
+                continue;
+            };
+            if wanted.since.is_some_and(|since| summary.started < since) {
+                break;
+            }
+            if wanted.takes(&summary) && !self.live.contains_key(&summary.session) {
+                found.push(summary);
+            }
+        }
+        let room = limit.saturating_sub(found.len());
+        found.extend(live.take(room).cloned());
+        Ok(found)
     }
 }
 

@@ -16,6 +16,7 @@ mod seal;
 mod segment;
 mod spill;
 mod store;
+mod summary;
 #[cfg(test)]
 mod tests;
 mod verify;
@@ -45,13 +46,13 @@ use self::{
 pub use self::{
     export::{Filter, Lines, export_jsonl, parameter, to_json},
     har::Har,
-    index::SessionSummary,
     reader::Reader,
+    summary::{Decided, Deeds, SessionSummary, Some64, Wanted, sessions},
     verify::{Kept, Kind, Problem, Report, verify},
 };
 pub(crate) use self::{
     feed::{Fresh, Full, Inlet, Outlet},
-    glance::{Answer, Fed, What},
+    glance::{Fed, What},
 };
 use crate::sync::lock;
 
@@ -181,10 +182,8 @@ struct Waiting {
     bytes: Vec<u8>,
     count: u32,
     next_seq: u64,
-    /// Sessions with records in `bytes`, with repeats only where they alternate.
-    sessions: Vec<SessionId>,
     /// What the index has to learn from `bytes`.
-    facts: Vec<index::Fact>,
+    parts: index::Parts,
     /// Where they are kept until they are written.
     spill: Option<Spill>,
     /// Up to where the feed is drained.
@@ -482,10 +481,10 @@ impl Journal {
         Reader::open(&self.shared.directory)
     }
 
-    /// Summaries of sessions, newest first.
+    /// The latest `limit` sessions that are `wanted`, newest first.
     #[must_use]
-    pub fn sessions(&self) -> Vec<SessionSummary> {
-        self.shared.index.sessions()
+    pub fn sessions(&self, wanted: &Wanted, limit: usize) -> Vec<SessionSummary> {
+        self.shared.index.sessions(wanted, limit)
     }
 
     /// All records of a session that are on disk, in order.
@@ -638,11 +637,8 @@ impl Waiting {
         self.encode(record)?;
         self.next_seq += 1;
         self.count += 1;
-        self.facts.extend(index::Fact::of(record));
-        if let Some(session) = record.session
-            && self.sessions.last() != Some(&session)
-        {
-            self.sessions.push(session);
+        if let Some(session) = record.session {
+            self.parts.entry(session).or_default().take(record);
         }
         Ok(())
     }
@@ -655,17 +651,12 @@ impl Waiting {
         self.measure(start);
         self.next_seq += 1;
         self.count += 1;
-        self.facts.extend(match &record.what {
-            What::Started(whole) | What::Ended(whole) => index::Fact::of(whole),
-            What::Decision(Answer::Deny, _) => Some(index::Fact::Denied(record.session)),
-            What::Decision(Answer::Hold, _) => Some(index::Fact::Held(record.session)),
-            What::Decision(Answer::Allow, _)
-            | What::Operation(_)
-            | What::Approval
-            | What::Other => None,
-        });
-        if self.sessions.last() != Some(&record.session) {
-            self.sessions.push(record.session);
+        let part = self.parts.entry(record.session).or_default();
+        match &record.what {
+            What::Started(whole) | What::Ended(whole) | What::Told(whole) => part.take(whole),
+            What::Operation(_, protocol, effects) => part.seen(*protocol, *effects),
+            What::Decision(answer, rule) => part.decided(*answer, rule),
+            What::Approval | What::Other => {}
         }
     }
 

@@ -17,8 +17,8 @@ use super::{
     disk::{Disk, Local},
 };
 
-/// First line of every seal.
-const ORIGIN: &str = "interceptor/index";
+/// First line of every seal, with the version of what is in the index.
+const ORIGIN: &str = "interceptor/index 2";
 
 /// Bytes that have a digest of their own, so that a change is told where it is.
 const PART_BYTES: usize = 1 << 20;

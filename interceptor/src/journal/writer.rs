@@ -160,9 +160,8 @@ impl<D: Disk> Writer<D> {
             bytes: std::mem::replace(&mut waiting.bytes, std::mem::take(&mut self.room.records)),
             count: std::mem::take(&mut waiting.count),
             next_seq: waiting.next_seq,
-            sessions: std::mem::take(&mut waiting.sessions),
             spill,
-            facts: std::mem::take(&mut waiting.facts),
+            parts: std::mem::take(&mut waiting.parts),
             ..Waiting::default()
         };
         (taken, waiting.closing)
@@ -232,8 +231,7 @@ impl<D: Disk> Writer<D> {
             first_seq: header.first_seq,
             count: header.count,
             location,
-            sessions: taken.sessions,
-            facts: taken.facts,
+            parts: taken.parts,
         });
         let again = |mut buffer: Vec<u8>| {
             buffer.clear();

@@ -24,7 +24,7 @@ mod routes;
 mod sockets;
 mod tags;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod tokens;
 mod trial;
 mod unix;

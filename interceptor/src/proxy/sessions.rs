@@ -203,11 +203,11 @@ impl Sessions {
                 Err("its session says that it is another one")
             }
             What::Started(_) => Ok(Some(Fact::Started(id))),
-            What::Operation(number) => Ok(Some(Fact::Operation(id, *number))),
+            What::Operation(number, ..) => Ok(Some(Fact::Operation(id, *number))),
             What::Ended(_) => Ok(Some(Fact::Ended(id))),
             What::Approval => Err("it says what people do"),
             What::Decision(_, rule) => Ok(Some(Fact::Decided(rule.clone()))),
-            What::Other => Ok(None),
+            What::Told(_) | What::Other => Ok(None),
         }
     }
 

@@ -6,6 +6,7 @@
 pub(crate) mod approvals;
 pub(crate) mod connect;
 pub(crate) mod http;
+pub(crate) mod journal;
 pub(crate) mod postgres;
 mod proxy;
 mod report;

@@ -19,10 +19,10 @@ use crate::{
     approval::SecurityKey,
     console::{
         daemon::Refused,
-        server::{App, SignedIn, form_urlencoded},
+        server::{App, SignedIn},
         text::{self, Html},
     },
-    control::NewKey,
+    control::{NewKey, encoded},
 };
 
 #[derive(Template)]
@@ -109,7 +109,7 @@ pub(super) async fn remove_key(
 ) -> Response {
     let removed = async {
         is_own_form(&session, &form.csrf)?;
-        let path = format!("/v1/keys?credential={}", form_urlencoded(&form.credential));
+        let path = format!("/v1/keys?credential={}", encoded(&form.credential));
         let response = app
             .daemon
             .send(Some(&session.identity), Method::DELETE, &path, Bytes::new())

@@ -11,7 +11,7 @@ use axum::{
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::Method;
-use interceptor_core::record::SessionId;
+use interceptor_core::{operation::Protocol, record::SessionId};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -20,10 +20,11 @@ use crate::{
     console::{
         daemon::Refused,
         people::Session as Person,
-        server::{App, SignedIn, form_urlencoded},
+        server::{App, SignedIn},
         text::{self, Html, Language, Shown},
     },
-    control::Session,
+    control::{Session, SessionsQuery, with_query},
+    journal::Decided,
 };
 
 /// Sessions that are listed.
@@ -43,7 +44,13 @@ const ROWS_MAX: usize = 20;
 pub(super) struct Filters {
     agent: String,
     state: String,
+    /// A part of an address or a name.
     text: String,
+    label: String,
+    protocol: String,
+    class: String,
+    rule: String,
+    reviewer: String,
 }
 
 struct Row {
@@ -76,10 +83,31 @@ pub(super) async fn list(
     Query(filters): Query<Filters>,
 ) -> Response {
     let frame = Frame::new(&app, &session, "sessions");
-    let mut path = format!("/v1/sessions?limit={LISTED_MAX}");
-    if !filters.agent.is_empty() {
-        path = format!("{path}&agent={}", form_urlencoded(&filters.agent));
-    }
+    let given = |text: &str| (!text.trim().is_empty()).then(|| text.trim().to_owned());
+    let asked = SessionsQuery {
+        agent: given(&filters.agent).map(Into::into),
+        label: given(&filters.label),
+        protocol: Protocol::ALL
+            .into_iter()
+            .find(|protocol| protocol.name() == filters.protocol),
+        class: given(&filters.class),
+        verdict: match &*filters.state {
+            "denied" => Some(Decided::Deny),
+            "held" => Some(Decided::Hold),
+            _ => None,
+        },
+        live: match &*filters.state {
+            "live" => Some(true),
+            "ended" => Some(false),
+            _ => None,
+        },
+        rule: given(&filters.rule).map(Into::into),
+        reviewer: given(&filters.reviewer).map(Into::into),
+        destination: given(&filters.text).map(Into::into),
+        limit: Some(LISTED_MAX),
+        ..SessionsQuery::default()
+    };
+    let path = with_query("/v1/sessions", &asked.pairs());
     let sessions: Vec<Session> = match app.daemon.get(&session.identity, &path).await {
         Ok(sessions) => sessions,
         Err(refused) => return error(&frame, &refused),
@@ -97,21 +125,6 @@ pub(super) async fn list(
     let rows = sessions
         .iter()
         .rev()
-        .filter(|session| match &*filters.state {
-            "live" => session.ended.is_none(),
-            "ended" => session.ended.is_some(),
-            "denied" => session.denied > 0,
-            "held" => session.held > 0,
-            _ => true,
-        })
-        .filter(|session| {
-            filters.text.is_empty()
-                || session.destination.contains(&filters.text)
-                || session
-                    .executable
-                    .as_deref()
-                    .is_some_and(|name| name.contains(&filters.text))
-        })
         .map(|session| Row {
             id: session.id.to_string(),
             agent: text::line(&session.agent),

@@ -29,11 +29,9 @@ use serde_json::{Map, Value};
 use super::{hashed, secret};
 use crate::{
     approval::Voter,
-    console::{
-        fetch::{Fetch, chain},
-        setup::Provider,
-    },
+    console::setup::Provider,
     control::{Identity, Way},
+    fetch::{Fetch, chain},
     inert::acts_or_hides,
     sync::lock,
 };

@@ -1,5 +1,6 @@
 //! The journal on real files: round trips, torn ends, changed bytes, full disks, broken indexes.
 
+mod asked;
 mod crashes;
 mod damage;
 mod killed;
@@ -18,7 +19,8 @@ use interceptor_core::record::{Event, Record, SessionEnd, SessionId, SessionStar
 use tempfile::TempDir;
 
 use super::{
-    Fed, Filter, Inlet, Journal, JournalError, Kept, Outlet, Reader, export_jsonl, segment, verify,
+    Fed, Filter, Inlet, Journal, JournalError, Kept, Outlet, Reader, Wanted, export_jsonl, segment,
+    verify,
 };
 
 fn folder() -> TempDir {
@@ -398,7 +400,7 @@ fn a_missing_or_broken_index_is_rebuilt() {
     for damage in damages {
         damage();
         let journal = Journal::open(folder.path()).unwrap();
-        let sessions = journal.sessions();
+        let sessions = journal.sessions(&Wanted::default(), 10);
         assert_eq!(sessions.len(), 1);
         assert_eq!(
             (sessions[0].operations, sessions[0].ended),

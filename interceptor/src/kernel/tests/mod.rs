@@ -22,6 +22,11 @@ use super::{Kernel, KernelError, Ports, TagKind, UnixAccess, Unrouted};
 /// Each test moves this process between cgroups, so they take turns.
 static TURN: Mutex<()> = Mutex::new(());
 
+/// Waits for a turn, while which this process is in the cgroup that it was started in.
+pub(crate) fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 struct Fixture {
     kernel: Option<Kernel>,
     instance: String,
@@ -33,7 +38,7 @@ struct Fixture {
 
 impl Fixture {
     fn new(name: &str) -> Self {
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = turn();
         let instance = format!("interceptor-test-{name}-{}", std::process::id());
         let kernel = Kernel::open(&instance).expect("these tests need root and eBPF");
         let v4 = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -554,7 +559,7 @@ fn without_capabilities<T: Send>(then: impl FnOnce() -> T + Send) -> T {
 
 #[test]
 fn a_start_that_fails_says_what_is_missing_and_leaves_nothing() {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = turn();
     let instance = format!("interceptor-test-powerless-{}", std::process::id());
     let error = without_capabilities(|| Kernel::open(&instance).map(drop)).unwrap_err();
     assert!(error.to_string().contains("CAP_BPF"), "{error}");

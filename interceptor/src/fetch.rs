@@ -1,4 +1,4 @@
-//! What the console asks of others on the network: TLS, a bound on time and size, no redirects.
+//! What is asked of others on the network by HTTP: TLS, a bound on time and size, no redirects.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -24,19 +24,19 @@ const ANSWER_BYTES_MAX: usize = 1 << 20;
 
 /// Asks.
 #[derive(Debug, Clone)]
-pub(super) struct Fetch(Client<HttpsConnector<HttpConnector>, Full<Bytes>>);
+pub(crate) struct Fetch(Client<HttpsConnector<HttpConnector>, Full<Bytes>>);
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(super) struct Failed(String);
+pub(crate) struct Failed(String);
 
 impl Fetch {
     /// Believes the system's authorities and those of `roots`, as PEM.
     ///
     /// # Errors
     /// Where one of those can't be read.
-    pub(super) fn new(roots: &[String]) -> io::Result<Self> {
+    pub(crate) fn new(roots: &[String]) -> io::Result<Self> {
         let mut store = RootCertStore::empty();
         let found = rustls_native_certs::load_native_certs();
         store.add_parsable_certificates(found.certs);
@@ -65,7 +65,7 @@ impl Fetch {
     ///
     /// # Errors
     /// Where there is none in time, or it is too large.
-    pub(super) async fn ask(
+    pub(crate) async fn ask(
         &self,
         request: http::Request<Vec<u8>>,
     ) -> Result<http::Response<Vec<u8>>, Failed> {
@@ -99,7 +99,7 @@ impl<'c> openidconnect::AsyncHttpClient<'c> for Fetch {
 }
 
 /// An error with what is behind it.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -1,0 +1,246 @@
+//! The session log against the disk alone and against SQLite: how fast records are on disk, are checked, exported
+//! and listed, and how much room they take.
+
+use std::{fs, path::PathBuf, process::Command};
+
+use anyhow::{Context as _, Result};
+use interceptor_tests::{paths, run};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use super::{
+    Amount, Measured,
+    report::{Case, Sample},
+};
+use crate::{
+    progress::{heading, note, step},
+    shell,
+};
+
+/// A file that the same bytes are written to in order, and synced.
+const DISK: &str = "direct";
+/// A table in WAL mode that they are inserted into.
+const SQLITE: &str = "sqlite";
+/// The journal.
+const JOURNAL: &str = "interceptor";
+
+/// Records that the disk and SQLite are given at once where nobody waits for each of them.
+const BATCH: u64 = 5_000;
+
+/// Records that a journal is filled with for what grows; ten million with `--full`.
+const SIZES: [u64; 3] = [100_000, 1_000_000, 10_000_000];
+
+/// How often sessions are listed, for a median.
+const LISTS: &str = "9";
+
+#[derive(Debug, Clone, Copy, Serialize)]
+enum Work {
+    /// Each writer waits until its record is on disk.
+    Strict(u64),
+    /// Nobody waits.
+    Batched(u64),
+}
+
+/// Measures, prints the tables and writes `target/bench/journal.json`. Ten million records take 10 GB and minutes:
+/// they are measured where `full` says so.
+///
+/// # Errors
+/// Where something can't be built or fails.
+pub(crate) fn bench(amount: Amount, full: bool) -> Result<()> {
+    heading("Set-up");
+    step("build the journal's load (release)", |step| {
+        step.run(shell::cargo().args([
+            "build",
+            "--locked",
+            "--release",
+            "-p",
+            "interceptor",
+            "--example",
+            "journal",
+        ]))
+    })?;
+    let bench = Bench {
+        program: paths::target().join("release/examples/journal"),
+        folder: paths::target().join("bench/journal"),
+    };
+    let record = bench.load(&["record"])?;
+    let record = text(&record, "record")?.to_owned();
+    note(&format!("a record is {} bytes", record.len() / 2));
+    let strict = [1, 4, 16, 64].map(|writers| {
+        let title = format!("on disk before the next, {writers} writers");
+        (title, Work::Strict(writers))
+    });
+    let batched = [1, 16, 64].map(|writers| {
+        let title = format!("on disk within 100 ms, {writers} writers");
+        (title, Work::Batched(writers))
+    });
+    let cases = strict.into_iter().chain(batched).map(|(title, work)| {
+        Case::new(
+            title,
+            ["records/s", "record"],
+            work,
+            [DISK, SQLITE, JOURNAL],
+        )
+    });
+    let seconds = amount.seconds().to_string();
+    let measured = Measured::take(cases.collect(), amount.rounds(), |work, target| {
+        let at_once = match work {
+            Work::Strict(writers) => writers,
+            Work::Batched(_) => BATCH,
+        };
+        let at_once = at_once.to_string();
+        match (target, work) {
+            (DISK, _) => bench.load(&["raw", &at_once, &seconds]),
+            (SQLITE, work) => {
+                let synchronous = match work {
+                    Work::Strict(_) => "full",
+                    Work::Batched(_) => "normal",
+                };
+                bench.sqlite(&[&record, &at_once, &seconds, synchronous])
+            }
+            (_, Work::Strict(writers)) => bench.load(&["strict", &writers.to_string(), &seconds]),
+            (_, Work::Batched(writers)) => bench.load(&["batched", &writers.to_string(), &seconds]),
+        }
+        .and_then(|said| {
+            Ok(Sample {
+                value: number(&said, "rate")?,
+                p50_us: said.get("p50_us").and_then(Value::as_f64),
+                p99_us: said.get("p99_us").and_then(Value::as_f64),
+                cpu_us: None,
+            })
+        })
+    })?;
+    let sizes = SIZES.into_iter().filter(|size| full || *size < 10_000_000);
+    let growth = sizes.map(|size| bench.growth(size));
+    let growth = growth.collect::<Result<Vec<Value>>>()?;
+    fs::remove_dir_all(&bench.folder)?;
+    let more = [
+        ("growth", json!(growth)),
+        (
+            "notes",
+            json!([
+                "direct: the same bytes written to one file in order, with fdatasync: as many records at once as there are writers, or 5,000",
+                "sqlite: WAL, by Python's module, one connection: a transaction has as many records as there are writers (synchronous=FULL), or 5,000 (NORMAL, which doesn't sync each)",
+                "interceptor: with compression, hash chain, checkpoints, index and what outlives a kill",
+                "list: up to a thousand sessions, newest first; where none fits all are looked at"
+            ]),
+        ),
+        (
+            "versions",
+            super::versions::versions([(
+                "sqlite",
+                Command::new("python3")
+                    .args(["-c", "import sqlite3; print(sqlite3.sqlite_version)"]),
+            )]),
+        ),
+    ];
+    let more: Map<String, Value> = more
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect();
+    measured.publish("journal", amount, more)
+}
+
+/// What is run, and where.
+struct Bench {
+    program: PathBuf,
+    folder: PathBuf,
+}
+
+impl Bench {
+    /// What the load says that it did, in an empty folder.
+    fn load(&self, arguments: &[&str]) -> Result<Value> {
+        self.empty()?;
+        self.again(arguments)
+    }
+
+    /// The same in what was left there.
+    fn again(&self, arguments: &[&str]) -> Result<Value> {
+        answer(
+            Command::new(&self.program)
+                .arg(&self.folder)
+                .args(arguments),
+        )
+    }
+
+    fn sqlite(&self, arguments: &[&str]) -> Result<Value> {
+        self.empty()?;
+        answer(
+            Command::new("python3")
+                .arg(paths::client("sqlite.py"))
+                .arg(&self.folder)
+                .args(arguments),
+        )
+    }
+
+    fn empty(&self) -> Result<()> {
+        if self.folder.exists() {
+            fs::remove_dir_all(&self.folder)?;
+        }
+        Ok(fs::create_dir_all(&self.folder)?)
+    }
+
+    /// What becomes of a journal of that many records.
+    fn growth(&self, records: u64) -> Result<Value> {
+        let filled = step(&format!("{records} records"), |_| {
+            self.load(&["fill", &records.to_string()])
+        })?;
+        let listed = self.again(&["list", LISTS])?;
+        let verified = self.again(&["verify"])?;
+        let exported = self.again(&["export"])?;
+        let hashed = self.hashed()?;
+        let bytes = number(&filled, "segment_bytes")?;
+        let a_record = bytes / number(&filled, "records")?;
+        println!(
+            "  {records} records: {:.0} a second, {a_record:.0} bytes each, index {:.0} more\n    opened in {:.0} ms; of {:.0} sessions the latest thousand in {:.1} ms, of one agent in {:.1} ms, none that fits in {:.1} ms\n    verified at {:.0} MB/s (SHA-256 alone: {hashed:.0}) with {:.0} MB of memory, exported at {:.0} MB/s with {:.0} MB",
+            number(&filled, "rate")?,
+            number(&filled, "index_bytes")? / number(&filled, "records")?,
+            number(&listed, "open_ms")?,
+            number(&listed, "sessions")?,
+            number(&listed, "latest_ms")?,
+            number(&listed, "of_one_agent_ms")?,
+            number(&listed, "none_fits_ms")?,
+            number(&verified, "mb_per_s")?,
+            number(&verified, "peak_bytes")? / 1e6,
+            number(&exported, "mb_per_s")?,
+            number(&exported, "peak_bytes")? / 1e6,
+        );
+        Ok(json!({
+            "records": records,
+            "filled": filled,
+            "listed": listed,
+            "verified": verified,
+            "exported": exported,
+            "sha256_mb_per_s": hashed,
+        }))
+    }
+
+    /// How fast the segments are read and hashed by what does nothing else, in MB/s.
+    fn hashed(&self) -> Result<f64> {
+        let segments = self.folder.join("segments");
+        let script = format!(
+            "import hashlib, os, time, json\nbegan, size = time.monotonic(), 0\nfor name in sorted(os.listdir({0:?})):\n  with open(os.path.join({0:?}, name), 'rb') as file:\n    size += os.fstat(file.fileno()).st_size\n    hashlib.file_digest(file, 'sha256')\nprint(json.dumps({{'rate': size / (time.monotonic() - began) / 1e6}}))",
+            segments.display().to_string()
+        );
+        number(
+            &answer(Command::new("python3").args(["-c", &script]))?,
+            "rate",
+        )
+    }
+}
+
+fn answer(command: &mut Command) -> Result<Value> {
+    let said = run::output(command)?;
+    let line = said.lines().last().unwrap_or_default();
+    serde_json::from_str(line).with_context(|| format!("not JSON: {line}"))
+}
+
+fn number(said: &Value, name: &str) -> Result<f64> {
+    let number = said.get(name).and_then(Value::as_f64);
+    number.with_context(|| format!("no `{name}` in {said}"))
+}
+
+fn text<'a>(said: &'a Value, name: &str) -> Result<&'a str> {
+    let text = said.get(name).and_then(Value::as_str);
+    text.with_context(|| format!("no `{name}` in {said}"))
+}
