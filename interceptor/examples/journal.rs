@@ -1,8 +1,7 @@
 //! What `cargo xtask bench journal` has the journal do, and the disk without it. Each prints a line of JSON.
 
 use std::{
-    fs,
-    io::{self, Write as _},
+    fs, io,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     sync::Arc,
@@ -70,9 +69,18 @@ fn main() -> Result<()> {
     Ok(())
 }
 
+/// Something that no other place of any journal has, as ids, tokens and sums are (splitmix64).
+fn noise(session: u64, number: u64) -> u64 {
+    let mut mixed = (session << 32 ^ number).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    mixed ^ (mixed >> 31)
+}
+
 /// The `number`th of what an agent's session is made of.
 fn event(session: u64, number: u64) -> Event {
     let operation = number / 3 + 1;
+    let any = |place: u64| noise(session, number * 16 + place);
     match number % 3 {
         0 => Event::Operation(OperationRecord {
             number: operation,
@@ -91,8 +99,10 @@ fn event(session: u64, number: u64) -> Event {
                     ..Description::default()
                 }),
                 content: format!(
-                    "SELECT id, customer, total, note FROM shop.orders WHERE customer = {session} AND id > {} ORDER BY id LIMIT 50",
-                    operation * 7_919 % 10_007
+                    "SELECT id, customer, total, note FROM shop.orders WHERE customer = {} AND id > {} AND token = '{:016x}' ORDER BY id LIMIT 50",
+                    any(0) % 100_000,
+                    any(1) % 1_000_000,
+                    any(2)
                 )
                 .into(),
                 parameters: [].into(),
@@ -119,15 +129,16 @@ fn event(session: u64, number: u64) -> Event {
             status: ResponseStatus::Complete("SELECT 3".into()),
             rows: 3,
             bytes: 240,
-            elapsed_ns: 900_000 + operation * 1_013 % 400_000,
+            elapsed_ns: 900_000 + any(3) % 400_000,
             shape: None,
             data: (0..3_u64)
                 .map(|row| {
                     format!(
-                        "D\0\0\0\x30\0\x04\0\0\0\x05{:05}\0\0\0\x05{:05}\0\0\0\x06{:>6}\0\0\0\x04left",
-                        operation * 31 + row,
-                        session % 100_000,
-                        (operation * 271 + row * 97) % 9_999
+                        "D\0\0\0\x46\0\x04\0\0\0\x06{:06}\0\0\0\x05{:05}\0\0\0\x06{:>6}\0\0\0\x1Aleft with {:016x}",
+                        any(4 + row) % 1_000_000,
+                        any(0) % 100_000,
+                        any(8 + row) % 99_999,
+                        any(12 + row)
                     )
                     .into()
                 })
@@ -210,16 +221,20 @@ fn strict(folder: &Path, writers: u64, seconds: u64) -> Result<Value> {
         }
         anyhow::Ok((written, took))
     });
-    let (written, mut took) = written?;
-    let mut said = rate(written, began);
+    let (written, took) = written?;
+    let said = with_times(rate(written, began), took);
+    journal.close();
+    Ok(said)
+}
+
+fn with_times(mut said: Value, mut took: Vec<Duration>) -> Value {
     took.sort_unstable();
     let percentile = |part: usize| took.get(took.len() * part / 100).map(Duration::as_micros);
     if let Some(said) = said.as_object_mut() {
         said.insert("p50_us".to_owned(), json!(percentile(50)));
         said.insert("p99_us".to_owned(), json!(percentile(99)));
     }
-    journal.close();
-    Ok(said)
+    said
 }
 
 async fn write_strictly(
@@ -287,14 +302,16 @@ fn raw(folder: &Path, at_once: usize, seconds: u64) -> Result<Value> {
     let file = fs::File::create(folder.join("raw"))?;
     let began = Instant::now();
     let until = began + Duration::from_secs(seconds);
-    let (mut written, mut offset) = (0, 0);
+    let (mut written, mut offset, mut took) = (0, 0, Vec::new());
     while Instant::now() < until {
+        let began = Instant::now();
         file.write_all_at(&bytes, offset)?;
         file.sync_data()?;
+        took.push(began.elapsed());
         offset += bytes.len() as u64;
         written += at_once as u64;
     }
-    Ok(rate(written, began))
+    Ok(with_times(rate(written, began), took))
 }
 
 fn fill(folder: &Path, records: u64) -> Result<Value> {
@@ -351,12 +368,31 @@ fn size(folder: &Path) -> Result<u64> {
     Ok(bytes)
 }
 
-fn timed(folder: &Path, records: u64, began: Instant) -> Result<Value> {
-    let seconds = began.elapsed().as_secs_f64();
-    let bytes = size(&folder.join("segments"))?;
+/// What was done to `records` in `bytes`.
+fn timed(bytes: u64, records: u64, began: Instant) -> Result<Value> {
+    let mut said = rate(records, began);
     #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52")]
-    let rate = bytes as f64 / seconds / 1e6;
-    Ok(json!({"records": records, "seconds": seconds, "mb_per_s": rate, "peak_bytes": peak()?}))
+    let megabytes = bytes as f64 / began.elapsed().as_secs_f64() / 1e6;
+    if let Some(said) = said.as_object_mut() {
+        said.insert("mb_per_s".to_owned(), json!(megabytes));
+        said.insert("peak_bytes".to_owned(), json!(peak()?));
+    }
+    Ok(said)
+}
+
+/// Counts what is written, and keeps none of it.
+#[derive(Default)]
+struct Counted(u64);
+
+impl io::Write for Counted {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// The most memory that this process has had at once, in bytes.
@@ -373,16 +409,15 @@ fn check(folder: &Path) -> Result<Value> {
     if !report.problems.is_empty() {
         bail!("{:?}", report.problems);
     }
-    timed(folder, report.records, began)
+    timed(size(&folder.join("segments"))?, report.records, began)
 }
 
 fn export(folder: &Path) -> Result<Value> {
     let reader = Reader::open(folder)?;
     let began = Instant::now();
-    let mut out = io::BufWriter::new(fs::File::create("/dev/null")?);
+    let mut out = Counted::default();
     let records = export_jsonl(&reader, &Filter::default(), &mut out)?;
-    out.flush()?;
-    timed(folder, records, began)
+    timed(out.0, records, began)
 }
 
 fn list(folder: &Path, times: usize) -> Result<Value> {

@@ -17,11 +17,14 @@ database.execute(f"PRAGMA synchronous = {synchronous}")
 database.execute("CREATE TABLE records (seq INTEGER PRIMARY KEY, time INTEGER, session INTEGER, agent TEXT, record BLOB)")
 rows = [(1_795_000_000_000_000_000, number % 64, "reporter", record) for number in range(at_once)]
 insert = "INSERT INTO records (time, session, agent, record) VALUES (?, ?, ?, ?)"
-written, began = 0, time.monotonic()
-while time.monotonic() - began < seconds:
+written, began, times = 0, time.monotonic(), []
+while (at := time.monotonic()) - began < seconds:
     database.execute("BEGIN")
     database.executemany(insert, rows)
     database.execute("COMMIT")
+    times.append((time.monotonic() - at) * 1e6)
     written += at_once
 took = time.monotonic() - began
-print(json.dumps({"records": written, "seconds": took, "rate": written / took}))
+times.sort()
+p50, p99 = (times[len(times) * part // 100] for part in (50, 99))
+print(json.dumps({"records": written, "seconds": took, "rate": written / took, "p50_us": p50, "p99_us": p99}))

@@ -192,7 +192,7 @@ impl Bench {
         let bytes = number(&filled, "segment_bytes")?;
         let a_record = bytes / number(&filled, "records")?;
         println!(
-            "  {records} records: {:.0} a second, {a_record:.0} bytes each, index {:.0} more\n    opened in {:.0} ms; of {:.0} sessions the latest thousand in {:.1} ms, of one agent in {:.1} ms, none that fits in {:.1} ms\n    verified at {:.0} MB/s (SHA-256 alone: {hashed:.0}) with {:.0} MB of memory, exported at {:.0} MB/s with {:.0} MB",
+            "  {records} records: {:.0} a second, {a_record:.0} bytes each, index {:.0} more\n    opened in {:.0} ms; of {:.0} sessions the latest thousand in {:.1} ms, of one agent in {:.1} ms, none that fits in {:.1} ms\n    verified at {:.0} MB/s, {:.1} million a second (SHA-256 alone: {hashed:.0} MB/s) with {:.0} MB of memory\n    exported at {:.0} MB/s of JSON, {:.2} million a second, with {:.0} MB",
             number(&filled, "rate")?,
             number(&filled, "index_bytes")? / number(&filled, "records")?,
             number(&listed, "open_ms")?,
@@ -201,8 +201,10 @@ impl Bench {
             number(&listed, "of_one_agent_ms")?,
             number(&listed, "none_fits_ms")?,
             number(&verified, "mb_per_s")?,
+            number(&verified, "rate")? / 1e6,
             number(&verified, "peak_bytes")? / 1e6,
             number(&exported, "mb_per_s")?,
+            number(&exported, "rate")? / 1e6,
             number(&exported, "peak_bytes")? / 1e6,
         );
         Ok(json!({
