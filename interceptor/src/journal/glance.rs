@@ -157,6 +157,24 @@ impl Fed {
     }
 }
 
+/// The number of the record that `bytes` are, and whether it is what a session said rather than what became of it.
+///
+/// # Errors
+/// Where not even its beginning can be read.
+pub(super) fn peek(bytes: &[u8]) -> Result<(u64, bool), postcard::Error> {
+    let (envelope, rest) = postcard::take_from_bytes::<Envelope<'_>>(bytes)?;
+    let (kind, _) = postcard::take_from_bytes::<Kind>(rest)?;
+    let is_content = match kind {
+        Kind::Operation | Kind::Decision | Kind::Response | Kind::Content => true,
+        Kind::SessionStart
+        | Kind::DatagramsStart
+        | Kind::SessionEnd
+        | Kind::Approval
+        | Kind::Event => false,
+    };
+    Ok((envelope.seq, is_content))
+}
+
 /// The record that `bytes` are; one that says so where what it holds can't be read.
 ///
 /// # Errors

@@ -557,45 +557,93 @@ impl Recovered {
     }
 }
 
-/// The records in a block's payload.
+/// The records of a block.
+///
+/// # Errors
+/// Where it doesn't hold what its header says; for people.
 pub(super) fn records(header: &BlockHeader, payload: &[u8]) -> Result<Vec<Record>, String> {
+    let mut records = Vec::new();
+    each(header, payload, |bytes| {
+        let record = glance::decode(bytes).map_err(unreadable)?;
+        let seq = record.seq;
+        records.push(record);
+        Ok(seq)
+    })?;
+    Ok(records)
+}
+
+/// How many records a block has, and those of them that aren't the content of sessions, which nearly all are.
+///
+/// # Errors
+/// As of [`records`], but for content that can't be read.
+pub(super) fn facts(header: &BlockHeader, payload: &[u8]) -> Result<(u64, Vec<Record>), String> {
+    let mut facts = Vec::new();
+    each(header, payload, |bytes| {
+        let (seq, is_content) = glance::peek(bytes).map_err(unreadable)?;
+        if !is_content {
+            facts.push(glance::decode(bytes).map_err(unreadable)?);
+        }
+        Ok(seq)
+    })?;
+    Ok((header.count.into(), facts))
+}
+
+/// Gives `take` each record of a block, which says what number it has.
+fn each(
+    header: &BlockHeader,
+    payload: &[u8],
+    mut take: impl FnMut(&[u8]) -> Result<u64, String>,
+) -> Result<(), String> {
     let raw = zstd::bulk::decompress(payload, header.raw as usize)
         .map_err(|error| format!("its content doesn't decompress: {error}"))?;
     if raw.len() != header.raw as usize {
         return Err("its content is shorter than its header says".to_owned());
     }
-    let records = parse(&raw)?;
-    for (record, seq) in records.iter().zip(header.first_seq..) {
-        if record.seq != seq {
-            return Err(format!("record {} stands where {seq} belongs", record.seq));
+    let mut wanted = header.first_seq;
+    split(&raw, |bytes| {
+        let seq = take(bytes)?;
+        if seq != wanted {
+            return Err(format!("record {seq} stands where {wanted} belongs"));
         }
-    }
-    if records.len() != header.count as usize {
+        wanted += 1;
+        Ok(())
+    })?;
+    let count = wanted - header.first_seq;
+    if count != u64::from(header.count) {
         return Err(format!(
-            "it has {} records, its header says {}",
-            records.len(),
+            "it has {count} records, its header says {}",
             header.count
         ));
     }
-    Ok(records)
+    Ok(())
 }
 
 /// Records as they wait to be written: each behind its length.
 pub(super) fn parse(raw: &[u8]) -> Result<Vec<Record>, String> {
-    let mut rest = raw;
     let mut records = Vec::new();
+    split(raw, |bytes| {
+        records.push(glance::decode(bytes).map_err(unreadable)?);
+        Ok(())
+    })?;
+    Ok(records)
+}
+
+fn split(raw: &[u8], mut take: impl FnMut(&[u8]) -> Result<(), String>) -> Result<(), String> {
+    let mut rest = raw;
     while let Some((length, after)) = rest.split_first_chunk::<4>() {
         let length = u32::from_le_bytes(*length) as usize;
         let (bytes, after) = after
             .split_at_checked(length)
             .ok_or("a record in it is cut short")?;
-        let record = glance::decode(bytes)
-            .map_err(|error| format!("a record in it can't be read: {error}"))?;
-        records.push(record);
+        take(bytes)?;
         rest = after;
     }
     if !rest.is_empty() {
         return Err("it ends with a part of a record".to_owned());
     }
-    Ok(records)
+    Ok(())
+}
+
+fn unreadable(error: postcard::Error) -> String {
+    format!("a record in it can't be read: {error}")
 }

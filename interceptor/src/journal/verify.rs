@@ -94,7 +94,7 @@ pub struct Kept<'a> {
 }
 
 /// Checks the state folder `directory` with what was `kept` elsewhere. `progress` is told the bytes checked so
-/// far and in all, `observe` every record that can be read.
+/// far and in all, `observe` every record that can be read and isn't content: operations, decisions, responses.
 ///
 /// # Errors
 /// Where its files can't be listed; what they hold is reported, not an error.
@@ -540,7 +540,7 @@ impl<P: FnMut(u64, u64), O: FnMut(&Record)> Check<P, O> {
         let (from, first) = (self.next_seq, header.first_seq);
         let next = first.saturating_add(u64::from(header.count));
         let is_chained = header.is_chained(&self.chain, payload);
-        let records = segment::records(header, payload);
+        let records = segment::facts(header, payload);
         let found = match &records {
             _ if is_chained && first != from && !self.is_adrift => Some((
                 Kind::Reordered,
@@ -573,9 +573,9 @@ impl<P: FnMut(u64, u64), O: FnMut(&Record)> Check<P, O> {
         } else {
             next.max(from)
         };
-        if let Ok(records) = records {
-            self.report.records += records.len() as u64;
-            records.iter().for_each(&mut self.observe);
+        if let Ok((count, facts)) = records {
+            self.report.records += count;
+            facts.iter().for_each(&mut self.observe);
         }
         self.chain = header.chain;
         self.push(header.chain, header.time_ns);
