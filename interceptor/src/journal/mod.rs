@@ -8,7 +8,6 @@ mod checkpoint;
 mod export;
 mod feed;
 mod glance;
-mod har;
 mod index;
 mod reader;
 mod segment;
@@ -39,8 +38,7 @@ use self::{
     spill::Spill,
 };
 pub use self::{
-    export::{Filter, Lines, export_jsonl, parameter, to_json},
-    har::Har,
+    export::{Filter, Har, Lines, export_jsonl, parameter, to_json},
     index::SessionSummary,
     reader::Reader,
     verify::{Problem, Report, verify},

@@ -19,7 +19,7 @@ use interceptor_core::{
 };
 use serde_json::{Map, Value, json};
 
-use super::{JournalError, Reader};
+use crate::journal::{JournalError, Reader};
 
 /// Which records to export; empty means all.
 #[derive(Debug, Clone, Default)]
@@ -80,7 +80,7 @@ pub fn export_jsonl(
     })?;
     match failed {
         None => Ok(count),
-        Some(error) => Err(super::io_error(
+        Some(error) => Err(crate::journal::io_error(
             "writing",
             std::path::Path::new("the export"),
         )(error)),
