@@ -11,6 +11,7 @@ use std::{
 
 use clap::ValueEnum;
 use interceptor_core::record::{SessionId, Timestamp};
+use serde_json::Value;
 
 use super::{
     Context, Outcome,
@@ -19,13 +20,14 @@ use super::{
     failed::Failed,
     offline,
 };
-use crate::journal::{Filter, Har, Lines};
+use crate::journal::{Csv, Extent, Filter, Form, Har, Ocsf, Selection};
 
 /// Write the journal, or a part of it, for other programs
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   interceptor export --format jsonl --output audit.jsonl
   interceptor export --agent reporter --since 7d
+  interceptor export --since 7d --format csv --output operations.csv
   interceptor export --session 8d3f00a1b2c4e5f6 --format har --output session.har
   interceptor export --state /path/to/copy --session 8d3f00a1b2c4e5f6")]
 pub(super) struct Arguments {
@@ -52,41 +54,84 @@ pub(super) struct Arguments {
     state: Option<PathBuf>,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Format {
-    /// A line of JSON a record.
+    /// A line of JSON a record: all there is.
     Jsonl,
+    /// A row an operation, for spreadsheets.
+    Csv,
+    /// OCSF 1.8 events, a line of JSON each, for SIEMs.
+    Ocsf,
     /// The HTTP requests as one HAR 1.2 document, for a browser's developer tools.
     Har,
 }
 
-/// Writes lines as they were asked for.
-enum Form {
-    Jsonl,
-    Har(Har),
-}
+impl Format {
+    /// What makes it of lines; of lines themselves nothing has to be made.
+    fn form(self) -> Option<Box<dyn Form>> {
+        Some(match self {
+            Self::Jsonl => return None,
+            Self::Csv => Box::new(Csv::default()),
+            Self::Ocsf => Box::new(Ocsf::default()),
+            Self::Har => Box::new(Har::default()),
+        })
+    }
 
-impl Form {
-    /// Writes a line of the export; whether that is one more of what is counted.
-    fn line(&mut self, line: &[u8], out: &mut dyn Write) -> Result<bool, Failed> {
+    /// What is counted of it.
+    const fn counted(self) -> &'static str {
         match self {
-            Self::Jsonl => {
-                out.write_all(line)?;
-                out.write_all(b"\n")?;
-                Ok(true)
-            }
-            Self::Har(har) => {
-                let line = serde_json::from_slice(line).map_err(Failed::because)?;
-                Ok(har.take(&line, out)?)
-            }
+            Self::Jsonl => "records",
+            Self::Csv => "operations",
+            Self::Ocsf => "events",
+            Self::Har => "requests",
         }
     }
 
-    fn finish(&mut self, out: &mut dyn Write) -> Result<(), Failed> {
-        match self {
-            Self::Jsonl => Ok(()),
-            Self::Har(har) => Ok(har.finish(out)?),
+    /// What it needs beyond the records that are asked for.
+    fn extent(self) -> Extent {
+        Extent {
+            context: self != Self::Jsonl,
+            wire: false,
         }
+    }
+}
+
+/// Writes lines as they were asked for, and counts.
+struct Exporter<'a> {
+    form: Option<Box<dyn Form>>,
+    out: &'a mut dyn Write,
+    count: u64,
+}
+
+impl Exporter<'_> {
+    /// Takes a line as the daemon sent it.
+    fn encoded(&mut self, line: &[u8]) -> Result<(), Failed> {
+        if self.form.is_some() {
+            return self.line(serde_json::from_slice(line).map_err(Failed::because)?);
+        }
+        self.out.write_all(line)?;
+        self.out.write_all(b"\n")?;
+        self.count += 1;
+        Ok(())
+    }
+
+    fn line(&mut self, line: Value) -> Result<(), Failed> {
+        self.count += match &mut self.form {
+            Some(form) => form.take(line, self.out)?,
+            None => {
+                writeln!(self.out, "{line}")?;
+                1
+            }
+        };
+        Ok(())
+    }
+
+    fn finish(self) -> Result<u64, Failed> {
+        let last = match self.form {
+            Some(mut form) => form.finish(self.out)?,
+            None => 0,
+        };
+        Ok(self.count + last)
     }
 }
 
@@ -107,10 +152,7 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> Outcome {
     });
     match written {
         Ok(records) => {
-            let what = match arguments.format {
-                Format::Jsonl => "records",
-                Format::Har => "requests",
-            };
+            let what = arguments.format.counted();
             message(&format!("{records} {what} are in {}", path.display()));
             Ok(ExitCode::SUCCESS)
         }
@@ -138,14 +180,16 @@ fn to_file(context: &Context, arguments: &Arguments, path: &Path) -> Result<u64,
     Ok(records)
 }
 
-/// Writes the records asked for; says how many.
+/// Writes what was asked for; says how much.
 fn write(context: &Context, arguments: &Arguments, out: &mut dyn Write) -> Result<u64, Failed> {
-    let mut records = 0;
-    let mut form = match arguments.format {
-        Format::Jsonl => Form::Jsonl,
-        Format::Har => Form::Har(Har::default()),
+    let mut exporter = Exporter {
+        form: arguments.format.form(),
+        out,
+        count: 0,
     };
+    let extent = arguments.format.extent();
     let Some(folder) = &arguments.state else {
+        let wanted = |wanted: bool| wanted.then(|| "true".to_owned());
         let path = with_query(
             "/v1/export",
             &[
@@ -153,6 +197,8 @@ fn write(context: &Context, arguments: &Arguments, out: &mut dyn Write) -> Resul
                 ("agent", arguments.agent.clone()),
                 ("since", arguments.since.map(|time| time.to_string())),
                 ("until", arguments.until.map(|time| time.to_string())),
+                ("context", wanted(extent.context)),
+                ("wire", wanted(extent.wire)),
             ],
         );
         context.client.lines(&path, |line| {
@@ -161,11 +207,10 @@ fn write(context: &Context, arguments: &Arguments, out: &mut dyn Write) -> Resul
             if line.starts_with(br#"{"error":"#) {
                 offline::check(&serde_json::from_slice(line).map_err(Failed::because)?)?;
             }
-            records += u64::from(form.line(line, out)?);
+            exporter.encoded(line)?;
             Ok(Reading::On)
         })?;
-        form.finish(out)?;
-        return Ok(records);
+        return exporter.finish();
     };
     let filter = Filter {
         session: arguments.session,
@@ -173,32 +218,22 @@ fn write(context: &Context, arguments: &Arguments, out: &mut dyn Write) -> Resul
         since: arguments.since,
         until: arguments.until,
     };
-    let mut lines = Lines::default();
+    let mut selection = Selection::new(filter, extent);
     let mut failed = None;
     offline::reader(folder)?
         .each(|record| {
-            let line = lines.line(&record);
-            if !filter.takes(&record) {
-                return true;
-            }
-            match form.line(line.to_string().as_bytes(), out) {
-                Ok(counts) => {
-                    records += u64::from(counts);
-                    true
-                }
+            selection.take(&record, |line| match exporter.line(line) {
+                Ok(()) => true,
                 Err(error) => {
                     failed = Some(error);
                     false
                 }
-            }
+            })
         })
         .map_err(Failed::because)?;
     match failed {
         Some(error) => Err(error),
-        None => {
-            form.finish(out)?;
-            Ok(records)
-        }
+        None => exporter.finish(),
     }
 }
 

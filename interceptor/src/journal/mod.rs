@@ -38,7 +38,9 @@ use self::{
     spill::Spill,
 };
 pub use self::{
-    export::{Filter, Har, Lines, export_jsonl, parameter, to_json},
+    export::{
+        Csv, Extent, Filter, Form, Har, Lines, Ocsf, Selection, export_jsonl, parameter, to_json,
+    },
     index::SessionSummary,
     reader::Reader,
     verify::{Problem, Report, verify},
