@@ -20,13 +20,14 @@ use super::{
     failed::Failed,
     offline,
 };
-use crate::journal::{Csv, Extent, Filter, Form, Har, Ocsf, Selection};
+use crate::journal::{Csv, Extent, Filter, Form, Har, Html, Ocsf, Selection};
 
 /// Write the journal, or a part of it, for other programs
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   interceptor export --format jsonl --output audit.jsonl
   interceptor export --agent reporter --since 7d
+  interceptor export --since 30d --format html --output report.html
   interceptor export --since 7d --format csv --output operations.csv
   interceptor export --session 8d3f00a1b2c4e5f6 --format har --output session.har
   interceptor export --state /path/to/copy --session 8d3f00a1b2c4e5f6")]
@@ -60,6 +61,8 @@ enum Format {
     Jsonl,
     /// A row an operation, for spreadsheets.
     Csv,
+    /// A page for a browser, for people: a timeline to search and to print.
+    Html,
     /// OCSF 1.8 events, a line of JSON each, for SIEMs.
     Ocsf,
     /// The HTTP requests as one HAR 1.2 document, for a browser's developer tools.
@@ -68,10 +71,11 @@ enum Format {
 
 impl Format {
     /// What makes it of lines; of lines themselves nothing has to be made.
-    fn form(self) -> Option<Box<dyn Form>> {
+    fn form(self, arguments: &Arguments) -> Option<Box<dyn Form>> {
         Some(match self {
             Self::Jsonl => return None,
             Self::Csv => Box::new(Csv::default()),
+            Self::Html => Box::new(Html::new(arguments.title())),
             Self::Ocsf => Box::new(Ocsf::default()),
             Self::Har => Box::new(Har::default()),
         })
@@ -81,7 +85,7 @@ impl Format {
     const fn counted(self) -> &'static str {
         match self {
             Self::Jsonl => "records",
-            Self::Csv => "operations",
+            Self::Csv | Self::Html => "operations",
             Self::Ocsf => "events",
             Self::Har => "requests",
         }
@@ -93,6 +97,25 @@ impl Format {
             context: self != Self::Jsonl,
             wire: false,
         }
+    }
+}
+
+impl Arguments {
+    /// What was asked for, in words.
+    fn title(&self) -> String {
+        let mut title = match &self.agent {
+            Some(agent) => format!("Agent {agent}"),
+            None => "All agents".to_owned(),
+        };
+        if let Some(session) = self.session {
+            title = format!("Session {session}");
+        }
+        for (word, time) in [("since", self.since), ("until", self.until)] {
+            if let Some(time) = time {
+                title = format!("{title} {word} {}", crate::rfc3339::short(time));
+            }
+        }
+        title
     }
 }
 
@@ -183,7 +206,7 @@ fn to_file(context: &Context, arguments: &Arguments, path: &Path) -> Result<u64,
 /// Writes what was asked for; says how much.
 fn write(context: &Context, arguments: &Arguments, out: &mut dyn Write) -> Result<u64, Failed> {
     let mut exporter = Exporter {
-        form: arguments.format.form(),
+        form: arguments.format.form(arguments),
         out,
         count: 0,
     };

@@ -7,6 +7,7 @@
 mod csv;
 mod deed;
 mod har;
+mod html;
 mod jsonl;
 mod line;
 mod message;
@@ -19,6 +20,7 @@ use serde_json::Value;
 pub use self::{
     csv::Csv,
     har::Har,
+    html::Html,
     jsonl::{Extent, Filter, Lines, Selection, export_jsonl, parameter, to_json},
     ocsf::Ocsf,
 };
@@ -113,11 +115,12 @@ mod tests {
 
     use super::*;
 
-    fn forms() -> [Box<dyn Form>; 3] {
+    fn forms() -> [Box<dyn Form>; 4] {
         [
             Box::new(Csv::default()),
             Box::new(Ocsf::default()),
             Box::new(Har::default()),
+            Box::new(Html::new("t".to_owned())),
         ]
     }
 
