@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{self, BufWriter, Write},
+    io::{self, BufWriter, IsTerminal as _, Write},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -20,7 +20,7 @@ use super::{
     failed::Failed,
     offline,
 };
-use crate::journal::{Csv, Extent, Filter, Form, Har, Html, Ocsf, Selection};
+use crate::journal::{Csv, Extent, Filter, Form, Har, Html, Ocsf, Pcapng, Selection};
 
 /// Write the journal, or a part of it, for other programs
 #[derive(Debug, clap::Args)]
@@ -30,6 +30,7 @@ use crate::journal::{Csv, Extent, Filter, Form, Har, Html, Ocsf, Selection};
   interceptor export --since 30d --format html --output report.html
   interceptor export --since 7d --format csv --output operations.csv
   interceptor export --session 8d3f00a1b2c4e5f6 --format har --output session.har
+  interceptor export --session 8d3f00a1b2c4e5f6 --format pcapng --output session.pcapng
   interceptor export --state /path/to/copy --session 8d3f00a1b2c4e5f6")]
 pub(super) struct Arguments {
     /// Only this session
@@ -67,6 +68,8 @@ enum Format {
     Ocsf,
     /// The HTTP requests as one HAR 1.2 document, for a browser's developer tools.
     Har,
+    /// Packets, for Wireshark: what sessions said, in the clear.
+    Pcapng,
 }
 
 impl Format {
@@ -78,6 +81,7 @@ impl Format {
             Self::Html => Box::new(Html::new(arguments.title())),
             Self::Ocsf => Box::new(Ocsf::default()),
             Self::Har => Box::new(Har::default()),
+            Self::Pcapng => Box::new(Pcapng::default()),
         })
     }
 
@@ -88,6 +92,7 @@ impl Format {
             Self::Csv | Self::Html => "operations",
             Self::Ocsf => "events",
             Self::Har => "requests",
+            Self::Pcapng => "packets",
         }
     }
 
@@ -95,7 +100,7 @@ impl Format {
     fn extent(self) -> Extent {
         Extent {
             context: self != Self::Jsonl,
-            wire: false,
+            wire: self == Self::Pcapng,
         }
     }
 }
@@ -160,6 +165,13 @@ impl Exporter<'_> {
 
 pub(super) fn run(context: &Context, arguments: &Arguments) -> Outcome {
     let Some(path) = &arguments.output else {
+        if arguments.format == Format::Pcapng && io::stdout().is_terminal() {
+            return Err(
+                Failed::because("packets aren't text for a terminal").with_remedy(
+                    "name a file with --output, or a program behind a pipe: `| tshark -r -`",
+                ),
+            );
+        }
         let mut out = BufWriter::new(io::stdout().lock());
         write(context, arguments, &mut out)?;
         out.flush()?;

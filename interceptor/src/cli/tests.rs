@@ -84,7 +84,7 @@ fn usage_errors_end_with_2_and_say_what_is_right() {
         ("interceptor approvals approve 12", "16 hexadecimal digits"),
         (
             "interceptor export --format xml",
-            "[possible values: jsonl, csv, html, ocsf, har]",
+            "[possible values: jsonl, csv, html, ocsf, har, pcapng]",
         ),
         ("interceptor export --since tomorrow", "7d"),
         (

@@ -12,6 +12,7 @@ mod jsonl;
 mod line;
 mod message;
 mod ocsf;
+mod pcapng;
 
 use std::io::{self, Write};
 
@@ -23,6 +24,7 @@ pub use self::{
     html::Html,
     jsonl::{Extent, Filter, Lines, Selection, export_jsonl, parameter, to_json},
     ocsf::Ocsf,
+    pcapng::Pcapng,
 };
 
 /// A format that is made of exported lines.
@@ -115,12 +117,13 @@ mod tests {
 
     use super::*;
 
-    fn forms() -> [Box<dyn Form>; 4] {
+    fn forms() -> [Box<dyn Form>; 5] {
         [
             Box::new(Csv::default()),
             Box::new(Ocsf::default()),
             Box::new(Har::default()),
             Box::new(Html::new("t".to_owned())),
+            Box::new(Pcapng::default()),
         ]
     }
 
