@@ -19,8 +19,9 @@ use super::{
     display::message,
     failed::Failed,
     offline,
+    timeline::Timeline,
 };
-use crate::journal::{Csv, Extent, Filter, Form, Har, Html, Ocsf, Pcapng, Selection};
+use crate::journal::{Asciicast, Csv, Extent, Filter, Form, Har, Html, Ocsf, Pcapng, Selection};
 
 /// Write the journal, or a part of it, for other programs
 #[derive(Debug, clap::Args)]
@@ -31,6 +32,7 @@ use crate::journal::{Csv, Extent, Filter, Form, Har, Html, Ocsf, Pcapng, Selecti
   interceptor export --since 7d --format csv --output operations.csv
   interceptor export --session 8d3f00a1b2c4e5f6 --format har --output session.har
   interceptor export --session 8d3f00a1b2c4e5f6 --format pcapng --output session.pcapng
+  interceptor export --session 8d3f00a1b2c4e5f6 --format asciicast | asciinema play -
   interceptor export --state /path/to/copy --session 8d3f00a1b2c4e5f6")]
 pub(super) struct Arguments {
     /// Only this session
@@ -48,6 +50,9 @@ pub(super) struct Arguments {
     /// What is written
     #[arg(long, value_enum, default_value_t = Format::Jsonl)]
     format: Format,
+    /// Longest pause of an asciicast: what took longer is shown as if it had taken that long (2s, 1m)
+    #[arg(long, value_name = "T", default_value = "2s", value_parser = pause)]
+    pause_max: Duration,
     /// Write to this file, readable by its owner alone, instead of stdout
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -70,6 +75,8 @@ enum Format {
     Har,
     /// Packets, for Wireshark: what sessions said, in the clear.
     Pcapng,
+    /// An asciicast (version 2), for asciinema: what happened as text, in time.
+    Asciicast,
 }
 
 impl Format {
@@ -82,6 +89,11 @@ impl Format {
             Self::Ocsf => Box::new(Ocsf::default()),
             Self::Har => Box::new(Har::default()),
             Self::Pcapng => Box::new(Pcapng::default()),
+            Self::Asciicast => {
+                let timeline = Timeline::new(CAST_ROWS, true);
+                let show = move |line: &Value| timeline.line(line);
+                Box::new(Asciicast::new(arguments.pause_max, show))
+            }
         })
     }
 
@@ -93,6 +105,7 @@ impl Format {
             Self::Ocsf => "events",
             Self::Har => "requests",
             Self::Pcapng => "packets",
+            Self::Asciicast => "frames",
         }
     }
 
@@ -104,6 +117,9 @@ impl Format {
         }
     }
 }
+
+/// Rows of a result that an asciicast shows.
+const CAST_ROWS: usize = 10;
 
 impl Arguments {
     /// What was asked for, in words.
@@ -286,6 +302,11 @@ pub(super) fn moment(text: &str) -> Result<Timestamp, String> {
         None => crate::rfc3339::parse(text)
             .map_err(|error| format!("{error}, and so is 7d, 12h or 90m for how long ago")),
     }
+}
+
+/// How long: `2s`, `1m`.
+fn pause(text: &str) -> Result<Duration, String> {
+    ago(text).ok_or_else(|| format!("`{text}` is not a length of time: 2s is, and so is 1m"))
 }
 
 fn ago(text: &str) -> Option<Duration> {

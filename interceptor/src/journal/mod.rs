@@ -39,8 +39,8 @@ use self::{
 };
 pub use self::{
     export::{
-        Csv, Extent, Filter, Form, Har, Html, Lines, Ocsf, Pcapng, Selection, export_jsonl,
-        parameter, to_json,
+        Asciicast, Csv, Extent, Filter, Form, Har, Html, Lines, Ocsf, Pcapng, Selection,
+        export_jsonl, parameter, to_json,
     },
     index::SessionSummary,
     reader::Reader,

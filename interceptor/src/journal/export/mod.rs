@@ -4,6 +4,7 @@
 //! the command that asks for it, never in the daemon. They read a line at a time and keep no more than what is open:
 //! operations without the end of their answer, sessions without their own. The same lines give the same bytes.
 
+mod asciicast;
 mod csv;
 mod deed;
 mod har;
@@ -19,6 +20,7 @@ use std::io::{self, Write};
 use serde_json::Value;
 
 pub use self::{
+    asciicast::Asciicast,
     csv::Csv,
     har::Har,
     html::Html,
@@ -117,13 +119,15 @@ mod tests {
 
     use super::*;
 
-    fn forms() -> [Box<dyn Form>; 5] {
+    fn forms() -> [Box<dyn Form>; 6] {
+        let show = |line: &Value| format!("{line}\n");
         [
             Box::new(Csv::default()),
             Box::new(Ocsf::default()),
             Box::new(Har::default()),
             Box::new(Html::new("t".to_owned())),
             Box::new(Pcapng::default()),
+            Box::new(Asciicast::new(std::time::Duration::ZERO, show)),
         ]
     }
 
