@@ -23,6 +23,7 @@ mod dns;
 mod docker;
 mod doctor;
 mod engines;
+mod exports;
 mod fuzz_seeds;
 mod hostile;
 mod journal;

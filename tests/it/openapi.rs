@@ -433,6 +433,7 @@ fn everything_that_is_answered_is_documented() {
             &session,
             "/v1/export",
             "/v1/export?agent=shopper&since=2026-01-01T00:00:00Z",
+            "/v1/export?context=true&wire=true",
             "/v1/policy",
             "/v1/policy/observed?agent=reader",
         ] {

@@ -18,5 +18,6 @@ pub mod keeper;
 pub mod netns;
 pub mod paths;
 pub mod run;
+pub mod schema;
 pub mod scratch;
 pub mod web;

@@ -59,6 +59,8 @@ enum Task {
         #[arg(default_value = "target/screenshots")]
         folder: std::path::PathBuf,
     },
+    /// Write docs/export-schema.json anew, out of docs/openapi.json
+    Schema,
     /// Measure against peers
     Bench {
         #[command(subcommand)]
@@ -135,6 +137,7 @@ fn main() -> ExitCode {
         Task::Build { release } => build::build(release).map(drop),
         Task::Screenshots { folder } => screenshots::take(&folder),
         Task::Check => check::check(),
+        Task::Schema => schema(),
         Task::Test { filters } => test::test(&filters),
         Task::Demo { cmd } if cmd.is_empty() => demo::show(),
         Task::Demo { cmd } => match demo::guard(&cmd) {
@@ -169,4 +172,12 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Publishes what a line of an export is.
+fn schema() -> anyhow::Result<()> {
+    let path = interceptor_tests::schema::path();
+    std::fs::write(&path, interceptor_tests::schema::derived()?)?;
+    progress::note(&format!("{} is written", path.display()));
+    Ok(())
 }

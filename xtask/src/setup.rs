@@ -32,7 +32,7 @@ const ENGINES: [&str; 2] = ["docker.io", "python3-docker"];
 /// Asked by Debian's packages whether they may start services; a script that says no.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 
-const PACKAGES: [&str; 22] = [
+const PACKAGES: [&str; 24] = [
     // C for libpg_query, aws-lc and zstd, and libclang for bindgen.
     "build-essential",
     "clang",
@@ -59,6 +59,9 @@ const PACKAGES: [&str; 22] = [
     "crun",
     // The console's pages, in a browser.
     "chromium",
+    // What exports are opened with.
+    "tshark",
+    "asciinema",
     // Network namespaces.
     "iproute2",
     "ca-certificates",

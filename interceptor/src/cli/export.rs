@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{self, BufWriter, Write},
+    io::{self, BufWriter, IsTerminal as _, Write},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -11,11 +11,15 @@ use std::{
 
 use clap::ValueEnum;
 use interceptor_core::record::{SessionId, Timestamp};
+use serde_json::Value;
 
-use super::{Context, Outcome, client::Reading, display::message, failed::Failed, offline};
+use super::{
+    Context, Outcome, client::Reading, display::message, failed::Failed, offline,
+    timeline::Timeline,
+};
 use crate::{
     control::with_query,
-    journal::{Filter, Har, Lines},
+    journal::{Asciicast, Csv, Extent, Filter, Form, Har, Html, Ocsf, Pcapng, Selection},
 };
 
 /// Write the journal, or a part of it, for other programs
@@ -23,7 +27,11 @@ use crate::{
 #[command(after_help = "Examples:
   interceptor export --format jsonl --output audit.jsonl
   interceptor export --agent reporter --since 7d
+  interceptor export --since 30d --format html --output report.html
+  interceptor export --since 7d --format csv --output operations.csv
   interceptor export --session 8d3f00a1b2c4e5f6 --format har --output session.har
+  interceptor export --session 8d3f00a1b2c4e5f6 --format pcapng --output session.pcapng
+  interceptor export --session 8d3f00a1b2c4e5f6 --format asciicast | asciinema play -
   interceptor export --state /path/to/copy --session 8d3f00a1b2c4e5f6")]
 pub(super) struct Arguments {
     /// Only this session
@@ -41,6 +49,9 @@ pub(super) struct Arguments {
     /// What is written
     #[arg(long, value_enum, default_value_t = Format::Jsonl)]
     format: Format,
+    /// Longest pause of an asciicast: what took longer is shown as if it had taken that long (2s, 1m)
+    #[arg(long, value_name = "T", default_value = "2s", value_parser = pause)]
+    pause_max: Duration,
     /// Write to this file, readable by its owner alone, instead of stdout
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -49,46 +60,133 @@ pub(super) struct Arguments {
     state: Option<PathBuf>,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Format {
-    /// A line of JSON a record.
+    /// A line of JSON a record: all there is.
     Jsonl,
+    /// A row an operation, for spreadsheets.
+    Csv,
+    /// A page for a browser, for people: a timeline to search and to print.
+    Html,
+    /// OCSF 1.8 events, a line of JSON each, for SIEMs.
+    Ocsf,
     /// The HTTP requests as one HAR 1.2 document, for a browser's developer tools.
     Har,
+    /// Packets, for Wireshark: what sessions said, in the clear.
+    Pcapng,
+    /// An asciicast (version 2), for asciinema: what happened as text, in time.
+    Asciicast,
 }
 
-/// Writes lines as they were asked for.
-enum Form {
-    Jsonl,
-    Har(Har),
-}
+impl Format {
+    /// What makes it of lines; of lines themselves nothing has to be made.
+    fn form(self, arguments: &Arguments) -> Option<Box<dyn Form>> {
+        Some(match self {
+            Self::Jsonl => return None,
+            Self::Csv => Box::new(Csv::default()),
+            Self::Html => Box::new(Html::new(arguments.title())),
+            Self::Ocsf => Box::new(Ocsf::default()),
+            Self::Har => Box::new(Har::default()),
+            Self::Pcapng => Box::new(Pcapng::default()),
+            Self::Asciicast => {
+                let timeline = Timeline::new(CAST_ROWS, true);
+                let show = move |line: &Value| timeline.line(line);
+                Box::new(Asciicast::new(arguments.pause_max, show))
+            }
+        })
+    }
 
-impl Form {
-    /// Writes a line of the export; whether that is one more of what is counted.
-    fn line(&mut self, line: &[u8], out: &mut dyn Write) -> Result<bool, Failed> {
+    /// What is counted of it.
+    const fn counted(self) -> &'static str {
         match self {
-            Self::Jsonl => {
-                out.write_all(line)?;
-                out.write_all(b"\n")?;
-                Ok(true)
-            }
-            Self::Har(har) => {
-                let line = serde_json::from_slice(line).map_err(Failed::because)?;
-                Ok(har.take(&line, out)?)
-            }
+            Self::Jsonl => "records",
+            Self::Csv | Self::Html => "operations",
+            Self::Ocsf => "events",
+            Self::Har => "requests",
+            Self::Pcapng => "packets",
+            Self::Asciicast => "frames",
         }
     }
 
-    fn finish(&mut self, out: &mut dyn Write) -> Result<(), Failed> {
-        match self {
-            Self::Jsonl => Ok(()),
-            Self::Har(har) => Ok(har.finish(out)?),
+    /// What it needs beyond the records that are asked for.
+    fn extent(self) -> Extent {
+        Extent {
+            context: self != Self::Jsonl,
+            wire: self == Self::Pcapng,
         }
+    }
+}
+
+/// Rows of a result that an asciicast shows.
+const CAST_ROWS: usize = 10;
+
+impl Arguments {
+    /// What was asked for, in words.
+    fn title(&self) -> String {
+        let mut title = match &self.agent {
+            Some(agent) => format!("Agent {agent}"),
+            None => "All agents".to_owned(),
+        };
+        if let Some(session) = self.session {
+            title = format!("Session {session}");
+        }
+        for (word, time) in [("since", self.since), ("until", self.until)] {
+            if let Some(time) = time {
+                title = format!("{title} {word} {}", crate::rfc3339::short(time));
+            }
+        }
+        title
+    }
+}
+
+/// Writes lines as they were asked for, and counts.
+struct Exporter<'a> {
+    form: Option<Box<dyn Form>>,
+    out: &'a mut dyn Write,
+    count: u64,
+}
+
+impl Exporter<'_> {
+    /// Takes a line as the daemon sent it.
+    fn encoded(&mut self, line: &[u8]) -> Result<(), Failed> {
+        if self.form.is_some() {
+            return self.line(serde_json::from_slice(line).map_err(Failed::because)?);
+        }
+        self.out.write_all(line)?;
+        self.out.write_all(b"\n")?;
+        self.count += 1;
+        Ok(())
+    }
+
+    fn line(&mut self, line: Value) -> Result<(), Failed> {
+        self.count += match &mut self.form {
+            Some(form) => form.take(line, self.out)?,
+            None => {
+                writeln!(self.out, "{line}")?;
+                1
+            }
+        };
+        Ok(())
+    }
+
+    fn finish(self) -> Result<u64, Failed> {
+        let last = match self.form {
+            Some(mut form) => form.finish(self.out)?,
+            None => 0,
+        };
+        Ok(self.count + last)
     }
 }
 
 pub(super) fn run(context: &Context, arguments: &Arguments) -> Outcome {
     let Some(path) = &arguments.output else {
+        if arguments.format == Format::Pcapng && io::stdout().is_terminal() {
+            return Err(
+                Failed::because("packets aren't text for a terminal").with_remedy(
+                    "name a file with --output, or a program behind a pipe: `| tshark -r -`",
+                ),
+            );
+        }
         let mut out = BufWriter::new(io::stdout().lock());
         write(context, arguments, &mut out)?;
         out.flush()?;
@@ -104,10 +202,7 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> Outcome {
     });
     match written {
         Ok(records) => {
-            let what = match arguments.format {
-                Format::Jsonl => "records",
-                Format::Har => "requests",
-            };
+            let what = arguments.format.counted();
             message(&format!("{records} {what} are in {}", path.display()));
             Ok(ExitCode::SUCCESS)
         }
@@ -135,14 +230,16 @@ fn to_file(context: &Context, arguments: &Arguments, path: &Path) -> Result<u64,
     Ok(records)
 }
 
-/// Writes the records asked for; says how many.
+/// Writes what was asked for; says how much.
 fn write(context: &Context, arguments: &Arguments, out: &mut dyn Write) -> Result<u64, Failed> {
-    let mut records = 0;
-    let mut form = match arguments.format {
-        Format::Jsonl => Form::Jsonl,
-        Format::Har => Form::Har(Har::default()),
+    let mut exporter = Exporter {
+        form: arguments.format.form(arguments),
+        out,
+        count: 0,
     };
+    let extent = arguments.format.extent();
     let Some(folder) = &arguments.state else {
+        let wanted = |wanted: bool| wanted.then(|| "true".to_owned());
         let path = with_query(
             "/v1/export",
             &[
@@ -150,6 +247,8 @@ fn write(context: &Context, arguments: &Arguments, out: &mut dyn Write) -> Resul
                 ("agent", arguments.agent.clone()),
                 ("since", arguments.since.map(|time| time.to_string())),
                 ("until", arguments.until.map(|time| time.to_string())),
+                ("context", wanted(extent.context)),
+                ("wire", wanted(extent.wire)),
             ],
         );
         context.client.lines(&path, |line| {
@@ -158,11 +257,10 @@ fn write(context: &Context, arguments: &Arguments, out: &mut dyn Write) -> Resul
             if line.starts_with(br#"{"error":"#) {
                 offline::check(&serde_json::from_slice(line).map_err(Failed::because)?)?;
             }
-            records += u64::from(form.line(line, out)?);
+            exporter.encoded(line)?;
             Ok(Reading::On)
         })?;
-        form.finish(out)?;
-        return Ok(records);
+        return exporter.finish();
     };
     let filter = Filter {
         session: arguments.session,
@@ -170,32 +268,22 @@ fn write(context: &Context, arguments: &Arguments, out: &mut dyn Write) -> Resul
         since: arguments.since,
         until: arguments.until,
     };
-    let mut lines = Lines::default();
+    let mut selection = Selection::new(filter, extent);
     let mut failed = None;
     offline::reader(folder)?
         .each(|record| {
-            let line = lines.line(&record);
-            if !filter.takes(&record) {
-                return true;
-            }
-            match form.line(line.to_string().as_bytes(), out) {
-                Ok(counts) => {
-                    records += u64::from(counts);
-                    true
-                }
+            selection.take(&record, |line| match exporter.line(line) {
+                Ok(()) => true,
                 Err(error) => {
                     failed = Some(error);
                     false
                 }
-            }
+            })
         })
         .map_err(Failed::because)?;
     match failed {
         Some(error) => Err(error),
-        None => {
-            form.finish(out)?;
-            Ok(records)
-        }
+        None => exporter.finish(),
     }
 }
 
@@ -213,6 +301,11 @@ pub(super) fn moment(text: &str) -> Result<Timestamp, String> {
         None => crate::rfc3339::parse(text)
             .map_err(|error| format!("{error}, and so is 7d, 12h or 90m for how long ago")),
     }
+}
+
+/// How long: `2s`, `1m`.
+fn pause(text: &str) -> Result<Duration, String> {
+    ago(text).ok_or_else(|| format!("`{text}` is not a length of time: 2s is, and so is 1m"))
 }
 
 fn ago(text: &str) -> Option<Duration> {

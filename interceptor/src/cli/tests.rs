@@ -51,6 +51,7 @@ fn what_the_documentation_shows_parses() {
         "interceptor approvals watch --no-color",
         "interceptor export --format jsonl --output audit.jsonl --since 7d --until 2026-11-20T22:07:01Z",
         "interceptor export --session 00000000000000ff",
+        "interceptor export --format asciicast --pause-max 1m",
         "interceptor verify",
         "interceptor verify /path/to/copy --key journal.pub",
         "interceptor status -o json",
@@ -84,9 +85,10 @@ fn usage_errors_end_with_2_and_say_what_is_right() {
         ("interceptor approvals approve 12", "16 hexadecimal digits"),
         (
             "interceptor export --format xml",
-            "[possible values: jsonl, har]",
+            "[possible values: jsonl, csv, html, ocsf, har, pcapng, asciicast]",
         ),
         ("interceptor export --since tomorrow", "7d"),
+        ("interceptor export --pause-max long", "2s is"),
         (
             "interceptor policy explain --session 00000000000000ff",
             "--operation <N>",

@@ -16,7 +16,7 @@ mod people;
 mod server;
 mod setup;
 mod telling;
-mod text;
+pub(crate) mod text;
 
 pub(crate) use self::config::is_at;
 pub use self::config::{ConsoleConfig, Roles};

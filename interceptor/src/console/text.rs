@@ -12,7 +12,7 @@ use crate::inert::acts_or_hides;
 
 /// HTML that needs no escaping.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Html(String);
+pub(crate) struct Html(String);
 
 impl fmt::Display for Html {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -24,7 +24,7 @@ impl askama::filters::HtmlSafe for Html {}
 
 /// How content is coloured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Language {
+pub(crate) enum Language {
     /// As PostgreSQL reads it.
     Sql,
     /// Not at all.
@@ -33,24 +33,24 @@ pub(super) enum Language {
 
 /// Content for a page.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Shown {
+pub(crate) struct Shown {
     /// What is seen first: all of it where it is short.
-    pub(super) first: Html,
+    pub(crate) first: Html,
     /// What is behind the fold; empty where there is none.
-    pub(super) rest: Html,
+    pub(crate) rest: Html,
     /// Lines behind the fold.
-    pub(super) rest_lines: usize,
+    pub(crate) rest_lines: usize,
     /// Bytes of all of it.
-    pub(super) bytes: usize,
+    pub(crate) bytes: usize,
     /// Characters that act or can't be seen, which are written out.
-    pub(super) written_out: usize,
+    pub(crate) written_out: usize,
     /// Letters that only look like Latin ones.
-    pub(super) alike: usize,
+    pub(crate) alike: usize,
 }
 
 impl Shown {
     /// What has to be known of it beside what is seen.
-    pub(super) fn flags(&self) -> Vec<String> {
+    pub(crate) fn flags(&self) -> Vec<String> {
         let mut flags = Vec::new();
         match self.written_out {
             0 => {}
@@ -70,7 +70,7 @@ impl Shown {
     }
 
     /// `1 more line is`, `5 more lines are`.
-    pub(super) fn more(&self) -> String {
+    pub(crate) fn more(&self) -> String {
         match self.rest_lines {
             1 => "1 more line is".to_owned(),
             more => format!("{more} more lines are"),
@@ -86,7 +86,7 @@ const CHARACTERS_FIRST: usize = 900;
 const COLOURED_BYTES_MAX: usize = 256 << 10;
 
 /// One line of text.
-pub(super) fn line(text: &str) -> Html {
+pub(crate) fn line(text: &str) -> Html {
     let mut out = Writer::default();
     for character in text.chars() {
         match character {
@@ -99,7 +99,7 @@ pub(super) fn line(text: &str) -> Html {
 }
 
 /// Text of several lines, coloured, whole, with a fold.
-pub(super) fn block(text: &str, language: Language) -> Shown {
+pub(crate) fn block(text: &str, language: Language) -> Shown {
     let fold = fold(text);
     let spans = match language {
         Language::Sql if text.len() <= COLOURED_BYTES_MAX => highlight::spans(text),

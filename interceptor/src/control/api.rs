@@ -472,6 +472,12 @@ pub struct ExportQuery {
     /// Nothing after, in RFC 3339.
     #[serde(default, with = "crate::rfc3339::option")]
     pub until: Option<Timestamp>,
+    /// Of exports: sessions that began earlier have their start before their first line.
+    #[serde(default)]
+    pub context: bool,
+    /// Of exports: responses have the bytes that are on record as well.
+    #[serde(default)]
+    pub wire: bool,
 }
 
 /// The body of every answer that isn't a success, and the last line of a stream that broke.

@@ -42,7 +42,7 @@ use crate::{
     },
     clock,
     confine::Places,
-    journal::Filter,
+    journal::{Extent, Filter},
     past::{self, Observed},
 };
 
@@ -240,7 +240,11 @@ async fn export(
 ) -> Result<Response, Failure> {
     let Query(query) = query.map_err(invalid)?;
     caught_up(&host).await;
-    Ok(streams::export(host, filter(query), stopping))
+    let extent = Extent {
+        context: query.context,
+        wire: query.wire,
+    };
+    Ok(streams::export(host, filter(query), extent, stopping))
 }
 
 async fn tail(

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     approval::{Approvals, Change},
-    journal::{Filter, Lines},
+    journal::{Extent, Filter, Lines, Selection},
 };
 
 /// Lines that may wait for a slow reader.
@@ -43,17 +43,18 @@ pub(super) fn records(records: Vec<Record>, stopping: Stopping) -> Response {
     response
 }
 
-/// The records that `filter` takes, from disk.
-pub(super) fn export(host: Arc<dyn Host>, filter: Filter, stopping: Stopping) -> Response {
+/// The records that `filter` takes, in that extent, from disk.
+pub(super) fn export(
+    host: Arc<dyn Host>,
+    filter: Filter,
+    extent: Extent,
+    stopping: Stopping,
+) -> Response {
     let (sender, response) = stream(stopping);
     tokio::task::spawn_blocking(move || {
-        let mut lines = Lines::default();
+        let mut selection = Selection::new(filter, extent);
         let read = host.journal().reader().and_then(|reader| {
-            reader.each(|record| {
-                // Every record passes through: digests need the starts of sessions.
-                let line = lines.line(&record);
-                !filter.takes(&record) || send(&sender, &line)
-            })
+            reader.each(|record| selection.take(&record, |line| send(&sender, &line)))
         });
         if let Err(error) = read {
             send(&sender, &Failure::from(error).body());

@@ -9,7 +9,6 @@ mod disk;
 mod export;
 mod feed;
 mod glance;
-mod har;
 mod index;
 mod reader;
 mod seal;
@@ -44,8 +43,10 @@ use self::{
     store::Store,
 };
 pub use self::{
-    export::{Filter, Lines, export_jsonl, parameter, to_json},
-    har::Har,
+    export::{
+        Asciicast, Csv, Extent, Filter, Form, Har, Html, Lines, Ocsf, Pcapng, Selection,
+        export_jsonl, parameter, to_json,
+    },
     reader::Reader,
     summary::{Decided, Deeds, SessionSummary, Some64, Wanted, sessions},
     verify::{Kept, Kind, Problem, Report, verify},

@@ -2,7 +2,10 @@
 
 use std::{collections::HashMap, io, sync::Arc};
 
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use base64::{
+    Engine as _,
+    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
+};
 use bytes::Bytes;
 use interceptor_core::{
     operation::{Operation, Parameter, ParameterFormat, Protocol},
@@ -19,7 +22,7 @@ use interceptor_core::{
 };
 use serde_json::{Map, Value, json};
 
-use super::{JournalError, Reader};
+use crate::journal::{JournalError, Reader};
 
 /// Which records to export; empty means all.
 #[derive(Debug, Clone, Default)]
@@ -38,21 +41,96 @@ impl Filter {
     /// Whether `record` is asked for.
     #[must_use]
     pub fn takes(&self, record: &Record) -> bool {
-        self.session
-            .is_none_or(|session| record.session == Some(session))
-            && self
-                .agent
-                .as_ref()
-                .is_none_or(|agent| **agent == *record.agent)
+        self.is_of(record)
             && self.since.is_none_or(|since| record.time >= since)
             && self.until.is_none_or(|until| record.time <= until)
     }
+
+    /// Whether `record` is of the session and the agent that are asked for.
+    fn is_of(&self, record: &Record) -> bool {
+        let (session, agent) = (self.session, self.agent.as_deref());
+        session.is_none_or(|session| record.session == Some(session))
+            && agent.is_none_or(|agent| agent == &*record.agent)
+    }
+}
+
+/// How much lines say beyond what was recorded at their time, for what is made of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Extent {
+    /// Of a session that began earlier than what is asked for, its start comes before its first line, with `context`.
+    pub context: bool,
+    /// Responses have the bytes that are on record as well (`wire`), of protocols whose messages are exported as values.
+    pub wire: bool,
 }
 
 /// Turns records into lines: remembers each session's origin, which digests are made over.
 #[derive(Debug, Default)]
 pub struct Lines {
     origins: HashMap<SessionId, Arc<Origin>>,
+    wire: bool,
+}
+
+/// The lines of an export, out of every record of the journal.
+#[derive(Debug)]
+pub struct Selection {
+    lines: Lines,
+    filter: Filter,
+    context: bool,
+    /// Starts of sessions that are asked for, before the time that is; as long as the session runs.
+    early: HashMap<SessionId, Value>,
+}
+
+impl Selection {
+    /// What `filter` takes, in that extent.
+    #[must_use]
+    pub fn new(filter: Filter, extent: Extent) -> Self {
+        Self {
+            lines: Lines {
+                wire: extent.wire,
+                ..Lines::default()
+            },
+            filter,
+            context: extent.context,
+            early: HashMap::new(),
+        }
+    }
+
+    /// Gives the lines that `record`, the next one, comes to, until `each` says that it wants no more; whether it does.
+    pub fn take(&mut self, record: &Record, mut each: impl FnMut(Value) -> bool) -> bool {
+        // Every record passes through: digests need the starts of sessions.
+        let takes = self.filter.takes(record);
+        let is_start = matches!(
+            record.event,
+            Event::SessionStart(_) | Event::DatagramsStart(_)
+        );
+        if !takes && !is_start {
+            self.lines.pass(record);
+            if let (Event::SessionEnd(_), Some(session)) = (&record.event, record.session) {
+                self.early.remove(&session);
+            }
+            return true;
+        }
+        let mut line = self.lines.line(record);
+        if takes {
+            let early = record
+                .session
+                .and_then(|session| self.early.remove(&session));
+            return early.is_none_or(&mut each) && each(line);
+        }
+        let since = self.filter.since;
+        let is_early = since.is_some_and(|since| record.time < since);
+        if let Some(session) = record.session
+            && self.context
+            && is_early
+            && self.filter.is_of(record)
+        {
+            if let Value::Object(members) = &mut line {
+                members.insert("context".to_owned(), true.into());
+            }
+            self.early.insert(session, line);
+        }
+        true
+    }
 }
 
 /// Writes the records that `filter` takes to `out`, a line each.
@@ -64,23 +142,19 @@ pub fn export_jsonl(
     filter: &Filter,
     out: &mut dyn io::Write,
 ) -> Result<u64, JournalError> {
-    let mut lines = Lines::default();
+    let mut selection = Selection::new(filter.clone(), Extent::default());
     let mut count = 0;
     let mut failed = None;
     reader.each(|record| {
-        let line = lines.line(&record);
-        if filter.takes(&record) {
+        selection.take(&record, |line| {
             count += 1;
-            if let Err(error) = writeln!(out, "{line}") {
-                failed = Some(error);
-                return false;
-            }
-        }
-        true
+            failed = writeln!(out, "{line}").err();
+            failed.is_none()
+        })
     })?;
     match failed {
         None => Ok(count),
-        Some(error) => Err(super::io_error(
+        Some(error) => Err(crate::journal::io_error(
             "writing",
             std::path::Path::new("the export"),
         )(error)),
@@ -94,6 +168,17 @@ pub fn to_json(record: &Record) -> Value {
 }
 
 impl Lines {
+    /// Takes note of `record` without making a line of it.
+    fn pass(&mut self, record: &Record) {
+        match (&record.event, record.session) {
+            (Event::SessionStart(start) | Event::DatagramsStart(start), Some(session)) => {
+                self.origins.insert(session, start.origin.clone());
+            }
+            (Event::SessionEnd(_), Some(session)) => _ = self.origins.remove(&session),
+            _ => {}
+        }
+    }
+
     /// One record as an exported object.
     pub fn line(&mut self, record: &Record) -> Value {
         let mut line = Map::new();
@@ -105,9 +190,7 @@ impl Lines {
         line.insert("kind".to_owned(), record.event.kind().into());
         let facts = match &record.event {
             Event::SessionStart(start) | Event::DatagramsStart(start) => {
-                if let Some(session) = record.session {
-                    self.origins.insert(session, start.origin.clone());
-                }
+                self.pass(record);
                 json!({
                     "destination": start.origin.destination,
                     "client": start.client,
@@ -150,11 +233,20 @@ impl Lines {
                 facts.insert("digest".to_owned(), json!(approval.digest));
                 Value::Object(facts)
             }
-            Event::Response(response) => Value::Object(response_facts(response)),
-            Event::SessionEnd(end) => {
-                if let Some(session) = record.session {
-                    self.origins.remove(&session);
+            Event::Response(response) => {
+                let mut facts = response_facts(response);
+                let is_bytes = matches!(response.protocol, Protocol::Http | Protocol::Opaque);
+                if self.wire && !is_bytes {
+                    let wire = json!({
+                        "shape": response.shape.as_ref().map(|shape| STANDARD.encode(shape)),
+                        "data": STANDARD.encode(response.data.concat()),
+                    });
+                    facts.insert("wire".to_owned(), wire);
                 }
+                Value::Object(facts)
+            }
+            Event::SessionEnd(end) => {
+                self.pass(record);
                 json!({
                     "reason": end.reason,
                     "operations": end.operations,

@@ -9,6 +9,11 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 
+use super::{
+    Form,
+    line::{bytes, get},
+    message::parts,
+};
 use crate::rfc3339;
 
 /// Writes exported lines as one HAR document, an entry as soon as its response is whole.
@@ -41,12 +46,29 @@ struct Entry {
     parts: [Vec<u8>; 2],
 }
 
+impl Form for Har {
+    fn take(&mut self, line: Value, out: &mut dyn Write) -> io::Result<u64> {
+        let before = self.entries;
+        self.line(&line, out)?;
+        Ok(self.entries - before)
+    }
+
+    fn finish(&mut self, out: &mut dyn Write) -> io::Result<u64> {
+        let before = self.entries;
+        let left: Vec<_> = self.open.keys().cloned().collect();
+        for key in left {
+            self.write(&key, out)?;
+        }
+        if self.entries == 0 {
+            out.write_all(start().as_bytes())?;
+        }
+        out.write_all(b"\n]}}\n")?;
+        Ok(self.entries - before)
+    }
+}
+
 impl Har {
-    /// Takes an exported line; whether it became an entry.
-    ///
-    /// # Errors
-    /// The writer's.
-    pub fn take(&mut self, line: &Value, out: &mut dyn Write) -> io::Result<bool> {
+    fn line(&mut self, line: &Value, out: &mut dyn Write) -> io::Result<()> {
         let text = |name: &str| get(line, name).as_str().unwrap_or_default().to_owned();
         let session = text("session");
         let number = get(line, "operation").as_u64().unwrap_or(0);
@@ -62,12 +84,10 @@ impl Har {
                     .filter(|(of, _)| *of == session)
                     .cloned()
                     .collect();
-                let mut any = false;
                 for key in left {
-                    any |= self.write(&key, out)?;
+                    self.write(&key, out)?;
                 }
                 self.addresses.remove(&session);
-                return Ok(any);
             }
             "operation" if get(line, "protocol") == "http" => {
                 let attribute = |name: &str| {
@@ -105,7 +125,7 @@ impl Har {
             }
             "response" => {
                 let Some(entry) = self.open.get_mut(&key) else {
-                    return Ok(false);
+                    return Ok(());
                 };
                 entry.response.extend(bytes(get(line, "head")));
                 entry.response_body.extend(bytes(get(line, "body")));
@@ -127,27 +147,12 @@ impl Har {
             }
             _ => {}
         }
-        Ok(false)
+        Ok(())
     }
 
-    /// Writes what is open, and the end of the document.
-    ///
-    /// # Errors
-    /// The writer's.
-    pub fn finish(&mut self, out: &mut dyn Write) -> io::Result<()> {
-        let left: Vec<_> = self.open.keys().cloned().collect();
-        for key in left {
-            self.write(&key, out)?;
-        }
-        if self.entries == 0 {
-            out.write_all(start().as_bytes())?;
-        }
-        out.write_all(b"\n]}}\n")
-    }
-
-    fn write(&mut self, key: &(String, u64), out: &mut dyn Write) -> io::Result<bool> {
+    fn write(&mut self, key: &(String, u64), out: &mut dyn Write) -> io::Result<()> {
         let Some(entry) = self.open.remove(key) else {
-            return Ok(false);
+            return Ok(());
         };
         let address = self.addresses.get(&key.0).map_or("", |address| address);
         let before = if self.entries == 0 {
@@ -156,8 +161,7 @@ impl Har {
             ",".to_owned()
         };
         self.entries += 1;
-        write!(out, "{before}\n{}", entry.json(&key.0, address))?;
-        Ok(true)
+        write!(out, "{before}\n{}", entry.json(&key.0, address))
     }
 }
 
@@ -299,47 +303,10 @@ fn encoded(content: Result<String, FromUtf8Error>) -> String {
     STANDARD.encode(content.map_or_else(FromUtf8Error::into_bytes, String::into_bytes))
 }
 
-fn get<'a>(value: &'a Value, name: &str) -> &'a Value {
-    value.get(name).unwrap_or(&Value::Null)
-}
-
 fn set(value: &mut Value, name: &str, member: Value) {
     if let Value::Object(members) = value {
         members.insert(name.to_owned(), member);
     }
-}
-
-/// Content as it was exported: text, or base64.
-fn bytes(value: &Value) -> Vec<u8> {
-    match value {
-        Value::String(text) => text.as_bytes().to_vec(),
-        other => get(other, "base64")
-            .as_str()
-            .and_then(|encoded| STANDARD.decode(encoded).ok())
-            .unwrap_or_default(),
-    }
-}
-
-/// First line, fields and body of a message.
-fn parts(message: &[u8]) -> (String, Vec<(String, String)>, &[u8]) {
-    let end = message.windows(4).position(|window| window == b"\r\n\r\n");
-    let (head, body) = match end {
-        Some(end) => (
-            message.get(..end).unwrap_or_default(),
-            message.get(end + 4..).unwrap_or_default(),
-        ),
-        None => (message, &[][..]),
-    };
-    let head = String::from_utf8_lossy(head);
-    let mut lines = head.split("\r\n");
-    let first = lines.next().unwrap_or_default().to_owned();
-    let field = |line: &str| {
-        // A pseudo-header begins with a colon.
-        let colon = line.get(1..)?.find(':')? + 1;
-        let (name, value) = line.split_at_checked(colon)?;
-        Some((name.to_owned(), value.get(1..)?.trim().to_owned()))
-    };
-    (first, lines.filter_map(field).collect(), body)
 }
 
 fn named(headers: &[(String, String)]) -> Vec<Value> {
@@ -357,14 +324,16 @@ fn media(headers: &[(String, String)]) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::journal::export::written;
 
     fn document(lines: &[Value]) -> Value {
-        let (mut har, mut out) = (Har::default(), Vec::new());
-        for line in lines {
-            har.take(line, &mut out).unwrap();
-        }
-        har.finish(&mut out).unwrap();
-        serde_json::from_slice(&out).unwrap()
+        let (entries, out) = written(&mut Har::default(), lines);
+        let har: Value = serde_json::from_slice(&out).unwrap();
+        assert_eq!(
+            har["log"]["entries"].as_array().unwrap().len() as u64,
+            entries
+        );
+        har
     }
 
     #[test]
