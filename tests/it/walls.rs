@@ -223,7 +223,7 @@ const KEEPING: [&str; 14] = [
 const PARSERS: [&str; 5] = ["session", "leg", "protocol", "sniff", "words"];
 
 /// What shows people what is on record, answers included.
-const SHOWING: [&str; 2] = ["approval/summary.rs", "journal/export"];
+const SHOWING: [&str; 2] = ["approval/summary.rs", "journal/export/jsonl.rs"];
 
 #[test]
 fn the_daemon_parses_nothing_and_who_parses_has_nothing_of_the_daemons() {
