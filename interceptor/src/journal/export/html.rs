@@ -57,10 +57,11 @@ struct Counts {
 const STYLE: &str = include_str!("html/report.css");
 const SCRIPT: &str = include_str!("html/report.js");
 
-/// What is kept of answers: what somebody reads on a page. The rest is counted.
+/// What is kept of answers: what somebody reads on a page. The rest is counted. Bodies are cut short, or a few thousand
+/// requests would make a page that no browser opens.
 const KEPT: Kept = Kept {
     rows_max: 50,
-    body_bytes_max: 64 << 10,
+    body_bytes_max: 4 << 10,
 };
 
 /// Bytes of a statement that are shown; the rest is counted.
@@ -365,16 +366,24 @@ fn elapsed(nanoseconds: u64) -> String {
     }
 }
 
+/// `1 row`, `5 rows`.
+fn count(number: u64, what: &str) -> String {
+    match number {
+        1 => format!("1 {what}"),
+        _ => format!("{number} {what}s"),
+    }
+}
+
 fn ended(line: &Value) -> Entry {
     Entry {
         style: "note".to_owned(),
         title: text::line("over"),
         detail: text::line(&format!(
-            "{}; {} operations, {} bytes from the agent, {} from the server",
+            "{}; {}, {} from the agent, {} from the server",
             word(line, "reason"),
-            number(line, "operations"),
-            number(line, "bytes_from_client"),
-            number(line, "bytes_from_upstream")
+            count(number(line, "operations"), "operation"),
+            count(number(line, "bytes_from_client"), "byte"),
+            count(number(line, "bytes_from_upstream"), "byte")
         )),
         ..at(line)
     }
@@ -440,8 +449,13 @@ fn operation(deed: &Deed) -> Entry {
         _ => Language::Plain,
     };
     let content = plain(get(line, "content"));
+    // A head ends with an empty line.
+    let content = match word(line, "protocol") {
+        "http" => content.trim_end(),
+        _ => &content,
+    };
     if !content.is_empty() {
-        entry.block("", &content, language);
+        entry.block("", content, language);
     }
     for (index, value) in list(line, "parameters").enumerate() {
         entry.values.push((format!("${}", index + 1), cell(value)));
@@ -542,9 +556,9 @@ fn answered(entry: &mut Entry, deed: &Deed) {
         "skipped" => "skipped after an error".to_owned(),
         other => other.to_owned(),
     };
-    let mut shown = format!("← {said} · {} bytes", answer.bytes);
+    let mut shown = format!("← {said} · {}", count(answer.bytes, "byte"));
     if answer.rows > 0 {
-        _ = write!(shown, ", {} rows", answer.rows);
+        _ = write!(shown, ", {}", count(answer.rows, "row"));
     }
     _ = write!(shown, ", {}", elapsed(answer.elapsed_ns));
     if !answer.masked.is_empty() {

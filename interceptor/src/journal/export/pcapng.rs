@@ -50,7 +50,8 @@ struct Flow {
     /// The agent's address and the server's.
     ends: [SocketAddr; 2],
     is_datagrams: bool,
-    /// The next sequence number of each.
+    /// The first sequence number of each, and the next one.
+    first: [u32; 2],
     next: [u32; 2],
     /// The identification of the next packet of each: Wireshark takes equal ones for repeats.
     identification: u16,
@@ -165,7 +166,8 @@ impl Flow {
         Self {
             ends,
             is_datagrams: text(start, "transport") == "udp",
-            next: [1, 1],
+            next: first(text(start, "session")).map(|first| first.wrapping_add(1)),
+            first: first(text(start, "session")),
             identification: 0,
             speech: Speech::Unknown,
             is_within: [false; 2],
@@ -178,8 +180,7 @@ impl Flow {
         if self.is_datagrams {
             return Ok(());
         }
-        let [agent, server] = &mut self.next;
-        (*agent, *server) = (0, 0);
+        self.next = self.first;
         self.segment(Side::Agent, flag::SYN, &[], packets)?;
         self.segment(Side::Server, flag::SYN | flag::ACK, &[], packets)?;
         self.segment(Side::Agent, flag::ACK, &[], packets)
@@ -521,6 +522,12 @@ impl Flow {
         frame.extend(payload);
         packets.write(&frame, &std::mem::take(&mut self.comment))
     }
+}
+
+/// Where the sequence numbers of a session begin, on both sides. Ports come again: where their streams began alike,
+/// the second would pass for the first, sent again.
+fn first(session: &str) -> [u32; 2] {
+    ["agent", "server"].map(|side| crc32fast::hash([session, side].concat().as_bytes()))
 }
 
 const TCP: u8 = 6;
@@ -1140,6 +1147,14 @@ mod tests {
         ]);
         assert_eq!(packets.len(), 3 + 4 + 3);
         assert_eq!(streams(&packets)[&40_000][0], content.as_bytes());
+    }
+
+    #[test]
+    fn ports_that_come_again_begin_another_stream() {
+        let start = |session: &str| json!({"kind": "session_start", "session": session, "client": "192.0.2.1:40000", "destination": "192.0.2.2:80", "transport": "tcp"});
+        let packets = packets(&[start("a"), start("b")]);
+        // Behind Ethernet's header, IP's and the ports.
+        assert_ne!(packets[0].frame[38..42], packets[3].frame[38..42]);
     }
 
     #[test]
