@@ -42,6 +42,11 @@ use self::{
     spill::Spill,
     store::Store,
 };
+pub(crate) use self::{
+    export::plain,
+    feed::{Fresh, Full, Inlet, Outlet},
+    glance::{Fed, What},
+};
 pub use self::{
     export::{
         Asciicast, Csv, Extent, Filter, Form, Har, Html, Lines, Ocsf, Pcapng, Selection,
@@ -50,10 +55,6 @@ pub use self::{
     reader::Reader,
     summary::{Decided, Deeds, SessionSummary, Some64, Wanted, sessions},
     verify::{Kept, Kind, Problem, Report, verify},
-};
-pub(crate) use self::{
-    feed::{Fresh, Full, Inlet, Outlet},
-    glance::{Fed, What},
 };
 use crate::sync::lock;
 

@@ -24,7 +24,7 @@ use crate::{
         text::{self, Html, Language, Shown},
     },
     control::{Session, SessionsQuery, with_query},
-    journal::Decided,
+    journal::{self, Decided},
 };
 
 /// Sessions that are listed.
@@ -286,13 +286,7 @@ pub(super) async fn records(
 fn plain(value: &Value) -> String {
     match value {
         Value::Null => "?".to_owned(),
-        Value::String(text) => text.clone(),
-        // Bytes that aren't text: `{"hex": "…"}`, `{"base64": "…"}`.
-        Value::Object(object) if object.len() == 1 => object
-            .iter()
-            .map(|(kind, value)| format!("{kind}:{}", value.as_str().unwrap_or_default()))
-            .collect(),
-        other => other.to_string(),
+        other => journal::plain(other),
     }
 }
 

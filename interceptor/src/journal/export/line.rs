@@ -49,7 +49,7 @@ pub(super) fn bytes(value: &Value) -> Vec<u8> {
 }
 
 /// A value in one text: what isn't text says what it is, `base64:…`, `hex:…`.
-pub(super) fn plain(value: &Value) -> String {
+pub(crate) fn plain(value: &Value) -> String {
     match value {
         Value::Null => String::new(),
         Value::String(text) => text.clone(),

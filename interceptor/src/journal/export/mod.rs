@@ -29,6 +29,8 @@ pub use self::{
     pcapng::Pcapng,
 };
 
+pub(crate) use self::line::plain;
+
 /// A format that is made of exported lines.
 pub trait Form {
     /// Takes the next line; how many more of what is counted are written.
