@@ -1,7 +1,7 @@
 // The report of an export in a browser: `report.js FILE FOLDER`. Pictures and a print of it go to FOLDER. Prints `ok`.
 "use strict";
 const assert = require("node:assert/strict");
-const { open } = require("./browser.js");
+const { run } = require("./browser.js");
 
 const [file, folder] = process.argv.slice(2);
 
@@ -61,18 +61,8 @@ const ways = {
   },
 };
 
-(async () => {
-  const { browser, person, people } = await open();
-  try {
-    const wide = { viewport: { width: 1280, height: 860 } };
-    const looks = { light: { ...wide, colorScheme: "light" }, dark: { ...wide, colorScheme: "dark" }, phone: { viewport: { width: 390, height: 844 } }, plain: { ...wide, javaScriptEnabled: false } };
-    for (const [look, options] of Object.entries(looks)) await ways[look](await person(options));
-    for (const page of people) assert.deepEqual(page.problems, [], "the browser complains");
-    console.log("ok");
-  } finally {
-    await browser.close();
-  }
-})().catch((error) => {
-  console.error(error);
-  process.exit(1);
+run(async (person) => {
+  const wide = { viewport: { width: 1280, height: 860 } };
+  const looks = { light: { ...wide, colorScheme: "light" }, dark: { ...wide, colorScheme: "dark" }, phone: { viewport: { width: 390, height: 844 } }, plain: { ...wide, javaScriptEnabled: false } };
+  for (const [look, options] of Object.entries(looks)) await ways[look](await person(options));
 });
