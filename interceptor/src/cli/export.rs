@@ -10,7 +10,7 @@ use std::{
 };
 
 use clap::ValueEnum;
-use interceptor_core::record::{SessionId, Timestamp};
+use interceptor_core::record::{Record, SessionId, Timestamp};
 use serde_json::Value;
 
 use super::{
@@ -19,7 +19,9 @@ use super::{
 };
 use crate::{
     control::with_query,
-    journal::{Asciicast, Csv, Extent, Filter, Form, Har, Html, Ocsf, Pcapng, Selection},
+    journal::{
+        self, Asciicast, Csv, Extent, Filter, Form, Har, Html, Ocsf, Pcapng, Selection, Wanted,
+    },
 };
 
 /// Write the journal, or a part of it, for other programs
@@ -32,6 +34,8 @@ use crate::{
   interceptor export --session 8d3f00a1b2c4e5f6 --format har --output session.har
   interceptor export --session 8d3f00a1b2c4e5f6 --format pcapng --output session.pcapng
   interceptor export --session 8d3f00a1b2c4e5f6 --format asciicast | asciinema play -
+  interceptor export --session 8d3f00a1b2c4e5f6 --format evidence --output session.evidence
+  interceptor export --evidence session.evidence --format html --output session.html
   interceptor export --state /path/to/copy --session 8d3f00a1b2c4e5f6")]
 pub(super) struct Arguments {
     /// Only this session
@@ -58,6 +62,9 @@ pub(super) struct Arguments {
     /// Read this state folder (of a stopped daemon, or a copy) instead of asking the daemon
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
+    /// Read this evidence file, which is checked first, instead of asking the daemon
+    #[arg(long, value_name = "FILE", conflicts_with = "state")]
+    evidence: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -74,6 +81,8 @@ enum Format {
     Har,
     /// Packets, for Wireshark: what sessions said, in the clear.
     Pcapng,
+    /// Whole sessions with what proves that they are on record: `interceptor verify FILE` checks it anywhere.
+    Evidence,
     /// An asciicast (version 2), for asciinema: what happened as text, in time.
     Asciicast,
 }
@@ -82,7 +91,7 @@ impl Format {
     /// What makes it of lines; of lines themselves nothing has to be made.
     fn form(self, arguments: &Arguments) -> Option<Box<dyn Form>> {
         Some(match self {
-            Self::Jsonl => return None,
+            Self::Jsonl | Self::Evidence => return None,
             Self::Csv => Box::new(Csv::default()),
             Self::Html => Box::new(Html::new(arguments.title())),
             Self::Ocsf => Box::new(Ocsf::default()),
@@ -100,6 +109,7 @@ impl Format {
     const fn counted(self) -> &'static str {
         match self {
             Self::Jsonl => "records",
+            Self::Evidence => "lines",
             Self::Csv | Self::Html => "operations",
             Self::Ocsf => "events",
             Self::Har => "requests",
@@ -111,7 +121,7 @@ impl Format {
     /// What it needs beyond the records that are asked for.
     fn extent(self) -> Extent {
         Extent {
-            context: self != Self::Jsonl,
+            context: !matches!(self, Self::Jsonl | Self::Evidence),
             wire: self == Self::Pcapng,
         }
     }
@@ -121,6 +131,16 @@ impl Format {
 const CAST_ROWS: usize = 10;
 
 impl Arguments {
+    /// What was asked for, as a query's names and values.
+    fn pairs(&self) -> Vec<(&'static str, Option<String>)> {
+        vec![
+            ("session", self.session.map(|id| id.to_string())),
+            ("agent", self.agent.clone()),
+            ("since", self.since.map(|time| time.to_string())),
+            ("until", self.until.map(|time| time.to_string())),
+        ]
+    }
+
     /// What was asked for, in words.
     fn title(&self) -> String {
         let mut title = match &self.agent {
@@ -237,31 +257,27 @@ fn write(context: &Context, arguments: &Arguments, out: &mut dyn Write) -> Resul
         out,
         count: 0,
     };
+    match arguments.format {
+        Format::Evidence => evidence(context, arguments, &mut exporter)?,
+        _ => lines(context, arguments, &mut exporter)?,
+    }
+    exporter.finish()
+}
+
+/// Has `exporter` take the lines that were asked for.
+fn lines(
+    context: &Context,
+    arguments: &Arguments,
+    exporter: &mut Exporter<'_>,
+) -> Result<(), Failed> {
     let extent = arguments.format.extent();
-    let Some(folder) = &arguments.state else {
+    if arguments.state.is_none() && arguments.evidence.is_none() {
         let wanted = |wanted: bool| wanted.then(|| "true".to_owned());
-        let path = with_query(
-            "/v1/export",
-            &[
-                ("session", arguments.session.map(|id| id.to_string())),
-                ("agent", arguments.agent.clone()),
-                ("since", arguments.since.map(|time| time.to_string())),
-                ("until", arguments.until.map(|time| time.to_string())),
-                ("context", wanted(extent.context)),
-                ("wire", wanted(extent.wire)),
-            ],
-        );
-        context.client.lines(&path, |line| {
-            // The daemon's own objects have sorted names; only the last line of a broken stream
-            // begins like this.
-            if line.starts_with(br#"{"error":"#) {
-                offline::check(&serde_json::from_slice(line).map_err(Failed::because)?)?;
-            }
-            exporter.encoded(line)?;
-            Ok(Reading::On)
-        })?;
-        return exporter.finish();
-    };
+        let mut pairs = arguments.pairs();
+        pairs.push(("context", wanted(extent.context)));
+        pairs.push(("wire", wanted(extent.wire)));
+        return stream(context, &with_query("/v1/export", &pairs), exporter);
+    }
     let filter = Filter {
         session: arguments.session,
         agent: arguments.agent.clone(),
@@ -270,21 +286,74 @@ fn write(context: &Context, arguments: &Arguments, out: &mut dyn Write) -> Resul
     };
     let mut selection = Selection::new(filter, extent);
     let mut failed = None;
-    offline::reader(folder)?
-        .each(|record| {
-            selection.take(&record, |line| match exporter.line(line) {
-                Ok(()) => true,
-                Err(error) => {
-                    failed = Some(error);
-                    false
-                }
-            })
+    let take = |record: Record| {
+        selection.take(&record, |line| match exporter.line(line) {
+            Ok(()) => true,
+            Err(error) => {
+                failed = Some(error);
+                false
+            }
         })
-        .map_err(Failed::because)?;
-    match failed {
-        Some(error) => Err(error),
-        None => exporter.finish(),
+    };
+    if let Some(folder) = &arguments.state {
+        offline::reader(folder)?
+            .each(take)
+            .map_err(Failed::because)?;
+    } else if let Some(file) = &arguments.evidence {
+        offline::proved(file, take)?;
     }
+    failed.map_or(Ok(()), Err)
+}
+
+/// Has `exporter` take the lines of an evidence file.
+fn evidence(
+    context: &Context,
+    arguments: &Arguments,
+    exporter: &mut Exporter<'_>,
+) -> Result<(), Failed> {
+    if arguments.evidence.is_some() {
+        return Err(Failed::because("it is evidence already").with_remedy("copy the file"));
+    }
+    let Some(folder) = &arguments.state else {
+        let path = with_query("/v1/evidence", &arguments.pairs());
+        return stream(context, &path, exporter);
+    };
+    let reader = offline::reader(folder)?;
+    let sessions = match arguments.session {
+        Some(session) => [session].into(),
+        None => {
+            let wanted = Wanted {
+                agent: arguments.agent.as_deref().map(Into::into),
+                since: arguments.since,
+                until: arguments.until,
+                ..Wanted::default()
+            };
+            let found = journal::sessions(&reader, &wanted, usize::MAX);
+            let found = found.map_err(Failed::because)?;
+            found.iter().map(|found| found.session).collect()
+        }
+    };
+    let mut failed = None;
+    journal::evidence(&reader, &sessions, None, |line| {
+        let taken = exporter.encoded(line.trim_ascii_end());
+        failed = taken.err();
+        failed.is_none()
+    })
+    .map_err(Failed::because)?;
+    failed.map_or(Ok(()), Err)
+}
+
+/// Has `exporter` take the lines that the daemon answers with.
+fn stream(context: &Context, path: &str, exporter: &mut Exporter<'_>) -> Result<(), Failed> {
+    context.client.lines(path, |line| {
+        // The daemon's own objects have sorted names; only the last line of a broken stream
+        // begins like this.
+        if line.starts_with(br#"{"error":"#) {
+            offline::check(&serde_json::from_slice(line).map_err(Failed::because)?)?;
+        }
+        exporter.encoded(line)?;
+        Ok(Reading::On)
+    })
 }
 
 fn unwritable(path: &Path, error: &io::Error) -> Failed {

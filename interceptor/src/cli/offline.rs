@@ -1,8 +1,12 @@
 //! Reading a state folder without a daemon.
 
-use std::path::Path;
+use std::{
+    fs::File,
+    io::{self, BufReader},
+    path::Path,
+};
 
-use interceptor_core::record::SessionId;
+use interceptor_core::record::{Record, SessionId};
 use serde_json::Value;
 
 use super::{client::Reading, failed::Failed};
@@ -54,10 +58,7 @@ pub(super) fn session(
     let mut found = false;
     let mut failed = None;
     reader(folder)?
-        .each(|record| {
-            if record.session != Some(id) {
-                return true;
-            }
+        .session(id, |record| {
             found = true;
             let line = lines.line(&record).to_string();
             match each(line.as_bytes()) {
@@ -76,6 +77,27 @@ pub(super) fn session(
             Failed::because(format!("{} has no session {id}", folder.display()))
                 .with_remedy("`interceptor sessions list --state` shows those that it has"),
         ),
+    }
+}
+
+/// Gives `each` the records that the evidence in `file` proves; it may end them by returning `false`.
+pub(super) fn proved(file: &Path, mut each: impl FnMut(Record) -> bool) -> Result<(), Failed> {
+    let unreadable = |error: io::Error| {
+        Failed::because(format!("{} can't be read: {error}", file.display()))
+            .with_remedy("`interceptor export --format evidence --output FILE` makes such a file")
+    };
+    let open = File::open(file).map_err(unreadable)?;
+    let mut goes_on = true;
+    let observe = |record| goes_on = goes_on && each(record);
+    let name = file.display().to_string();
+    let proved = journal::prove(&mut BufReader::new(open), &name, None, observe);
+    match proved.map_err(unreadable)?.problems.first() {
+        None => Ok(()),
+        Some(problem) => Err(Failed::because(format!(
+            "{}, byte {}: {}",
+            problem.file, problem.offset, problem.what
+        ))
+        .with_remedy("`interceptor verify FILE` shows all that is wrong with it")),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::{
     fmt::Write as _,
     fs,
+    io::BufReader,
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
@@ -20,7 +21,7 @@ use crate::{
     approval::Consents,
     books::{Account, Ledger},
     control::Status,
-    journal::{self, Kept, Kind, Problem, Report},
+    journal::{self, Kept, Kind, Problem, Proved, Report},
 };
 
 /// Check that a journal is what was recorded, and that every connect is accounted for
@@ -29,10 +30,11 @@ use crate::{
     after_help = "Exit status 5 where it isn't, 3 where it is and connects are not accounted for. Examples:
   interceptor verify
   interceptor verify /path/to/copy --key journal.pub
+  interceptor verify session.evidence --key journal.pub
   interceptor verify --checkpoint /elsewhere/monday --checkpoint /elsewhere/tuesday"
 )]
 pub(super) struct Arguments {
-    /// A state folder or a copy of one [default: this host's journal]
+    /// A state folder, a copy of one, or an evidence file of some sessions [default: this host's journal]
     path: Option<PathBuf>,
     /// The public key to check signatures with, kept apart from the journal [default: the
     /// journal's own, which whoever rewrites all of it could replace]
@@ -62,7 +64,10 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> Outcome {
             Err(_) => context.config.state.clone(),
         },
     };
-    offline::is_state(&folder)?;
+    let is_file = folder.is_file();
+    if !is_file {
+        offline::is_state(&folder)?;
+    }
     let key = arguments
         .key
         .as_ref()
@@ -75,6 +80,15 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> Outcome {
             })
         })
         .transpose()?;
+    if is_file {
+        if !arguments.checkpoints.is_empty() {
+            return Err(Failed::because(
+                "an evidence file is checked against the checkpoint in it, not against others",
+            )
+            .with_remedy("check the journal itself with --checkpoint"));
+        }
+        return evidence(context, &folder, key.as_deref());
+    }
     let checkpoints: Vec<(String, String)> = arguments
         .checkpoints
         .iter()
@@ -129,6 +143,90 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> Outcome {
     })
 }
 
+/// Checks an evidence file.
+fn evidence(context: &Context, path: &Path, key: Option<&str>) -> Outcome {
+    let unreadable = |error| Failed::because(format!("{} can't be read: {error}", path.display()));
+    let file = fs::File::open(path).map_err(unreadable)?;
+    let mut consents = Consents::default();
+    let observe = |record: Record| consents.observe(&record);
+    let name = path
+        .file_name()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    let mut proved =
+        journal::prove(&mut BufReader::new(file), &name, key, observe).map_err(unreadable)?;
+    proved
+        .problems
+        .extend(consents.bad.into_iter().map(unproven));
+    if context.is_json() {
+        context.print_json(&proved)?;
+    } else {
+        print(&told(&proved, path, key.is_some(), context.color))?;
+    }
+    Ok(match proved.problems.as_slice() {
+        [] => ExitCode::SUCCESS,
+        _ => ExitCode::from(code::INTEGRITY),
+    })
+}
+
+/// What an evidence file proves, for people.
+fn told(proved: &Proved, path: &Path, key_was_kept: bool, color: bool) -> String {
+    let what = format!(
+        "{} in {}",
+        count(proved.records, "record"),
+        count(proved.blocks, "block")
+    );
+    let path = path.to_string_lossy();
+    let path = inert(&path);
+    let mut out = if proved.problems.is_empty() {
+        let signed = proved.signed_up_to.unwrap_or_default();
+        format!(
+            "{}: {path}: {what}, all in the journal that was signed up to record {signed}\n",
+            paint(Style::Good, "proved", color)
+        )
+    } else {
+        format!(
+            "{}: {path}: {} in {what}\n",
+            paint(Style::Bad, "NOT PROVED", color),
+            count(proved.problems.len() as u64, "problem"),
+        )
+    };
+    for problem in &proved.problems {
+        tell(&mut out, problem);
+    }
+    for (session, extent) in &proved.sessions {
+        let records = count(extent.records, "record");
+        let until = match extent.ended {
+            true => "from start to end",
+            false => "from its start; it had not ended when this was signed",
+        };
+        // Writing to a string can't fail.
+        _ = writeln!(out, "  session {session}: {records}, {until}");
+    }
+    if proved.unsigned_blocks > 0 {
+        let more = count(proved.unsigned_blocks, "block");
+        _ = writeln!(
+            out,
+            "{more} of these sessions had been written and not been signed yet; export them again for the rest."
+        );
+    }
+    if !key_was_kept {
+        out.push_str("The key is the file's own: give the journal's (journal.pub) with --key to know whose journal it is.\n");
+    }
+    out
+}
+
+/// A signature on record that isn't for what it is said to be for.
+fn unproven((seq, what): (u64, String)) -> Problem {
+    Problem {
+        kind: Kind::Unproven,
+        file: "records".to_owned(),
+        offset: 0,
+        seq: Some(seq),
+        what,
+    }
+}
+
 /// The checkpoints in a file: one, or one behind the other with an empty line between them, as a witness keeps them.
 fn notes(kept: &str) -> impl Iterator<Item = String> {
     // A note is a text and its signatures, with an empty line between the two.
@@ -161,13 +259,7 @@ fn look(folder: &Path, kept: &Kept<'_>) -> Result<Checked, Failed> {
     let mut report = journal::verify(folder, kept, |_, _| {}, observe).map_err(Failed::because)?;
     report
         .problems
-        .extend(consents.bad.into_iter().map(|(seq, what)| Problem {
-            kind: Kind::Unproven,
-            file: "records".to_owned(),
-            offset: 0,
-            seq: Some(seq),
-            what,
-        }));
+        .extend(consents.bad.into_iter().map(unproven));
     let connects = ledger.accounts().to_vec();
     Ok(Checked {
         report,
@@ -268,19 +360,7 @@ fn text(report: &Report, folder: &Path, color: bool) -> String {
         count(report.problems.len() as u64, "problem"),
     );
     for problem in &report.problems {
-        // Writing to a string can't fail.
-        _ = write!(
-            out,
-            "  {}: {}, byte {}: {}",
-            done(problem.kind),
-            inert(&problem.file),
-            problem.offset,
-            inert(&problem.what)
-        );
-        if let Some(seq) = problem.seq {
-            _ = write!(out, " (from record {seq} on)");
-        }
-        out.push('\n');
+        tell(&mut out, problem);
     }
     let first = report
         .problems
@@ -294,6 +374,22 @@ fn text(report: &Report, folder: &Path, color: bool) -> String {
         "Keep this folder as it is, and compare it with a copy or an export from before.\n",
     );
     out
+}
+
+fn tell(out: &mut String, problem: &Problem) {
+    // Writing to a string can't fail.
+    _ = write!(
+        out,
+        "  {}: {}, byte {}: {}",
+        done(problem.kind),
+        inert(&problem.file),
+        problem.offset,
+        inert(&problem.what)
+    );
+    if let Some(seq) = problem.seq {
+        _ = write!(out, " (from record {seq} on)");
+    }
+    out.push('\n');
 }
 
 /// What was done, in a word or two.

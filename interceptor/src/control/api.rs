@@ -480,6 +480,22 @@ pub struct ExportQuery {
     pub wire: bool,
 }
 
+/// Whose evidence: the query of `GET /v1/evidence`. Whole sessions are proved, so times are those of their starts.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct EvidenceQuery {
+    /// Only this session.
+    pub session: Option<SessionId>,
+    /// Only sessions of this agent, by name.
+    pub agent: Option<Box<str>>,
+    /// Only sessions that began then or later, in RFC 3339.
+    #[serde(default, with = "crate::rfc3339::option")]
+    pub since: Option<Timestamp>,
+    /// Only sessions that began then or earlier, in RFC 3339.
+    #[serde(default, with = "crate::rfc3339::option")]
+    pub until: Option<Timestamp>,
+}
+
 /// The body of every answer that isn't a success, and the last line of a stream that broke.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorBody {

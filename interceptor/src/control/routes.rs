@@ -24,9 +24,9 @@ use tokio::sync::watch;
 
 use super::{
     api::{
-        AuthorityCertificate, Ballot, ConsoleLink, Done, ExportQuery, KeyQuery, Label, LinkCode,
-        Me, NewDeed, NewKey, NewTag, Note, ObservedQuery, PolicyStatus, PolicyText, Reason,
-        Session, SignIn, Status, Tagged,
+        AuthorityCertificate, Ballot, ConsoleLink, Done, EvidenceQuery, ExportQuery, KeyQuery,
+        Label, LinkCode, Me, NewDeed, NewKey, NewTag, Note, ObservedQuery, PolicyStatus,
+        PolicyText, Reason, Session, SignIn, Status, Tagged,
     },
     channel,
     host::{Failure, FailureKind, Host},
@@ -42,7 +42,7 @@ use crate::{
     },
     clock,
     confine::Places,
-    journal::{Extent, Filter},
+    journal::{Extent, Filter, Wanted},
     past::{self, Observed},
 };
 
@@ -98,6 +98,7 @@ pub(super) fn everyones() -> Vec<Route> {
         Route::get("/v1/sessions/{id}", Viewer, session),
         Route::get("/v1/tail", Viewer, tail),
         Route::get("/v1/export", Viewer, export),
+        Route::get("/v1/evidence", Viewer, evidence),
         Route::get("/v1/approvals", Viewer, approvals),
         Route::get("/v1/approvals/watch", Viewer, watch_approvals),
         Route::get("/v1/approvals/grants", Viewer, grants),
@@ -245,6 +246,30 @@ async fn export(
         wire: query.wire,
     };
     Ok(streams::export(host, filter(query), extent, stopping))
+}
+
+async fn evidence(
+    State(host): HostState,
+    Extension(stopping): Extension<Stopping>,
+    query: Result<Query<EvidenceQuery>, QueryRejection>,
+) -> Result<Response, Failure> {
+    let Query(query) = query.map_err(invalid)?;
+    caught_up(&host).await;
+    let reading = host.clone();
+    let sessions = blocking(move || {
+        if let Some(session) = query.session {
+            return Ok([session].into());
+        }
+        let wanted = Wanted {
+            agent: query.agent,
+            since: query.since,
+            until: query.until,
+            ..Wanted::default()
+        };
+        let found = reading.journal().sessions(&wanted, usize::MAX);
+        Ok(found.iter().map(|found| found.session).collect())
+    });
+    Ok(streams::evidence(host, sessions.await?, stopping))
 }
 
 async fn tail(

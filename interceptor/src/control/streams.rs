@@ -1,13 +1,17 @@
 //! Answers of many lines: a JSON object each, as they come.
 
-use std::{collections::HashSet, convert::Infallible, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashSet},
+    convert::Infallible,
+    sync::Arc,
+};
 
 use axum::{
     body::{Body, Bytes},
     http::header::CONTENT_TYPE,
     response::{IntoResponse, Response},
 };
-use interceptor_core::record::Record;
+use interceptor_core::record::{Record, SessionId};
 use serde::Serialize;
 use tokio::sync::{
     broadcast::{self, error::RecvError},
@@ -57,6 +61,24 @@ pub(super) fn export(
             reader.each(|record| selection.take(&record, |line| send(&sender, &line)))
         });
         if let Err(error) = read {
+            send(&sender, &Failure::from(error).body());
+        }
+    });
+    response
+}
+
+/// What proves that `sessions` are on record as they are.
+pub(super) fn evidence(
+    host: Arc<dyn Host>,
+    sessions: BTreeSet<SessionId>,
+    stopping: Stopping,
+) -> Response {
+    let (sender, response) = stream(stopping);
+    tokio::task::spawn_blocking(move || {
+        let proved = host.journal().evidence(&sessions, |line| {
+            sender.blocking_send(Bytes::copy_from_slice(line)).is_ok()
+        });
+        if let Err(error) = proved {
             send(&sender, &Failure::from(error).body());
         }
     });

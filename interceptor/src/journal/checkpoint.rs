@@ -1,6 +1,6 @@
 //! Checkpoints: signed heads of the tree over all blocks, in the formats that transparency logs use.
 //!
-//! The tree is RFC 6962's over the blocks' chain values; the note is C2SP's signed-note with an Ed25519
+//! The tree is that over the blocks' chain values; the note is C2SP's signed-note with an Ed25519
 //! signature, its text C2SP's tlog-checkpoint: origin, size, root, and one extension line with the
 //! number of the last record.
 
@@ -15,7 +15,7 @@ use aws_lc_rs::{
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
 
-use super::{JournalError, disk::Disk, io_error, segment::Chain};
+use super::{JournalError, block::Hash, disk::Disk, io_error, tree::Tree};
 
 /// First line of every checkpoint, and the key's name.
 const ORIGIN: &str = "interceptor/journal";
@@ -38,7 +38,7 @@ pub(super) struct PublicKey(Vec<u8>);
 pub(super) struct Checkpoint {
     /// Blocks in the tree.
     pub(super) size: u64,
-    pub(super) root: Chain,
+    pub(super) root: Hash,
     pub(super) last_seq: u64,
 }
 
@@ -145,7 +145,7 @@ impl Key {
 
 impl PublicKey {
     /// C2SP's text form of a verifier key: name, id, algorithm and key.
-    fn to_text(&self) -> String {
+    pub(super) fn to_text(&self) -> String {
         let mut key = vec![ED25519];
         key.extend_from_slice(&self.0);
         format!(
@@ -269,79 +269,5 @@ impl Checkpoint {
             root,
             last_seq,
         })
-    }
-}
-
-/// RFC 6962's tree, grown leaf by leaf: the roots of the perfect trees that it consists of, largest first.
-#[derive(Debug, Default, Clone)]
-pub(super) struct Tree {
-    size: u64,
-    peaks: Vec<Chain>,
-}
-
-impl Tree {
-    pub(super) fn push(&mut self, leaf: &Chain) {
-        let mut hash = sha256(&[&[0x00], leaf]);
-        // Each trailing one of the size is a perfect tree that the new leaf completes a larger one with.
-        for _ in 0..self.size.trailing_ones() {
-            if let Some(left) = self.peaks.pop() {
-                hash = sha256(&[&[0x01], &left, &hash]);
-            }
-        }
-        self.peaks.push(hash);
-        self.size += 1;
-    }
-
-    pub(super) const fn size(&self) -> u64 {
-        self.size
-    }
-
-    pub(super) fn root(&self) -> Chain {
-        let mut peaks = self.peaks.iter().rev();
-        match peaks.next() {
-            None => sha256(&[]),
-            Some(last) => peaks.fold(*last, |right, left| sha256(&[&[0x01], left, &right])),
-        }
-    }
-}
-
-fn sha256(parts: &[&[u8]]) -> Chain {
-    let mut context = digest::Context::new(&digest::SHA256);
-    for part in parts {
-        context.update(part);
-    }
-    let mut out = [0; 32];
-    out.copy_from_slice(context.finish().as_ref());
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{Tree, sha256};
-
-    /// RFC 6962, 2.1: the hash of a list by its definition.
-    fn by_definition(leaves: &[[u8; 32]]) -> [u8; 32] {
-        match leaves {
-            [] => sha256(&[]),
-            [one] => sha256(&[&[0], one]),
-            _ => {
-                let split = leaves.len().next_power_of_two() / 2;
-                sha256(&[
-                    &[1],
-                    &by_definition(&leaves[..split]),
-                    &by_definition(&leaves[split..]),
-                ])
-            }
-        }
-    }
-
-    #[test]
-    fn the_growing_tree_is_the_one_that_the_rfc_defines() {
-        let leaves: Vec<[u8; 32]> = (0..70_u8).map(|number| [number; 32]).collect();
-        let mut tree = Tree::default();
-        for size in 0..leaves.len() {
-            assert_eq!(tree.root(), by_definition(&leaves[..size]), "{size} leaves");
-            tree.push(&leaves[size]);
-        }
     }
 }

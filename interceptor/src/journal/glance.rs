@@ -157,11 +157,20 @@ impl Fed {
     }
 }
 
-/// The number of the record that `bytes` are, and whether it is what a session said rather than what became of it.
+/// What the first bytes of a record say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Peeked {
+    pub(super) seq: u64,
+    pub(super) session: Option<SessionId>,
+    /// Whether it is what a session said rather than what became of it.
+    pub(super) is_content: bool,
+}
+
+/// What the first bytes of the record that `bytes` are say.
 ///
 /// # Errors
-/// Where not even its beginning can be read.
-pub(super) fn peek(bytes: &[u8]) -> Result<(u64, bool), postcard::Error> {
+/// Where not even they can be read.
+pub(super) fn peek(bytes: &[u8]) -> Result<Peeked, postcard::Error> {
     let (envelope, rest) = postcard::take_from_bytes::<Envelope<'_>>(bytes)?;
     let (kind, _) = postcard::take_from_bytes::<Kind>(rest)?;
     let is_content = match kind {
@@ -172,7 +181,11 @@ pub(super) fn peek(bytes: &[u8]) -> Result<(u64, bool), postcard::Error> {
         | Kind::Approval
         | Kind::Event => false,
     };
-    Ok((envelope.seq, is_content))
+    Ok(Peeked {
+        seq: envelope.seq,
+        session: envelope.session,
+        is_content,
+    })
 }
 
 /// The record that `bytes` are; one that says so where what it holds can't be read.

@@ -4,8 +4,10 @@
 //! has gathered into a block (compressed, hash-chained), writes and syncs it, signs checkpoints and
 //! updates the index. Who needs a record on disk before going on awaits [`Journal::durable`].
 
+mod block;
 mod checkpoint;
 mod disk;
+mod evidence;
 mod export;
 mod feed;
 mod glance;
@@ -18,10 +20,12 @@ mod store;
 mod summary;
 #[cfg(test)]
 mod tests;
+mod tree;
 mod verify;
 mod writer;
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
@@ -42,12 +46,8 @@ use self::{
     spill::Spill,
     store::Store,
 };
-pub(crate) use self::{
-    export::plain,
-    feed::{Fresh, Full, Inlet, Outlet},
-    glance::{Fed, What},
-};
 pub use self::{
+    evidence::{Proved, evidence, prove},
     export::{
         Asciicast, Csv, Extent, Filter, Form, Har, Html, Lines, Ocsf, Pcapng, Selection,
         export_jsonl, parameter, to_json,
@@ -56,10 +56,15 @@ pub use self::{
     summary::{Decided, Deeds, SessionSummary, Some64, Wanted, sessions},
     verify::{Kept, Kind, Problem, Report, verify},
 };
+pub(crate) use self::{
+    export::plain,
+    feed::{Fresh, Full, Inlet, Outlet},
+    glance::{Fed, What},
+};
 use crate::sync::lock;
 
 /// Version of the state folder's format; in its file `format`.
-const FORMAT: &str = "interceptor state 4\n";
+const FORMAT: &str = "interceptor state 5\n";
 
 /// Bytes of records that may wait to be written. Of what another process feeds no more are taken than can be
 /// kept; a message of the largest size can't.
@@ -80,6 +85,9 @@ const BLOCK_BYTES: usize = 2 << 20;
 
 /// Size at which a segment is closed: large enough for few files, small enough to ship.
 const SEGMENT_BYTES: u64 = 64 << 20;
+
+/// How long who asks for proofs waits for what is on record to be signed: it is every second.
+const SIGNED_SOON: Duration = Duration::from_secs(3);
 
 /// How long the disk may take over a block before the journal is said to have stopped. A disk that is busy takes a
 /// second or two at worst; who waits is told while its client still listens.
@@ -205,6 +213,8 @@ struct Waiting {
 struct Progress {
     /// Every record up to this one is on disk.
     durable: u64,
+    /// A checkpoint vouches for every record up to this one.
+    signed: u64,
     stopped: Option<Stopped>,
 }
 
@@ -226,6 +236,11 @@ impl Journal {
         let next_seq = recovered.next_seq;
         let (progress, _) = watch::channel(Progress {
             durable: next_seq - 1,
+            signed: if recovered.unsigned_blocks == 0 {
+                next_seq - 1
+            } else {
+                0
+            },
             stopped: None,
         });
         let (followers, _) = broadcast::channel(FOLLOW_LAG_MAX);
@@ -497,14 +512,29 @@ impl Journal {
         let reader = self.reader()?;
         let mut records = Vec::new();
         for location in self.shared.index.blocks_of(session) {
-            let block = reader.block(location)?;
-            records.extend(
-                block
-                    .into_iter()
-                    .filter(|record| record.session == Some(session)),
-            );
+            records.extend(reader.part(location, session)?);
         }
         Ok(records)
+    }
+
+    /// Gives `take` the lines of an evidence file of `sessions`, against a checkpoint that vouches for all that was
+    /// appended, if one is signed in time.
+    ///
+    /// # Errors
+    /// Where the segments can't be read, or aren't what was signed.
+    pub fn evidence(
+        &self,
+        sessions: &BTreeSet<SessionId>,
+        take: impl FnMut(&[u8]) -> bool,
+    ) -> Result<u64, JournalError> {
+        let last = self.last_seq();
+        let until = Instant::now() + SIGNED_SOON;
+        while self.shared.progress.borrow().signed < last && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let of = |session: &SessionId| self.shared.index.blocks_of(*session);
+        let places = sessions.iter().flat_map(of).collect();
+        evidence(&self.reader()?, sessions, Some(&places), take)
     }
 
     /// Why the journal takes no records, where that is so.
@@ -542,7 +572,7 @@ fn left_behind(
     let mut records = Vec::new();
     let (mut newest, mut drained) = (0, None);
     for frame in kept {
-        let parsed = segment::parse(&frame.records).unwrap_or_default();
+        let parsed = block::parse(&frame.records).unwrap_or_default();
         if let Some(last) = parsed.last().filter(|last| last.seq > newest) {
             newest = last.seq;
             drained = Some(frame.drained);

@@ -6,13 +6,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use interceptor_core::record::Record;
+use interceptor_core::record::{Record, SessionId};
 
 use super::{
     JournalError,
+    block::{BLOCK_HEADER, BlockHeader, Part},
     disk::{Content, Local},
     io_error,
-    segment::{self, BLOCK_HEADER, BlockHeader, Location},
+    segment::{self, Location},
 };
 
 /// Reads the segments of a state folder. It needs no lock: what is written never changes.
@@ -38,6 +39,36 @@ impl Reader {
     /// # Errors
     /// Where it can't be read or is damaged.
     pub fn block(&self, location: Location) -> Result<Vec<Record>, JournalError> {
+        self.of_block(location, |header, stored| header.records(stored))
+    }
+
+    /// The records of `session` in one block; those of the others aren't looked at.
+    ///
+    /// # Errors
+    /// Where it can't be read or is damaged.
+    pub(super) fn part(
+        &self,
+        location: Location,
+        session: SessionId,
+    ) -> Result<Vec<Record>, JournalError> {
+        self.of_block(location, |header, stored| {
+            let parts = header.parts(stored)?;
+            let part = parts.iter().find(|part| part.session == Some(session));
+            part.map_or_else(|| Ok(Vec::new()), Part::records)
+        })
+    }
+
+    /// The state folder.
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// What `look` makes of a block's header and parts; it says what is wrong with them.
+    pub(super) fn of_block<T>(
+        &self,
+        location: Location,
+        look: impl FnOnce(&BlockHeader, &[u8]) -> Result<T, String>,
+    ) -> Result<T, JournalError> {
         let path = segment::path(&self.directory, location.segment);
         let file = File::open(&path).map_err(io_error("opening", &path))?;
         let damaged = |what: String| JournalError::Damaged {
@@ -45,10 +76,10 @@ impl Reader {
             offset: location.offset,
             what,
         };
-        let (header, payload) = read_block(&file, location.offset)
+        let (header, stored) = read_block(&file, location.offset)
             .map_err(io_error("reading", &path))?
             .ok_or_else(|| damaged("there is no block".to_owned()))?;
-        segment::records(&header, &payload).map_err(damaged)
+        look(&header, &stored).map_err(damaged)
     }
 
     /// Every record, in order; `each` may end it by returning `false`.
@@ -59,10 +90,30 @@ impl Reader {
         self.each_block(|_, records| records.drain(..).all(&mut each))
     }
 
+    /// Every record of `session`, in order; `each` may end it by returning `false`.
+    ///
+    /// # Errors
+    /// Where a segment can't be read or what it has of the session is damaged.
+    pub fn session(
+        &self,
+        session: SessionId,
+        mut each: impl FnMut(Record) -> bool,
+    ) -> Result<(), JournalError> {
+        self.each_header(|location, _| Ok(self.part(location, session)?.into_iter().all(&mut each)))
+    }
+
     /// Every block with its records, in order; `each` may end it by returning `false`.
     pub(super) fn each_block(
         &self,
         mut each: impl FnMut(Location, &mut Vec<Record>) -> bool,
+    ) -> Result<(), JournalError> {
+        self.each_header(|location, _| Ok(each(location, &mut self.block(location)?)))
+    }
+
+    /// Every block's header and where it stands, in order; `each` may end it by returning `false`.
+    pub(super) fn each_header(
+        &self,
+        mut each: impl FnMut(Location, &BlockHeader) -> Result<bool, JournalError>,
     ) -> Result<(), JournalError> {
         let mut numbers = segment::list(&Local, &self.directory)?
             .into_iter()
@@ -82,7 +133,7 @@ impl Reader {
                     segment: number,
                     offset,
                 };
-                if !each(location, &mut self.block(location)?) {
+                if !each(location, &header)? {
                     return Ok(());
                 }
             }
@@ -105,10 +156,10 @@ pub(super) fn read_block<F: Content>(
     let Some(header) = BlockHeader::decode(&bytes) else {
         return Ok(None);
     };
-    if u64::from(header.compressed) > left {
+    if u64::from(header.stored) > left {
         return Ok(None);
     }
-    let mut payload = vec![0; header.compressed as usize];
+    let mut payload = vec![0; header.stored as usize];
     file.read_exact_at(&mut payload, body)?;
     Ok(Some((header, payload)))
 }

@@ -1,46 +1,30 @@
 //! Segment files: the evidence.
 //!
-//! A segment is a header and blocks. A block is a header of fixed size, whose last field chains it to
-//! the block before it, and a zstd frame with its records. The chain covers every byte of the block,
-//! and each segment's header starts with the chain's value at the end of the one before, so that no
-//! byte of the journal can change, go or move without `verify` noticing.
+//! A segment is a header and blocks, each chained to the one before it. A segment's header starts with the chain's
+//! value at the end of the segment before, so that no byte of the journal can change, go or move without `verify`
+//! noticing.
 
 use std::{
     io::{self, Read},
     path::{Path, PathBuf},
 };
 
-use aws_lc_rs::digest;
-use interceptor_core::record::Record;
-
 use super::{
     JournalError,
-    checkpoint::{Checkpoint, Tree},
+    block::{BLOCK_HEADER, BlockHeader, Hash},
+    checkpoint::Checkpoint,
     disk::{Content, Disk, Sequential},
-    glance, io_error,
+    io_error,
     reader::read_block,
+    tree::Tree,
 };
 
 /// First bytes of a segment.
 const MAGIC: &[u8; 8] = b"ICPTSEG1";
-/// First bytes of a block.
-const BLOCK_MAGIC: &[u8; 4] = b"BLK1";
 /// Magic, number of the first record, chain value before the first block.
 pub(super) const SEGMENT_HEADER: usize = 8 + 8 + 32;
-/// Magic, compressed length, raw length, count, first record, time, chain value.
-pub(super) const BLOCK_HEADER: usize = 4 + 4 + 4 + 4 + 8 + 8 + 32;
-/// The header's bytes that the chain covers: all but the chain value itself.
-const CHAINED: usize = BLOCK_HEADER - 32;
-
-/// Largest block that is read back, in bytes before compression: the writer takes up to 32 MiB of
-/// waiting records at once, and one record may be as large as the largest message.
-const RAW_BYTES_MAX: u32 = 512 << 20;
-
-/// The chain's value after a block.
-pub(super) type Chain = [u8; 32];
-
 /// Where a block stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Location {
     /// Number of the segment's first record, which names its file.
     pub segment: u64,
@@ -48,24 +32,13 @@ pub struct Location {
     pub offset: u64,
 }
 
-/// A block's header.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct BlockHeader {
-    pub(super) compressed: u32,
-    pub(super) raw: u32,
-    pub(super) count: u32,
-    pub(super) first_seq: u64,
-    pub(super) time_ns: u64,
-    pub(super) chain: Chain,
-}
-
 /// What is on disk when a journal is opened.
 #[derive(Debug)]
 pub(super) struct Recovered {
     pub(super) next_seq: u64,
-    pub(super) chain: Chain,
-    /// Chain values of all blocks, the leaves of the tree that checkpoints sign.
-    pub(super) leaves: Vec<Chain>,
+    pub(super) chain: Hash,
+    /// Hash values of all blocks, the leaves of the tree that checkpoints sign.
+    pub(super) leaves: Vec<Hash>,
     /// Blocks with their first and last record.
     pub(super) blocks: Vec<(Location, u64, u32)>,
     /// Bytes of torn blocks that were cut off.
@@ -78,7 +51,7 @@ pub(super) struct Recovered {
 #[derive(Debug)]
 pub(super) struct Scanned {
     pub(super) first_seq: u64,
-    pub(super) chain_before: Chain,
+    pub(super) chain_before: Hash,
     pub(super) blocks: Vec<(u64, BlockHeader)>,
 }
 
@@ -108,7 +81,7 @@ pub(super) fn number(name: &str) -> Option<u64> {
     is_number.then(|| digits.parse().ok()).flatten()
 }
 
-pub(super) fn header(first_seq: u64, chain_before: &Chain) -> Vec<u8> {
+pub(super) fn header(first_seq: u64, chain_before: &Hash) -> Vec<u8> {
     let mut out = Vec::with_capacity(SEGMENT_HEADER);
     out.extend_from_slice(MAGIC);
     out.extend_from_slice(&first_seq.to_le_bytes());
@@ -116,71 +89,9 @@ pub(super) fn header(first_seq: u64, chain_before: &Chain) -> Vec<u8> {
     out
 }
 
-impl BlockHeader {
-    /// The header for `payload`, chained to what was before it.
-    pub(super) fn chained(mut self, before: &Chain, payload: &[u8]) -> Self {
-        self.chain = chain(before, &self.encode(), payload);
-        self
-    }
-
-    pub(super) fn encode(&self) -> [u8; BLOCK_HEADER] {
-        let mut out = [0; BLOCK_HEADER];
-        let fields: [&[u8]; 7] = [
-            BLOCK_MAGIC,
-            &self.compressed.to_le_bytes(),
-            &self.raw.to_le_bytes(),
-            &self.count.to_le_bytes(),
-            &self.first_seq.to_le_bytes(),
-            &self.time_ns.to_le_bytes(),
-            &self.chain,
-        ];
-        let mut rest = &mut out[..];
-        for field in fields {
-            let (place, after) = rest.split_at_mut(field.len());
-            place.copy_from_slice(field);
-            rest = after;
-        }
-        out
-    }
-
-    pub(super) fn decode(bytes: &[u8; BLOCK_HEADER]) -> Option<Self> {
-        let (magic, rest) = bytes.split_first_chunk::<4>()?;
-        let (compressed, rest) = rest.split_first_chunk()?;
-        let (raw, rest) = rest.split_first_chunk()?;
-        let (count, rest) = rest.split_first_chunk()?;
-        let (first_seq, rest) = rest.split_first_chunk()?;
-        let (time_ns, rest) = rest.split_first_chunk()?;
-        let (chain, _) = rest.split_first_chunk()?;
-        let header = Self {
-            compressed: u32::from_le_bytes(*compressed),
-            raw: u32::from_le_bytes(*raw),
-            count: u32::from_le_bytes(*count),
-            first_seq: u64::from_le_bytes(*first_seq),
-            time_ns: u64::from_le_bytes(*time_ns),
-            chain: *chain,
-        };
-        (magic == BLOCK_MAGIC && header.raw <= RAW_BYTES_MAX).then_some(header)
-    }
-
-    /// Whether `payload` and this header are what was chained after `before`.
-    pub(super) fn is_chained(&self, before: &Chain, payload: &[u8]) -> bool {
-        chain(before, &self.encode(), payload) == self.chain
-    }
-}
-
-fn chain(before: &Chain, header: &[u8; BLOCK_HEADER], payload: &[u8]) -> Chain {
-    let mut context = digest::Context::new(&digest::SHA256);
-    context.update(before);
-    context.update(header.get(..CHAINED).unwrap_or_default());
-    context.update(payload);
-    let mut out = [0; 32];
-    out.copy_from_slice(context.finish().as_ref());
-    out
-}
-
 /// What a segment says of itself: the number of its first record, and the chain's value before that. `Ok(None)`
 /// is a file whose header is missing or not ours.
-pub(super) fn head<F: Content>(file: &F) -> io::Result<Option<(u64, Chain)>> {
+pub(super) fn head<F: Content>(file: &F) -> io::Result<Option<(u64, Hash)>> {
     let mut start = [0; SEGMENT_HEADER];
     if file.length()? < SEGMENT_HEADER as u64 {
         return Ok(None);
@@ -212,11 +123,11 @@ pub(super) fn scan<F: Content>(file: &F) -> io::Result<Option<Scanned>> {
         let Some(header) = BlockHeader::decode(&bytes) else {
             break;
         };
-        let end = good + BLOCK_HEADER as u64 + u64::from(header.compressed);
+        let end = good + BLOCK_HEADER as u64 + u64::from(header.stored);
         if end > length {
             break;
         }
-        reader.seek_relative(i64::from(header.compressed))?;
+        reader.seek_relative(i64::from(header.stored))?;
         blocks.push((good, header));
         good = end;
     }
@@ -308,7 +219,7 @@ struct Segment<F> {
     path: PathBuf,
     file: F,
     length: u64,
-    head: Option<(u64, Chain)>,
+    head: Option<(u64, Hash)>,
     blocks: Vec<(u64, BlockHeader)>,
 }
 
@@ -351,9 +262,9 @@ impl<F: Content> Segment<F> {
     fn is_whole(
         &self,
         (offset, header): &(u64, BlockHeader),
-        before: &Chain,
+        before: &Hash,
     ) -> Result<bool, JournalError> {
-        let mut payload = vec![0; header.compressed as usize];
+        let mut payload = vec![0; header.stored as usize];
         self.file
             .read_exact_at(&mut payload, offset + BLOCK_HEADER as u64)
             .map_err(io_error("reading", &self.path))?;
@@ -361,7 +272,7 @@ impl<F: Content> Segment<F> {
     }
 
     /// Whether it has a block at `index` that follows `before`.
-    fn has(&self, index: usize, before: &Chain) -> Result<bool, JournalError> {
+    fn has(&self, index: usize, before: &Hash) -> Result<bool, JournalError> {
         let block = self.blocks.get(index);
         block.map_or(Ok(false), |block| self.is_whole(block, before))
     }
@@ -471,7 +382,7 @@ impl Recovered {
             .checked_sub(1)
             .and_then(|last| segment.blocks.get(last));
         let good = last.map_or(SEGMENT_HEADER as u64, |(offset, header)| {
-            offset + BLOCK_HEADER as u64 + u64::from(header.compressed)
+            offset + BLOCK_HEADER as u64 + u64::from(header.stored)
         });
         let rest = segment.length.saturating_sub(good);
         if rest > 0 && next.is_some_and(|next| next != self.next_seq) {
@@ -555,95 +466,4 @@ impl Recovered {
         self.unsigned_blocks = unsigned;
         Ok(())
     }
-}
-
-/// The records of a block.
-///
-/// # Errors
-/// Where it doesn't hold what its header says; for people.
-pub(super) fn records(header: &BlockHeader, payload: &[u8]) -> Result<Vec<Record>, String> {
-    let mut records = Vec::new();
-    each(header, payload, |bytes| {
-        let record = glance::decode(bytes).map_err(unreadable)?;
-        let seq = record.seq;
-        records.push(record);
-        Ok(seq)
-    })?;
-    Ok(records)
-}
-
-/// How many records a block has, and those of them that aren't the content of sessions, which nearly all are.
-///
-/// # Errors
-/// As of [`records`], but for content that can't be read.
-pub(super) fn facts(header: &BlockHeader, payload: &[u8]) -> Result<(u64, Vec<Record>), String> {
-    let mut facts = Vec::new();
-    each(header, payload, |bytes| {
-        let (seq, is_content) = glance::peek(bytes).map_err(unreadable)?;
-        if !is_content {
-            facts.push(glance::decode(bytes).map_err(unreadable)?);
-        }
-        Ok(seq)
-    })?;
-    Ok((header.count.into(), facts))
-}
-
-/// Gives `take` each record of a block, which says what number it has.
-fn each(
-    header: &BlockHeader,
-    payload: &[u8],
-    mut take: impl FnMut(&[u8]) -> Result<u64, String>,
-) -> Result<(), String> {
-    let raw = zstd::bulk::decompress(payload, header.raw as usize)
-        .map_err(|error| format!("its content doesn't decompress: {error}"))?;
-    if raw.len() != header.raw as usize {
-        return Err("its content is shorter than its header says".to_owned());
-    }
-    let mut wanted = header.first_seq;
-    split(&raw, |bytes| {
-        let seq = take(bytes)?;
-        if seq != wanted {
-            return Err(format!("record {seq} stands where {wanted} belongs"));
-        }
-        wanted += 1;
-        Ok(())
-    })?;
-    let count = wanted - header.first_seq;
-    if count != u64::from(header.count) {
-        return Err(format!(
-            "it has {count} records, its header says {}",
-            header.count
-        ));
-    }
-    Ok(())
-}
-
-/// Records as they wait to be written: each behind its length.
-pub(super) fn parse(raw: &[u8]) -> Result<Vec<Record>, String> {
-    let mut records = Vec::new();
-    split(raw, |bytes| {
-        records.push(glance::decode(bytes).map_err(unreadable)?);
-        Ok(())
-    })?;
-    Ok(records)
-}
-
-fn split(raw: &[u8], mut take: impl FnMut(&[u8]) -> Result<(), String>) -> Result<(), String> {
-    let mut rest = raw;
-    while let Some((length, after)) = rest.split_first_chunk::<4>() {
-        let length = u32::from_le_bytes(*length) as usize;
-        let (bytes, after) = after
-            .split_at_checked(length)
-            .ok_or("a record in it is cut short")?;
-        take(bytes)?;
-        rest = after;
-    }
-    if !rest.is_empty() {
-        return Err("it ends with a part of a record".to_owned());
-    }
-    Ok(())
-}
-
-fn unreadable(error: postcard::Error) -> String {
-    format!("a record in it can't be read: {error}")
 }

@@ -7,9 +7,11 @@ use std::{io, path::PathBuf, sync::Arc};
 
 use super::{
     JournalError,
-    checkpoint::{Checkpoint, Key, Tree},
+    block::{BLOCK_HEADER, BlockHeader, Hash},
+    checkpoint::{Checkpoint, Key},
     disk::{Content, Disk},
-    segment::{self, BLOCK_HEADER, BlockHeader, Chain, Location, Recovered, SEGMENT_HEADER},
+    segment::{self, Location, Recovered, SEGMENT_HEADER},
+    tree::Tree,
 };
 
 /// A journal's files, for the one who adds to them.
@@ -17,7 +19,7 @@ pub(super) struct Store<D: Disk> {
     disk: D,
     directory: PathBuf,
     key: Arc<Key>,
-    chain: Chain,
+    chain: Hash,
     tree: Tree,
     next_seq: u64,
     open: Option<Open<D::File>>,
@@ -82,7 +84,8 @@ impl<D: Disk> Store<D> {
             first_seq: self.next_seq,
             ..header
         }
-        .chained(&self.chain, payload);
+        .chained(&self.chain, payload)
+        .ok_or(io::ErrorKind::InvalidInput)?;
         if let Some(open) = &self.open
             && open.length >= self.segment_bytes
         {

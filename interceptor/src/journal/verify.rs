@@ -15,12 +15,14 @@ use serde::Serialize;
 
 use super::{
     JournalError,
-    checkpoint::{Bad, Checkpoint, PublicKey, Tree},
+    block::{BLOCK_HEADER, BlockHeader, Hash},
+    checkpoint::{Bad, Checkpoint, PublicKey},
     disk::{Content, Disk, Local},
     io_error,
     reader::read_block,
     seal::{self, Sealed},
-    segment::{self, BLOCK_HEADER, BlockHeader, Chain, SEGMENT_HEADER},
+    segment::{self, SEGMENT_HEADER},
+    tree::Tree,
 };
 
 /// How far apart in time blocks may be that nothing vouches for yet: a daemon signs every second.
@@ -273,7 +275,7 @@ struct Segment<F> {
     number: u64,
     file: F,
     length: u64,
-    head: Option<(u64, Chain)>,
+    head: Option<(u64, Hash)>,
     /// What its header or its name has that it shouldn't.
     odd: Option<(Kind, u64, String)>,
     /// Another file is this segment.
@@ -375,7 +377,7 @@ impl<F: Content> Segment<F> {
             else {
                 continue;
             };
-            let end = at + BLOCK_HEADER + header.compressed as usize;
+            let end = at + BLOCK_HEADER + header.stored as usize;
             if header.first_seq <= next_seq || end > bytes.len() {
                 continue;
             }
@@ -385,7 +387,7 @@ impl<F: Content> Segment<F> {
                 Some(next) => BlockHeader::decode(next).is_some_and(|next| {
                     let payload = behind
                         .get(BLOCK_HEADER..)
-                        .and_then(|rest| rest.get(..next.compressed as usize));
+                        .and_then(|rest| rest.get(..next.stored as usize));
                     payload.is_some_and(|payload| next.is_chained(&header.chain, payload))
                 }),
             };
@@ -401,14 +403,14 @@ impl<F: Content> Segment<F> {
 struct Check<P, O> {
     report: Report,
     /// What the next block has to follow.
-    chain: Chain,
+    chain: Hash,
     next_seq: u64,
     /// Where what follows belongs.
     end: (String, u64),
     tree: Tree,
     /// Of how many blocks the root is asked for.
     wanted: BTreeSet<u64>,
-    roots: BTreeMap<u64, Chain>,
+    roots: BTreeMap<u64, Hash>,
     /// When each block was written.
     times: Vec<u64>,
     /// The block before couldn't say with which record the next begins.
@@ -468,7 +470,7 @@ impl<P: FnMut(u64, u64), O: FnMut(&Record)> Check<P, O> {
     }
 
     /// Whether the first block of `segment` follows `chain`.
-    fn is_next<F: Content>(&self, segment: &Segment<F>, chain: &Chain) -> bool {
+    fn is_next<F: Content>(&self, segment: &Segment<F>, chain: &Hash) -> bool {
         let first = read_block(&segment.file, SEGMENT_HEADER as u64);
         matches!(first, Ok(Some((header, payload))) if header.is_chained(chain, &payload))
     }
@@ -540,7 +542,7 @@ impl<P: FnMut(u64, u64), O: FnMut(&Record)> Check<P, O> {
         let (from, first) = (self.next_seq, header.first_seq);
         let next = first.saturating_add(u64::from(header.count));
         let is_chained = header.is_chained(&self.chain, payload);
-        let records = segment::facts(header, payload);
+        let records = header.facts(payload);
         let found = match &records {
             _ if is_chained && first != from && !self.is_adrift => Some((
                 Kind::Reordered,
@@ -581,7 +583,7 @@ impl<P: FnMut(u64, u64), O: FnMut(&Record)> Check<P, O> {
         self.push(header.chain, header.time_ns);
     }
 
-    fn push(&mut self, leaf: Chain, time_ns: u64) {
+    fn push(&mut self, leaf: Hash, time_ns: u64) {
         self.tree.push(&leaf);
         self.times.push(time_ns);
         self.report.blocks += 1;
@@ -711,7 +713,7 @@ impl<P: FnMut(u64, u64), O: FnMut(&Record)> Check<P, O> {
 }
 
 /// The chain value that stands in the block at `offset`, whatever the rest of it is.
-fn claimed<F: Content>(file: &F, offset: u64) -> std::io::Result<Chain> {
+fn claimed<F: Content>(file: &F, offset: u64) -> std::io::Result<Hash> {
     let mut chain = [0; 32];
     file.read_exact_at(&mut chain, offset + (BLOCK_HEADER - 32) as u64)?;
     Ok(chain)

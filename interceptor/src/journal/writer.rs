@@ -7,11 +7,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use interceptor_core::record::SessionId;
+use rustc_hash::FxHashMap;
+
 use super::{
-    BLOCK_BYTES, STALL, Shared, Stopped, Waiting,
+    BLOCK_BYTES, Progress, STALL, Shared, Stopped, Waiting,
+    block::{BlockHeader, Packer},
     disk::Disk,
     index,
-    segment::{BlockHeader, Location},
+    segment::Location,
     spill::Spill,
     store::Store,
 };
@@ -25,8 +29,8 @@ const RETRY: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 500 })
 const WATCH: Duration = Duration::from_millis(500);
 /// At least this often a checkpoint is signed, while records come.
 const CHECKPOINT: Duration = Duration::from_secs(1);
-/// zstd's fastest ordinary level.
-const LEVEL: i32 = 1;
+/// Sessions of which it is kept how many parts they have had; of others the index is asked.
+const NUMBERED_MAX: usize = 64 << 10;
 
 /// A block that is ready to be written.
 struct Block {
@@ -48,7 +52,9 @@ const ROOM_MAX: usize = 2 * BLOCK_BYTES;
 struct Writer<D: Disk> {
     shared: Arc<Shared>,
     store: Store<D>,
-    compressor: zstd::bulk::Compressor<'static>,
+    packer: Packer,
+    /// How many parts sessions that go on have had.
+    parts: FxHashMap<SessionId, u32>,
     room: Room,
     signed_at: Option<Instant>,
 }
@@ -57,7 +63,8 @@ pub(super) fn start<D: Disk>(shared: Arc<Shared>, store: Store<D>) -> io::Result
     let mut writer = Writer {
         shared,
         store,
-        compressor: zstd::bulk::Compressor::new(LEVEL)?,
+        packer: Packer::new()?,
+        parts: FxHashMap::default(),
         room: Room::default(),
         signed_at: None,
     };
@@ -178,18 +185,15 @@ impl<D: Disk> Writer<D> {
 
     fn block(&mut self, taken: Waiting) -> io::Result<Block> {
         let mut payload = std::mem::take(&mut self.room.payload);
-        payload.clear();
-        payload.reserve(zstd::zstd_safe::compress_bound(taken.bytes.len()));
-        self.compressor
-            .compress_to_buffer(&taken.bytes, &mut payload)?;
-        let too_large = |_| io::Error::other("a block is larger than 4 GiB");
+        let Self { packer, parts, .. } = self;
+        let nth = |session| match session {
+            Some(session) => number(parts, session, &taken.parts, &self.shared.index),
+            None => 0,
+        };
         let header = BlockHeader {
-            compressed: u32::try_from(payload.len()).map_err(too_large)?,
-            raw: u32::try_from(taken.bytes.len()).map_err(too_large)?,
-            count: taken.count,
             first_seq: self.store.next_seq(),
             time_ns: crate::clock::now().0,
-            chain: [0; 32],
+            ..packer.pack(&taken.bytes, nth, &mut payload)?
         };
         Ok(Block {
             header,
@@ -247,12 +251,17 @@ impl<D: Disk> Writer<D> {
             *lock(&self.shared.spare) = Some(spill);
         }
         let durable = self.store.next_seq() - 1;
+        self.answered(|progress| progress.durable = durable);
+    }
+
+    /// The disk has done what it was asked for: records are taken, if they weren't.
+    fn answered(&self, learn: impl FnOnce(&mut Progress)) {
         let mut waiting = lock(&self.shared.waiting);
         waiting.stopped = None;
         waiting.since = None;
         drop(waiting);
         self.shared.progress.send_modify(|progress| {
-            progress.durable = durable;
+            learn(progress);
             progress.stopped = None;
         });
     }
@@ -271,10 +280,52 @@ impl<D: Disk> Writer<D> {
     }
 
     fn checkpoint(&mut self) {
+        // Nothing is written meanwhile, so a disk that takes its time over this is too slow for records too.
+        let mut waiting = lock(&self.shared.waiting);
+        waiting.since = Some(Instant::now());
+        let had_stopped = waiting.stopped.is_some();
+        drop(waiting);
         let signed = self.store.sign();
         self.signed_at = Some(Instant::now());
-        if let Err(error) = signed {
+        if let Err(error) = &signed {
             tracing::error!(%error, "a checkpoint can't be written");
         }
+        let last = self.store.next_seq() - 1;
+        let learn = |progress: &mut Progress| {
+            if signed.is_ok() {
+                progress.signed = last;
+            }
+        };
+        if had_stopped {
+            // Over records that couldn't be written, which this says nothing about.
+            lock(&self.shared.waiting).since = None;
+            self.shared.progress.send_modify(learn);
+        } else {
+            self.answered(learn);
+        }
     }
+}
+
+/// How many parts `session` has had before the one that `said` is about.
+fn number(
+    numbers: &mut FxHashMap<SessionId, u32>,
+    session: SessionId,
+    said: &index::Parts,
+    index: &index::Index,
+) -> u32 {
+    let part = said.get(&session);
+    let before = numbers.remove(&session).unwrap_or_else(|| {
+        // One that begins has had none; of one that an earlier daemon has seen, or that was over, the index knows.
+        match part.is_some_and(|part| part.started.is_some()) {
+            true => 0,
+            false => u32::try_from(index.blocks_of(session).len()).unwrap_or(u32::MAX),
+        }
+    });
+    if part.is_none_or(|part| part.ended.is_none()) {
+        if numbers.len() >= NUMBERED_MAX {
+            numbers.clear();
+        }
+        numbers.insert(session, before.saturating_add(1));
+    }
+    before
 }

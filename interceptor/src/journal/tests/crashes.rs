@@ -15,9 +15,10 @@ use interceptor_core::record::{Event, Record, SessionId, Timestamp};
 
 use super::{
     super::{
-        Waiting, checkpoint,
+        Waiting,
+        block::{BlockHeader, Packer},
+        checkpoint,
         disk::Disk,
-        segment::BlockHeader,
         store::Store,
         verify::{Kept, verify_on},
     },
@@ -45,7 +46,7 @@ pub(super) struct Life {
     disk: Memory,
     random: Random,
     told: Told,
-    compressor: zstd::bulk::Compressor<'static>,
+    packer: Packer,
     segment_bytes: u64,
     count: u64,
     crashes: u64,
@@ -85,7 +86,7 @@ impl Life {
             segment_bytes: [300, 2_000, 64 << 20][random.below(3)],
             random,
             told: Told::default(),
-            compressor: zstd::bulk::Compressor::new(1).unwrap(),
+            packer: Packer::new().unwrap(),
             count: 0,
             crashes: 0,
         }
@@ -161,10 +162,12 @@ impl Life {
                 .map(|_| format!("{:016x}", self.random.next()))
                 .collect();
             let text = format!("{} of {}: {noise}", self.count, self.seed);
+            // Several sessions, and what is of none.
+            let session = self.random.below(4) as u64;
             let record = Record {
                 seq: waiting.next_seq,
                 time: Timestamp(1),
-                session: Some(SessionId(1)),
+                session: session.checked_sub(1).map(SessionId),
                 agent: Arc::from("agent"),
                 event: notice(&text),
             };
@@ -172,14 +175,12 @@ impl Life {
             waiting.take(&record).unwrap();
         }
         self.told.asked.extend(texts.iter().cloned());
-        let payload = self.compressor.compress(&waiting.bytes).unwrap();
+        let mut payload = Vec::new();
+        let packed = self.packer.pack(&waiting.bytes, |_| 0, &mut payload);
         let header = BlockHeader {
-            compressed: payload.len() as u32,
-            raw: waiting.bytes.len() as u32,
-            count: waiting.count,
             first_seq: next_seq,
             time_ns: self.count,
-            chain: [0; 32],
+            ..packed.unwrap()
         };
         Block {
             header,

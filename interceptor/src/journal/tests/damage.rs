@@ -13,11 +13,14 @@ use interceptor_core::record::SessionId;
 
 use super::{
     super::{
-        Journal, checkpoint,
-        checkpoint::{Checkpoint, Tree},
+        Journal,
+        block::BLOCK_HEADER,
+        checkpoint,
+        checkpoint::Checkpoint,
         disk::{Content, Disk},
-        segment::{self, BLOCK_HEADER, SEGMENT_HEADER},
+        segment::{self, SEGMENT_HEADER},
         store::Store,
+        tree::Tree,
         verify::{Kept, Kind, Problem, verify, verify_on},
     },
     append, crashes, durable, folder,
@@ -103,7 +106,7 @@ impl Sound {
                 blocks.push(Place {
                     file: path.file_name().unwrap().to_str().unwrap().to_owned(),
                     start: start as usize,
-                    end: start as usize + BLOCK_HEADER + header.compressed as usize,
+                    end: start as usize + BLOCK_HEADER + header.stored as usize,
                     first: header.first_seq,
                 });
             }

@@ -5,6 +5,7 @@ mod crashes;
 mod damage;
 mod killed;
 mod memory;
+mod proved;
 mod stopping;
 
 use std::{
@@ -19,8 +20,8 @@ use interceptor_core::record::{Event, Record, SessionEnd, SessionId, SessionStar
 use tempfile::TempDir;
 
 use super::{
-    Fed, Filter, Inlet, Journal, JournalError, Kept, Outlet, Reader, Wanted, export_jsonl, segment,
-    verify,
+    Fed, Filter, Inlet, Journal, JournalError, Kept, Outlet, Reader, Wanted, block, export_jsonl,
+    segment, verify,
 };
 
 fn folder() -> TempDir {
@@ -29,6 +30,36 @@ fn folder() -> TempDir {
 
 fn notice(text: &str) -> Event {
     Event::notice("test", [("text", text.to_owned())])
+}
+
+/// The start of a session.
+fn started() -> Event {
+    let origin = Arc::new(Origin {
+        agent: Arc::new(Agent {
+            name: "agent".into(),
+            labels: [("team".into(), "data".into())].into(),
+        }),
+        process: Process {
+            pid: 7,
+            ..Process::default()
+        },
+        destination: Destination::Ip("192.0.2.1:5432".parse().unwrap()),
+        names: Vec::new(),
+    });
+    Event::SessionStart(SessionStart {
+        origin,
+        client: "127.0.0.1:1".parse().ok(),
+    })
+}
+
+/// The end of one.
+fn ended() -> Event {
+    Event::SessionEnd(SessionEnd {
+        reason: "finished".into(),
+        operations: 4,
+        bytes_from_client: 1,
+        bytes_from_upstream: 2,
+    })
 }
 
 fn append(journal: &Journal, session: u64, text: &str) -> u64 {
@@ -296,7 +327,7 @@ fn what_contradicts_a_signature_is_left_as_it_is_and_never_signed_again() {
         fs::read(segment::path(other.path(), 1)).unwrap()
     };
     let mut changed = whole.clone();
-    changed[last as usize + segment::BLOCK_HEADER + 3] ^= 1;
+    changed[last as usize + block::BLOCK_HEADER + 3] ^= 1;
     let attacks: [(&str, &dyn Fn()); 7] = [
         ("only 2 whole ones", &|| {
             fs::write(&path, &whole[..last as usize]).unwrap();
@@ -341,45 +372,13 @@ fn what_contradicts_a_signature_is_left_as_it_is_and_never_signed_again() {
 fn a_missing_or_broken_index_is_rebuilt() {
     let folder = folder();
     let journal = Journal::open(folder.path()).unwrap();
-    let origin = Arc::new(Origin {
-        agent: Arc::new(Agent {
-            name: "agent".into(),
-            labels: [("team".into(), "data".into())].into(),
-        }),
-        process: Process {
-            pid: 7,
-            ..Process::default()
-        },
-        destination: Destination::Ip("192.0.2.1:5432".parse().unwrap()),
-        names: Vec::new(),
-    });
-    let start = SessionStart {
-        origin,
-        client: "127.0.0.1:1".parse().ok(),
-    };
     let agent: Arc<str> = Arc::from("agent");
     journal
-        .append(
-            Some(SessionId(9)),
-            &agent,
-            Timestamp(5),
-            [Event::SessionStart(start)],
-        )
+        .append(Some(SessionId(9)), &agent, Timestamp(5), [started()])
         .unwrap();
     append(&journal, 9, "in between");
-    let end = SessionEnd {
-        reason: "finished".into(),
-        operations: 4,
-        bytes_from_client: 1,
-        bytes_from_upstream: 2,
-    };
     let seq = journal
-        .append(
-            Some(SessionId(9)),
-            &agent,
-            Timestamp(6),
-            [Event::SessionEnd(end)],
-        )
+        .append(Some(SessionId(9)), &agent, Timestamp(6), [ended()])
         .unwrap();
     durable(&journal, seq);
     journal.close();

@@ -1,0 +1,682 @@
+//! Blocks: what is written to a segment at once. Bytes in, records out; no file is known here.
+//!
+//! A block is a header of fixed size and its parts, one for each session that it has records of. A part says whose
+//! it is and the how manieth of its session, and holds that session's records as one zstd frame, so that it can be
+//! read, shown to somebody and held to what was signed without the other sessions beside it.
+//!
+//! The header's last field chains the block to the one before it: it is the SHA-256 of that one's, the rest of the
+//! header and the SHA-256 of every part. No byte of the journal can change, go or move without it.
+
+use std::io;
+
+use aws_lc_rs::digest;
+use interceptor_core::record::{Record, SessionId};
+use rustc_hash::FxHashMap;
+
+use super::{LENGTH_BYTES, glance};
+
+/// First bytes of a block.
+const MAGIC: &[u8; 4] = b"BLK2";
+/// Magic, bytes stored behind the header, parts, records, first record, time, chain value.
+pub(super) const BLOCK_HEADER: usize = 4 + 4 + 4 + 4 + 8 + 8 + 32;
+/// The header's bytes that the chain covers as they are: all but the chain value itself.
+const CHAINED: usize = BLOCK_HEADER - 32;
+/// Form, session, its how manieth part, records, bytes before compression, bytes stored.
+const PART_HEADER: usize = 1 + 8 + 4 + 4 + 4 + 4;
+
+/// Form of a part of no session.
+const HOST: u8 = 0;
+/// Form of a part of a session.
+const SESSION: u8 = 1;
+
+/// Largest block that is read back, in bytes before compression: the writer takes up to 32 MiB of
+/// waiting records at once, and one record may be as large as the largest message.
+const RAW_BYTES_MAX: u64 = 512 << 20;
+/// zstd's fastest ordinary level.
+const LEVEL: i32 = 1;
+
+/// A SHA-256: the chain's value after a block, or what a part is.
+pub(super) type Hash = [u8; 32];
+
+/// A block's header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct BlockHeader {
+    /// Bytes of its parts.
+    pub(super) stored: u32,
+    pub(super) parts: u32,
+    pub(super) count: u32,
+    pub(super) first_seq: u64,
+    pub(super) time_ns: u64,
+    pub(super) chain: Hash,
+}
+
+/// What a block has of one session.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Part<'a> {
+    /// `None` is what is of no session.
+    pub(super) session: Option<SessionId>,
+    /// How many parts its session had before it.
+    pub(super) nth: u32,
+    pub(super) count: u32,
+    raw: u32,
+    /// All of it, as it stands in the block.
+    pub(super) bytes: &'a [u8],
+}
+
+impl BlockHeader {
+    /// The header for `stored`, chained to what was before it; `None` where that isn't a block's parts.
+    pub(super) fn chained(mut self, before: &Hash, stored: &[u8]) -> Option<Self> {
+        let parts = self.parts(stored).ok()?;
+        self.chain = self.link(before, parts.iter().map(Part::hash));
+        Some(self)
+    }
+
+    /// Whether `stored` and this header are what was chained after `before`.
+    pub(super) fn is_chained(&self, before: &Hash, stored: &[u8]) -> bool {
+        let chained = self.chained(before, stored);
+        chained.is_some_and(|chained| chained.chain == self.chain)
+    }
+
+    /// The chain's value after a block with this header and such `parts`, behind `before`.
+    pub(super) fn link(&self, before: &Hash, parts: impl IntoIterator<Item = Hash>) -> Hash {
+        let mut context = digest::Context::new(&digest::SHA256);
+        context.update(before);
+        context.update(self.encode().get(..CHAINED).unwrap_or_default());
+        for part in parts {
+            context.update(&part);
+        }
+        finish(context)
+    }
+
+    pub(super) fn encode(&self) -> [u8; BLOCK_HEADER] {
+        let mut out = [0; BLOCK_HEADER];
+        put(
+            &mut out,
+            &[
+                MAGIC,
+                &self.stored.to_le_bytes(),
+                &self.parts.to_le_bytes(),
+                &self.count.to_le_bytes(),
+                &self.first_seq.to_le_bytes(),
+                &self.time_ns.to_le_bytes(),
+                &self.chain,
+            ],
+        );
+        out
+    }
+
+    pub(super) fn decode(bytes: &[u8; BLOCK_HEADER]) -> Option<Self> {
+        let (magic, rest) = bytes.split_first_chunk::<4>()?;
+        let (stored, rest) = rest.split_first_chunk()?;
+        let (parts, rest) = rest.split_first_chunk()?;
+        let (count, rest) = rest.split_first_chunk()?;
+        let (first_seq, rest) = rest.split_first_chunk()?;
+        let (time_ns, rest) = rest.split_first_chunk()?;
+        let (chain, _) = rest.split_first_chunk()?;
+        let header = Self {
+            stored: u32::from_le_bytes(*stored),
+            parts: u32::from_le_bytes(*parts),
+            count: u32::from_le_bytes(*count),
+            first_seq: u64::from_le_bytes(*first_seq),
+            time_ns: u64::from_le_bytes(*time_ns),
+            chain: *chain,
+        };
+        (magic == MAGIC).then_some(header)
+    }
+
+    /// The parts that `stored` consists of.
+    ///
+    /// # Errors
+    /// Where it isn't what this header says; for people.
+    pub(super) fn parts<'a>(&self, stored: &'a [u8]) -> Result<Vec<Part<'a>>, &'static str> {
+        let mut parts = Vec::new();
+        let mut rest = stored;
+        while !rest.is_empty() {
+            let (part, after) = Part::split(rest).ok_or("a part of it is none, or cut short")?;
+            parts.push(part);
+            rest = after;
+        }
+        let sum = |of: fn(&Part<'_>) -> u32| parts.iter().map(|part| u64::from(of(part))).sum();
+        let raw: u64 = sum(|part| part.raw);
+        let count: u64 = sum(|part| part.count);
+        if stored.len() != self.stored as usize || parts.len() != self.parts as usize {
+            return Err("it has other parts than its header says");
+        }
+        if count != u64::from(self.count) {
+            return Err("its parts have more or fewer records than its header says");
+        }
+        // Whoever reads it makes room for so many.
+        if raw > RAW_BYTES_MAX || count * LENGTH_BYTES as u64 > raw {
+            return Err("its parts say that they are of a size that none is of");
+        }
+        Ok(parts)
+    }
+
+    /// The records in `stored`, in order.
+    ///
+    /// # Errors
+    /// Where it doesn't hold what this header says; for people.
+    pub(super) fn records(&self, stored: &[u8]) -> Result<Vec<Record>, String> {
+        let mut records = Vec::with_capacity(self.count as usize);
+        self.each(stored, |bytes| {
+            records.push(glance::decode(bytes).map_err(unreadable)?);
+            Ok(())
+        })?;
+        // Sessions stand side by side, and have spoken in turns.
+        records.sort_by_key(|record| record.seq);
+        Ok(records)
+    }
+
+    /// How many records `stored` has, and those of them that aren't the content of sessions, which nearly all are.
+    ///
+    /// # Errors
+    /// As of [`BlockHeader::records`], but for content that can't be read.
+    pub(super) fn facts(&self, stored: &[u8]) -> Result<(u64, Vec<Record>), String> {
+        let mut facts = Vec::new();
+        self.each(stored, |bytes| {
+            if !glance::peek(bytes).map_err(unreadable)?.is_content {
+                facts.push(glance::decode(bytes).map_err(unreadable)?);
+            }
+            Ok(())
+        })?;
+        facts.sort_by_key(|record| record.seq);
+        Ok((self.count.into(), facts))
+    }
+
+    /// Gives `take` each record in `stored`, part by part, once it is known to stand where it belongs.
+    fn each(
+        &self,
+        stored: &[u8],
+        mut take: impl FnMut(&[u8]) -> Result<(), String>,
+    ) -> Result<(), String> {
+        let parts = self.parts(stored)?;
+        let mut numbers = Numbers::new(self, parts.len());
+        for part in parts {
+            part.each(|bytes, seq| {
+                numbers.take(seq)?;
+                take(bytes)
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// Which of a block's numbers were seen. So many different ones as there are have to be all of them.
+struct Numbers {
+    first: u64,
+    end: u64,
+    /// The next one, where they come in order.
+    next: u64,
+    /// Those that were, where several parts share them.
+    seen: Option<Vec<bool>>,
+}
+
+impl Numbers {
+    fn new(header: &BlockHeader, parts: usize) -> Self {
+        Self {
+            first: header.first_seq,
+            end: header.first_seq.saturating_add(header.count.into()),
+            next: header.first_seq,
+            seen: (parts > 1).then(|| vec![false; header.count as usize]),
+        }
+    }
+
+    fn take(&mut self, seq: u64) -> Result<(), String> {
+        let Some(seen) = &mut self.seen else {
+            if seq != self.next {
+                return Err(format!("record {seq} stands where {} belongs", self.next));
+            }
+            self.next += 1;
+            return Ok(());
+        };
+        let place = seq.checked_sub(self.first).map(usize::try_from);
+        match place
+            .and_then(Result::ok)
+            .and_then(|place| seen.get_mut(place))
+        {
+            None => Err(format!(
+                "record {seq} stands where those from {} to {} belong",
+                self.first,
+                self.end.saturating_sub(1)
+            )),
+            Some(true) => Err(format!("record {seq} is in it twice")),
+            Some(seen) => {
+                *seen = true;
+                Ok(())
+            }
+        }
+    }
+}
+
+impl<'a> Part<'a> {
+    /// The part that `bytes` begin with, and what is behind it.
+    fn split(bytes: &'a [u8]) -> Option<(Self, &'a [u8])> {
+        let (form, rest) = bytes.split_first()?;
+        let (session, rest) = rest.split_first_chunk()?;
+        let (nth, rest) = rest.split_first_chunk()?;
+        let (count, rest) = rest.split_first_chunk()?;
+        let (raw, rest) = rest.split_first_chunk()?;
+        let (stored, _) = rest.split_first_chunk()?;
+        let length = PART_HEADER.checked_add(u32::from_le_bytes(*stored) as usize)?;
+        let (bytes, after) = bytes.split_at_checked(length)?;
+        let part = Self {
+            session: match (*form, u64::from_le_bytes(*session)) {
+                (HOST, 0) => None,
+                (SESSION, session) => Some(SessionId(session)),
+                _ => return None,
+            },
+            nth: u32::from_le_bytes(*nth),
+            count: u32::from_le_bytes(*count),
+            raw: u32::from_le_bytes(*raw),
+            bytes,
+        };
+        Some((part, after))
+    }
+
+    /// The part that `bytes` are.
+    pub(super) fn read(bytes: &'a [u8]) -> Option<Self> {
+        let (part, after) = Self::split(bytes)?;
+        let is_sound = u64::from(part.raw) <= RAW_BYTES_MAX
+            && u64::from(part.count) * LENGTH_BYTES as u64 <= u64::from(part.raw);
+        (after.is_empty() && is_sound).then_some(part)
+    }
+
+    /// What stands for it in the block's chain value.
+    pub(super) fn hash(&self) -> Hash {
+        sha256(&[self.bytes])
+    }
+
+    /// Its records, in order.
+    ///
+    /// # Errors
+    /// Where it doesn't hold what it says; for people.
+    pub(super) fn records(&self) -> Result<Vec<Record>, String> {
+        let mut records = Vec::with_capacity(self.count as usize);
+        self.each(|bytes, _| {
+            records.push(glance::decode(bytes).map_err(unreadable)?);
+            Ok(())
+        })?;
+        Ok(records)
+    }
+
+    /// Gives `take` each record and its number.
+    fn each(&self, mut take: impl FnMut(&[u8], u64) -> Result<(), String>) -> Result<(), String> {
+        let frame = self.bytes.get(PART_HEADER..).unwrap_or_default();
+        let raw = zstd::bulk::decompress(frame, self.raw as usize)
+            .map_err(|error| format!("its content doesn't decompress: {error}"))?;
+        if raw.len() != self.raw as usize {
+            return Err("its content is shorter than its header says".to_owned());
+        }
+        let (mut count, mut last) = (0_u32, None);
+        split(&raw, |bytes| {
+            let seen = glance::peek(bytes).map_err(unreadable)?;
+            if seen.session != self.session {
+                return Err(format!("record {} is of another session", seen.seq));
+            }
+            if last.is_some_and(|last| seen.seq <= last) {
+                return Err(format!("record {} stands too late", seen.seq));
+            }
+            last = Some(seen.seq);
+            count += 1;
+            take(bytes, seen.seq)
+        })?;
+        if count != self.count {
+            return Err(format!(
+                "it has {count} records, its header says {}",
+                self.count
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Makes blocks of records.
+pub(super) struct Packer {
+    compressor: zstd::bulk::Compressor<'static>,
+    /// A session's records, brought together.
+    gathered: Vec<u8>,
+}
+
+/// Room for a session's records that is kept from block to block, in bytes.
+const GATHERED_MAX: usize = 4 << 20;
+
+/// Where a session's records are among all.
+struct Share {
+    session: Option<SessionId>,
+    count: u32,
+    /// From where to where; what follows one another is one.
+    ranges: Vec<(usize, usize)>,
+}
+
+impl Packer {
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self {
+            compressor: zstd::bulk::Compressor::new(LEVEL)?,
+            gathered: Vec::new(),
+        })
+    }
+
+    /// Packs `records`, each behind its length, into `stored`, and gives the header that only lacks its place in
+    /// the journal. `nth` says how many parts a session has had.
+    ///
+    /// # Errors
+    /// Where they are no records, or too much.
+    pub(super) fn pack(
+        &mut self,
+        records: &[u8],
+        mut nth: impl FnMut(Option<SessionId>) -> u32,
+        stored: &mut Vec<u8>,
+    ) -> io::Result<BlockHeader> {
+        stored.clear();
+        let shares = shares(records).map_err(io::Error::other)?;
+        let mut count = 0;
+        for share in &shares {
+            self.part(records, share, nth(share.session), stored)?;
+            count += share.count;
+        }
+        Ok(BlockHeader {
+            stored: fitting(stored.len())?,
+            parts: fitting(shares.len())?,
+            count,
+            first_seq: 0,
+            time_ns: 0,
+            chain: [0; 32],
+        })
+    }
+
+    fn part(
+        &mut self,
+        records: &[u8],
+        share: &Share,
+        nth: u32,
+        stored: &mut Vec<u8>,
+    ) -> io::Result<()> {
+        let of = |&(start, end): &(usize, usize)| records.get(start..end).unwrap_or_default();
+        let raw = match &*share.ranges {
+            [one] => of(one),
+            several => {
+                self.gathered.clear();
+                for range in several {
+                    self.gathered.extend_from_slice(of(range));
+                }
+                &*self.gathered
+            }
+        };
+        let start = stored.len();
+        let frame = start + PART_HEADER;
+        stored.resize(frame + zstd::zstd_safe::compress_bound(raw.len()), 0);
+        let room = stored.get_mut(frame..).unwrap_or_default();
+        let length = self.compressor.compress_to_buffer(raw, room)?;
+        stored.truncate(frame + length);
+        let head = stored.get_mut(start..frame).unwrap_or_default();
+        put(
+            head,
+            &[
+                &[if share.session.is_some() {
+                    SESSION
+                } else {
+                    HOST
+                }],
+                &share.session.map_or(0, |session| session.0).to_le_bytes(),
+                &nth.to_le_bytes(),
+                &share.count.to_le_bytes(),
+                &fitting(raw.len())?.to_le_bytes(),
+                &fitting(length)?.to_le_bytes(),
+            ],
+        );
+        self.gathered.clear();
+        self.gathered.shrink_to(GATHERED_MAX);
+        Ok(())
+    }
+}
+
+/// Whose each of `records` is: a share a session, in the order in which they begin.
+fn shares(records: &[u8]) -> Result<Vec<Share>, String> {
+    let mut shares: Vec<Share> = Vec::new();
+    let mut known = FxHashMap::default();
+    let mut latest = 0;
+    let mut start = 0;
+    split(records, |bytes| {
+        let end = start + LENGTH_BYTES + bytes.len();
+        let session = glance::peek(bytes).map_err(unreadable)?.session;
+        if shares
+            .get(latest)
+            .is_none_or(|share| share.session != session)
+        {
+            latest = *known.entry(session).or_insert(shares.len());
+        }
+        if latest == shares.len() {
+            shares.push(Share {
+                session,
+                count: 0,
+                ranges: Vec::new(),
+            });
+        }
+        if let Some(share) = shares.get_mut(latest) {
+            share.count += 1;
+            match share.ranges.last_mut() {
+                Some((_, before)) if *before == start => *before = end,
+                _ => share.ranges.push((start, end)),
+            }
+        }
+        start = end;
+        Ok(())
+    })?;
+    Ok(shares)
+}
+
+/// Records as they wait to be written: each behind its length.
+pub(super) fn parse(raw: &[u8]) -> Result<Vec<Record>, String> {
+    let mut records = Vec::new();
+    split(raw, |bytes| {
+        records.push(glance::decode(bytes).map_err(unreadable)?);
+        Ok(())
+    })?;
+    Ok(records)
+}
+
+fn split(raw: &[u8], mut take: impl FnMut(&[u8]) -> Result<(), String>) -> Result<(), String> {
+    let mut rest = raw;
+    while let Some((length, after)) = rest.split_first_chunk::<LENGTH_BYTES>() {
+        let length = u32::from_le_bytes(*length) as usize;
+        let (bytes, after) = after
+            .split_at_checked(length)
+            .ok_or("a record in it is cut short")?;
+        take(bytes)?;
+        rest = after;
+    }
+    if !rest.is_empty() {
+        return Err("it ends with a part of a record".to_owned());
+    }
+    Ok(())
+}
+
+fn unreadable(error: postcard::Error) -> String {
+    format!("a record in it can't be read: {error}")
+}
+
+fn fitting(length: usize) -> io::Result<u32> {
+    u32::try_from(length).map_err(|_| io::Error::other("a block is larger than 4 GiB"))
+}
+
+/// Puts `fields` one behind the other at the beginning of `out`.
+fn put(out: &mut [u8], fields: &[&[u8]]) {
+    let mut rest = out;
+    for field in fields {
+        let Some((place, after)) = rest.split_at_mut_checked(field.len()) else {
+            return;
+        };
+        place.copy_from_slice(field);
+        rest = after;
+    }
+}
+
+pub(super) fn sha256(parts: &[&[u8]]) -> Hash {
+    let mut context = digest::Context::new(&digest::SHA256);
+    for part in parts {
+        context.update(part);
+    }
+    finish(context)
+}
+
+fn finish(context: digest::Context) -> Hash {
+    let mut out = [0; 32];
+    out.copy_from_slice(context.finish().as_ref());
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use interceptor_core::record::{Event, Timestamp};
+
+    use super::*;
+    use crate::journal::Waiting;
+
+    fn record(seq: u64, session: u64) -> Record {
+        Record {
+            seq,
+            time: Timestamp(seq),
+            session: session.checked_sub(1).map(SessionId),
+            agent: Arc::from("agent"),
+            event: Event::notice("test", [("number", seq.to_string())]),
+        }
+    }
+
+    /// A block of records from 11 on, of these sessions.
+    fn packed(sessions: &[u64]) -> (BlockHeader, Vec<u8>, Vec<Record>) {
+        let mut waiting = Waiting::default();
+        let records: Vec<Record> = (11..)
+            .zip(sessions)
+            .map(|(seq, of)| record(seq, *of))
+            .collect();
+        for record in &records {
+            waiting.take(record).unwrap();
+        }
+        let mut stored = b"of another block".to_vec();
+        let nth =
+            |session: Option<SessionId>| session.map_or(0, |session| session.0 as u32 * 10 + 7);
+        let header = Packer::new()
+            .unwrap()
+            .pack(&waiting.bytes, nth, &mut stored)
+            .unwrap();
+        let header = BlockHeader {
+            first_seq: 11,
+            ..header
+        };
+        (header.chained(&[7; 32], &stored).unwrap(), stored, records)
+    }
+
+    #[test]
+    fn a_block_has_a_part_a_session() {
+        for sessions in [&[][..], &[3], &[3, 3, 3], &[2, 3, 3, 0, 2, 0, 5, 3]] {
+            let (header, stored, records) = packed(sessions);
+            assert_eq!(BlockHeader::decode(&header.encode()), Some(header));
+            assert!(header.is_chained(&[7; 32], &stored));
+            assert!(!header.is_chained(&[8; 32], &stored));
+            assert_eq!(header.records(&stored).unwrap(), records);
+            assert_eq!(
+                header.facts(&stored).unwrap(),
+                (records.len() as u64, records.clone())
+            );
+            let parts = header.parts(&stored).unwrap();
+            for part in &parts {
+                let own: Vec<Record> = records
+                    .iter()
+                    .filter(|record| record.session == part.session)
+                    .cloned()
+                    .collect();
+                assert_eq!(part.records().unwrap(), own);
+                assert_eq!(part.count as usize, own.len());
+                assert_eq!(
+                    u64::from(part.nth),
+                    part.session.map_or(0, |session| session.0 * 10 + 7)
+                );
+                let alone = Part::read(part.bytes).unwrap();
+                assert_eq!(alone.records().unwrap(), own);
+            }
+            // What stands for the parts is all that is needed of them.
+            let hashes = parts.iter().map(Part::hash);
+            assert_eq!(header.link(&[7; 32], hashes), header.chain);
+        }
+    }
+
+    #[test]
+    fn every_byte_counts() {
+        let (header, stored, _) = packed(&[2, 3, 0, 2, 5]);
+        for at in 0..stored.len() {
+            for length in [stored.len(), at] {
+                let mut changed = stored[..length].to_vec();
+                if let Some(byte) = changed.get_mut(at) {
+                    *byte ^= 1;
+                }
+                assert!(!header.is_chained(&[7; 32], &changed), "byte {at}");
+                // Whatever it is read as, nothing breaks.
+                let _ = header.records(&changed);
+                let _ = header.facts(&changed);
+            }
+        }
+        let encoded = header.encode();
+        for at in 0..BLOCK_HEADER {
+            let mut changed = encoded;
+            changed[at] ^= 1;
+            let changed = BlockHeader::decode(&changed);
+            assert!(
+                changed.is_none_or(|changed| !changed.is_chained(&[7; 32], &stored)),
+                "byte {at}"
+            );
+        }
+    }
+
+    #[test]
+    fn blocks_that_lie_are_refused() {
+        let (header, stored, _) = packed(&[2, 3]);
+        let said = |header: BlockHeader, stored: &[u8]| header.records(stored).unwrap_err();
+        let other = |first_seq| BlockHeader {
+            first_seq,
+            ..header
+        };
+        assert_eq!(
+            said(other(12), &stored),
+            "record 11 stands where those from 12 to 13 belong"
+        );
+        assert_eq!(
+            said(other(10), &stored),
+            "record 12 stands where those from 10 to 11 belong"
+        );
+        let (single, alone, _) = packed(&[2, 2]);
+        let single = BlockHeader {
+            first_seq: 12,
+            ..single
+        };
+        assert_eq!(said(single, &alone), "record 11 stands where 12 belongs");
+        // A part that says that it is another session's.
+        let mut stolen = stored.clone();
+        stolen[1] = 9;
+        assert_eq!(said(header, &stolen), "record 11 is of another session");
+        // The same part twice.
+        let first = header.parts(&stored).unwrap()[0].bytes;
+        let twice = [first, first].concat();
+        let doubled = BlockHeader {
+            stored: twice.len() as u32,
+            ..header
+        };
+        assert_eq!(said(doubled, &twice), "record 11 is in it twice");
+        // Sizes that nothing has.
+        for (at, what) in [
+            (0, "none"),
+            (13, "more or fewer"),
+            (17, "of a size"),
+            (21, "cut short"),
+        ] {
+            let mut huge = stored.clone();
+            huge[at..at + 4].copy_from_slice(&[0xFF; 4]);
+            assert!(
+                said(header, &huge).contains(what),
+                "{}",
+                said(header, &huge)
+            );
+        }
+    }
+}
