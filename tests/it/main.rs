@@ -23,6 +23,7 @@ mod dns;
 mod docker;
 mod doctor;
 mod engines;
+mod evidence;
 mod exports;
 mod fuzz_seeds;
 mod hostile;

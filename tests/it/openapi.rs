@@ -434,6 +434,8 @@ fn everything_that_is_answered_is_documented() {
             "/v1/export",
             "/v1/export?agent=shopper&since=2026-01-01T00:00:00Z",
             "/v1/export?context=true&wire=true",
+            "/v1/evidence",
+            "/v1/evidence?agent=shopper&since=2026-01-01T00:00:00Z",
             "/v1/policy",
             "/v1/policy/observed?agent=reader",
         ] {
@@ -457,6 +459,7 @@ fn everything_that_is_answered_is_documented() {
         (By::Socket, "/v1/approvals/xyz", 400),
         (By::Socket, "/v1/approvals?ended=perhaps", 400),
         (By::Token, "/v1/export?since=yesterday", 400),
+        (By::Token, "/v1/evidence?context=true", 400),
         (By::Token, "/v1/sessions?oops=1", 400),
         (By::Socket, &format!("/v1/approvals/{missing}"), 404),
         (By::Token, &format!("/v1/sessions/{missing}"), 404),

@@ -32,7 +32,7 @@ const ENGINES: [&str; 2] = ["docker.io", "python3-docker"];
 /// Asked by Debian's packages whether they may start services; a script that says no.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 
-const PACKAGES: [&str; 24] = [
+const PACKAGES: [&str; 25] = [
     // C for libpg_query, aws-lc and zstd, and libclang for bindgen.
     "build-essential",
     "clang",
@@ -62,6 +62,8 @@ const PACKAGES: [&str; 24] = [
     // What exports are opened with.
     "tshark",
     "asciinema",
+    // What checks signed notes and proofs without us.
+    "golang-golang-x-mod-dev",
     // Network namespaces.
     "iproute2",
     "ca-certificates",

@@ -4,6 +4,9 @@
 //! it is and the how manieth of its session, and holds that session's records as one zstd frame, so that it can be
 //! read, shown to somebody and held to what was signed without the other sessions beside it.
 //!
+//! Blocks of earlier versions (up to state 4) had everybody's records in one frame, without parts. They stay what they
+//! are, since they are signed, and are read as one part of many sessions.
+//!
 //! The header's last field chains the block to the one before it: it is the SHA-256 of that one's, the rest of the
 //! header and the SHA-256 of every part. No byte of the journal can change, go or move without it.
 
@@ -17,10 +20,12 @@ use super::{LENGTH_BYTES, glance};
 
 /// First bytes of a block.
 const MAGIC: &[u8; 4] = b"BLK2";
+/// First bytes of one without parts.
+const MAGIC_WHOLE: &[u8; 4] = b"BLK1";
 /// Magic, bytes stored behind the header, parts, records, first record, time, chain value.
 pub(super) const BLOCK_HEADER: usize = 4 + 4 + 4 + 4 + 8 + 8 + 32;
 /// The header's bytes that the chain covers as they are: all but the chain value itself.
-const CHAINED: usize = BLOCK_HEADER - 32;
+pub(super) const CHAINED: usize = BLOCK_HEADER - 32;
 /// Form, session, its how manieth part, records, bytes before compression, bytes stored.
 const PART_HEADER: usize = 1 + 8 + 4 + 4 + 4 + 4;
 
@@ -41,33 +46,56 @@ pub(super) type Hash = [u8; 32];
 /// A block's header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct BlockHeader {
-    /// Bytes of its parts.
+    /// Bytes behind the header.
     pub(super) stored: u32,
-    pub(super) parts: u32,
+    pub(super) layout: Layout,
     pub(super) count: u32,
     pub(super) first_seq: u64,
     pub(super) time_ns: u64,
     pub(super) chain: Hash,
 }
 
+/// How the records of a block stand behind its header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Layout {
+    /// In so many parts.
+    Parts(u32),
+    /// In one frame, of so many bytes before compression: of an earlier version.
+    Whole(u32),
+}
+
+/// Whose records a part has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Whose {
+    /// Nobody's: they are the host's.
+    Host,
+    /// A session's.
+    Session(SessionId),
+    /// Any: it is all of a block of an earlier version.
+    Anybody,
+}
+
 /// What a block has of one session.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Part<'a> {
-    /// `None` is what is of no session.
-    pub(super) session: Option<SessionId>,
+    pub(super) whose: Whose,
     /// How many parts its session had before it.
     pub(super) nth: u32,
     pub(super) count: u32,
     raw: u32,
     /// All of it, as it stands in the block.
     pub(super) bytes: &'a [u8],
+    frame: &'a [u8],
 }
 
 impl BlockHeader {
     /// The header for `stored`, chained to what was before it; `None` where that isn't a block's parts.
     pub(super) fn chained(mut self, before: &Hash, stored: &[u8]) -> Option<Self> {
         let parts = self.parts(stored).ok()?;
-        self.chain = self.link(before, parts.iter().map(Part::hash));
+        self.chain = match self.layout {
+            Layout::Parts(_) => self.link(before, parts.iter().map(Part::hash)),
+            Layout::Whole(_) => sha256(&[before, &self.chained_bytes(), stored]),
+        };
         Some(self)
     }
 
@@ -77,25 +105,36 @@ impl BlockHeader {
         chained.is_some_and(|chained| chained.chain == self.chain)
     }
 
-    /// The chain's value after a block with this header and such `parts`, behind `before`.
+    /// The chain's value after a block with this header and such `parts`, behind `before`; of one that has parts.
     pub(super) fn link(&self, before: &Hash, parts: impl IntoIterator<Item = Hash>) -> Hash {
         let mut context = digest::Context::new(&digest::SHA256);
         context.update(before);
-        context.update(self.encode().get(..CHAINED).unwrap_or_default());
+        context.update(&self.chained_bytes());
         for part in parts {
             context.update(&part);
         }
         finish(context)
     }
 
+    /// What the chain covers of the header itself.
+    pub(super) fn chained_bytes(&self) -> [u8; CHAINED] {
+        let mut out = [0; CHAINED];
+        out.copy_from_slice(self.encode().get(..CHAINED).unwrap_or(&[0; CHAINED]));
+        out
+    }
+
     pub(super) fn encode(&self) -> [u8; BLOCK_HEADER] {
         let mut out = [0; BLOCK_HEADER];
+        let (magic, number) = match self.layout {
+            Layout::Parts(parts) => (MAGIC, parts),
+            Layout::Whole(raw) => (MAGIC_WHOLE, raw),
+        };
         put(
             &mut out,
             &[
-                MAGIC,
+                magic,
                 &self.stored.to_le_bytes(),
-                &self.parts.to_le_bytes(),
+                &number.to_le_bytes(),
                 &self.count.to_le_bytes(),
                 &self.first_seq.to_le_bytes(),
                 &self.time_ns.to_le_bytes(),
@@ -108,20 +147,24 @@ impl BlockHeader {
     pub(super) fn decode(bytes: &[u8; BLOCK_HEADER]) -> Option<Self> {
         let (magic, rest) = bytes.split_first_chunk::<4>()?;
         let (stored, rest) = rest.split_first_chunk()?;
-        let (parts, rest) = rest.split_first_chunk()?;
+        let (number, rest) = rest.split_first_chunk()?;
         let (count, rest) = rest.split_first_chunk()?;
         let (first_seq, rest) = rest.split_first_chunk()?;
         let (time_ns, rest) = rest.split_first_chunk()?;
         let (chain, _) = rest.split_first_chunk()?;
-        let header = Self {
+        let number = u32::from_le_bytes(*number);
+        Some(Self {
             stored: u32::from_le_bytes(*stored),
-            parts: u32::from_le_bytes(*parts),
+            layout: match magic {
+                MAGIC => Layout::Parts(number),
+                MAGIC_WHOLE => Layout::Whole(number),
+                _ => return None,
+            },
             count: u32::from_le_bytes(*count),
             first_seq: u64::from_le_bytes(*first_seq),
             time_ns: u64::from_le_bytes(*time_ns),
             chain: *chain,
-        };
-        (magic == MAGIC).then_some(header)
+        })
     }
 
     /// The parts that `stored` consists of.
@@ -130,16 +173,33 @@ impl BlockHeader {
     /// Where it isn't what this header says; for people.
     pub(super) fn parts<'a>(&self, stored: &'a [u8]) -> Result<Vec<Part<'a>>, &'static str> {
         let mut parts = Vec::new();
-        let mut rest = stored;
-        while !rest.is_empty() {
-            let (part, after) = Part::split(rest).ok_or("a part of it is none, or cut short")?;
-            parts.push(part);
-            rest = after;
-        }
+        let announced = match self.layout {
+            Layout::Parts(announced) => {
+                let mut rest = stored;
+                while !rest.is_empty() {
+                    let split = Part::split(rest);
+                    let (part, after) = split.ok_or("a part of it is none, or cut short")?;
+                    parts.push(part);
+                    rest = after;
+                }
+                announced as usize
+            }
+            Layout::Whole(raw) => {
+                parts.push(Part {
+                    whose: Whose::Anybody,
+                    nth: 0,
+                    count: self.count,
+                    raw,
+                    bytes: stored,
+                    frame: stored,
+                });
+                1
+            }
+        };
         let sum = |of: fn(&Part<'_>) -> u32| parts.iter().map(|part| u64::from(of(part))).sum();
         let raw: u64 = sum(|part| part.raw);
         let count: u64 = sum(|part| part.count);
-        if stored.len() != self.stored as usize || parts.len() != self.parts as usize {
+        if stored.len() != self.stored as usize || parts.len() != announced {
             return Err("it has other parts than its header says");
         }
         if count != u64::from(self.count) {
@@ -260,15 +320,16 @@ impl<'a> Part<'a> {
         let length = PART_HEADER.checked_add(u32::from_le_bytes(*stored) as usize)?;
         let (bytes, after) = bytes.split_at_checked(length)?;
         let part = Self {
-            session: match (*form, u64::from_le_bytes(*session)) {
-                (HOST, 0) => None,
-                (SESSION, session) => Some(SessionId(session)),
+            whose: match (*form, u64::from_le_bytes(*session)) {
+                (HOST, 0) => Whose::Host,
+                (SESSION, session) => Whose::Session(SessionId(session)),
                 _ => return None,
             },
             nth: u32::from_le_bytes(*nth),
             count: u32::from_le_bytes(*count),
             raw: u32::from_le_bytes(*raw),
             bytes,
+            frame: bytes.get(PART_HEADER..).unwrap_or_default(),
         };
         Some((part, after))
     }
@@ -299,10 +360,18 @@ impl<'a> Part<'a> {
         Ok(records)
     }
 
+    /// Whether it may have records of `session`, or of none.
+    pub(super) fn may_have(&self, session: Option<SessionId>) -> bool {
+        match self.whose {
+            Whose::Host => session.is_none(),
+            Whose::Session(own) => session == Some(own),
+            Whose::Anybody => true,
+        }
+    }
+
     /// Gives `take` each record and its number.
     fn each(&self, mut take: impl FnMut(&[u8], u64) -> Result<(), String>) -> Result<(), String> {
-        let frame = self.bytes.get(PART_HEADER..).unwrap_or_default();
-        let raw = zstd::bulk::decompress(frame, self.raw as usize)
+        let raw = zstd::bulk::decompress(self.frame, self.raw as usize)
             .map_err(|error| format!("its content doesn't decompress: {error}"))?;
         if raw.len() != self.raw as usize {
             return Err("its content is shorter than its header says".to_owned());
@@ -310,7 +379,7 @@ impl<'a> Part<'a> {
         let (mut count, mut last) = (0_u32, None);
         split(&raw, |bytes| {
             let seen = glance::peek(bytes).map_err(unreadable)?;
-            if seen.session != self.session {
+            if !self.may_have(seen.session) {
                 return Err(format!("record {} is of another session", seen.seq));
             }
             if last.is_some_and(|last| seen.seq <= last) {
@@ -376,7 +445,7 @@ impl Packer {
         }
         Ok(BlockHeader {
             stored: fitting(stored.len())?,
-            parts: fitting(shares.len())?,
+            layout: Layout::Parts(fitting(shares.len())?),
             count,
             first_seq: 0,
             time_ns: 0,
@@ -584,15 +653,16 @@ mod tests {
             for part in &parts {
                 let own: Vec<Record> = records
                     .iter()
-                    .filter(|record| record.session == part.session)
+                    .filter(|record| part.may_have(record.session))
                     .cloned()
                     .collect();
                 assert_eq!(part.records().unwrap(), own);
                 assert_eq!(part.count as usize, own.len());
-                assert_eq!(
-                    u64::from(part.nth),
-                    part.session.map_or(0, |session| session.0 * 10 + 7)
-                );
+                let nth = match part.whose {
+                    Whose::Session(session) => session.0 * 10 + 7,
+                    _ => 0,
+                };
+                assert_eq!(u64::from(part.nth), nth);
                 let alone = Part::read(part.bytes).unwrap();
                 assert_eq!(alone.records().unwrap(), own);
             }

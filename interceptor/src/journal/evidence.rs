@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     JournalError, Kind, Problem, Reader,
-    block::{BLOCK_HEADER, BlockHeader, Hash, Part},
+    block::{BLOCK_HEADER, BlockHeader, CHAINED, Hash, Layout, Part, Whose},
     checkpoint::{Bad, Checkpoint, PublicKey},
     io_error,
     segment::Location,
@@ -62,7 +62,7 @@ struct Shown {
     before: Hash,
     /// Its header without the chain's value, which is its leaf in the tree.
     #[serde(with = "hex::serde")]
-    header: [u8; BLOCK_HEADER - 32],
+    header: [u8; CHAINED],
     parts: Vec<Piece>,
     /// RFC 6962's audit path.
     proof: Vec<Hexed>,
@@ -187,6 +187,11 @@ impl Reader {
         sessions: &BTreeSet<SessionId>,
     ) -> Result<bool, JournalError> {
         self.of_block(location, |header, stored| {
+            if let Layout::Whole(_) = header.layout {
+                let records = header.records(stored)?;
+                let mut whose = records.iter().filter_map(|record| record.session);
+                return Ok(whose.any(|session| sessions.contains(&session)));
+            }
             let parts = header.parts(stored)?;
             Ok(parts.iter().any(|part| is_of(part, sessions)))
         })
@@ -199,18 +204,18 @@ impl Reader {
         sessions: &BTreeSet<SessionId>,
     ) -> Result<Line, JournalError> {
         self.of_block(chosen.location, |header, stored| {
+            if let Layout::Whole(_) = header.layout {
+                return Err("an earlier version has put the records of all sessions together here, so these can't be shown without the others: give a copy of the state folder instead".to_owned());
+            }
             let parts = header.parts(stored)?;
             let parts = parts.iter().map(|part| match is_of(part, sessions) {
                 true => Piece::Bytes(STANDARD.encode(part.bytes)),
                 false => Piece::Sha256(Hexed(part.hash())),
             });
-            let mut head = [0; BLOCK_HEADER - 32];
-            let encoded = header.encode();
-            head.copy_from_slice(encoded.get(..BLOCK_HEADER - 32).unwrap_or_default());
             Ok(Line::Block(Box::new(Shown {
                 index: chosen.index,
                 before: chosen.before,
-                header: head,
+                header: header.chained_bytes(),
                 parts: parts.collect(),
                 proof: proof.into_iter().map(Hexed).collect(),
             })))
@@ -219,8 +224,7 @@ impl Reader {
 }
 
 fn is_of(part: &Part<'_>, sessions: &BTreeSet<SessionId>) -> bool {
-    part.session
-        .is_some_and(|session| sessions.contains(&session))
+    matches!(part.whose, Whose::Session(session) if sessions.contains(&session))
 }
 
 fn encode(line: &Line) -> Vec<u8> {
@@ -392,10 +396,12 @@ impl Check<'_> {
 
     fn block(&mut self, shown: &Shown, observe: &mut impl FnMut(Record)) {
         let mut header = [0; BLOCK_HEADER];
-        if let Some(place) = header.get_mut(..BLOCK_HEADER - 32) {
+        if let Some(place) = header.get_mut(..CHAINED) {
             place.copy_from_slice(&shown.header);
         }
-        let Some(header) = BlockHeader::decode(&header) else {
+        let header =
+            BlockHeader::decode(&header).filter(|header| matches!(header.layout, Layout::Parts(_)));
+        let Some(header) = header else {
             self.problem(Kind::Changed, None, "it has a header that is not a block's");
             return;
         };
@@ -446,8 +452,8 @@ impl Check<'_> {
 
     fn part(&mut self, header: &BlockHeader, bytes: &[u8], observe: &mut impl FnMut(Record)) {
         let seq = Some(header.first_seq);
-        let Some((session, part)) = Part::read(bytes).and_then(|part| Some((part.session?, part)))
-        else {
+        let part = Part::read(bytes);
+        let Some((part, Whose::Session(session))) = part.map(|part| (part, part.whose)) else {
             self.problem(Kind::Changed, seq, "a part of it is not a session's");
             return;
         };

@@ -66,6 +66,9 @@ use crate::sync::lock;
 /// Version of the state folder's format; in its file `format`.
 const FORMAT: &str = "interceptor state 5\n";
 
+/// The version before, whose blocks are read as they are: what is signed is not written anew.
+const BEFORE: &str = "interceptor state 4\n";
+
 /// Bytes of records that may wait to be written. Of what another process feeds no more are taken than can be
 /// kept; a message of the largest size can't.
 const WAITING_BYTES_MAX: usize = 256 << 20;
@@ -780,6 +783,15 @@ fn prepare(directory: &Path) -> Result<File, JournalError> {
     let path = directory.join("format");
     match fs::read_to_string(&path) {
         Ok(found) if found == FORMAT => {}
+        Ok(found) if found == BEFORE => {
+            Local
+                .replace(&path, FORMAT.as_bytes())
+                .map_err(io_error("writing", &path))?;
+            tracing::info!(
+                "{} is of an earlier version; it is gone on with, and earlier versions refuse it now",
+                directory.display()
+            );
+        }
         Ok(found) => {
             return Err(JournalError::Foreign {
                 path: directory.to_owned(),

@@ -53,8 +53,10 @@ impl Reader {
     ) -> Result<Vec<Record>, JournalError> {
         self.of_block(location, |header, stored| {
             let parts = header.parts(stored)?;
-            let part = parts.iter().find(|part| part.session == Some(session));
-            part.map_or_else(|| Ok(Vec::new()), Part::records)
+            let part = parts.iter().find(|part| part.may_have(Some(session)));
+            let mut records = part.map_or_else(|| Ok(Vec::new()), Part::records)?;
+            records.retain(|record| record.session == Some(session));
+            Ok(records)
         })
     }
 

@@ -5,6 +5,7 @@ mod crashes;
 mod damage;
 mod killed;
 mod memory;
+mod migrated;
 mod proved;
 mod stopping;
 

@@ -1,0 +1,123 @@
+// Checks an evidence file with other people's code: Go's implementations of signed notes and of RFC 6962's tree,
+// which its module proxy and checksum database rely on. What is left for us is a hash over a block's header.
+//
+// Usage: evidence KEY FILE, with the public key's file. Prints how many blocks were proved.
+package main
+
+import (
+	"bufio"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
+)
+
+type line struct {
+	Kind       string
+	Checkpoint string
+	Index      int64
+	Before     string
+	Header     string
+	Parts      []struct{ Sha256, Bytes string }
+	Proof      []string
+}
+
+func unhex(text string) []byte {
+	bytes, err := hex.DecodeString(text)
+	if err != nil {
+		panic(err)
+	}
+	return bytes
+}
+
+// leaf is the block's chain value, from what the file says of it.
+func leaf(block line) []byte {
+	chain := append(unhex(block.Before), unhex(block.Header)...)
+	for _, part := range block.Parts {
+		if part.Sha256 != "" {
+			chain = append(chain, unhex(part.Sha256)...)
+			continue
+		}
+		bytes, err := base64.StdEncoding.DecodeString(part.Bytes)
+		if err != nil {
+			panic(err)
+		}
+		hash := sha256.Sum256(bytes)
+		chain = append(chain, hash[:]...)
+	}
+	hash := sha256.Sum256(chain)
+	return hash[:]
+}
+
+func check(key, file string) (int, error) {
+	text, err := os.ReadFile(key)
+	if err != nil {
+		return 0, err
+	}
+	verifier, err := note.NewVerifier(strings.TrimSpace(string(text)))
+	if err != nil {
+		return 0, err
+	}
+	opened, err := os.Open(file)
+	if err != nil {
+		return 0, err
+	}
+	lines := bufio.NewScanner(opened)
+	lines.Buffer(nil, 1<<30)
+	var size int64
+	var root tlog.Hash
+	proved := 0
+	for lines.Scan() {
+		var next line
+		if err := json.Unmarshal(lines.Bytes(), &next); err != nil {
+			return proved, err
+		}
+		if next.Kind == "evidence" {
+			signed, err := note.Open([]byte(next.Checkpoint), note.VerifierList(verifier))
+			if err != nil {
+				return proved, err
+			}
+			text := strings.Split(signed.Text, "\n")
+			if _, err := fmt.Sscan(text[1], &size); err != nil {
+				return proved, err
+			}
+			if root, err = tlog.ParseHash(text[2]); err != nil {
+				return proved, err
+			}
+			continue
+		}
+		var proof tlog.RecordProof
+		for _, hash := range next.Proof {
+			var beside tlog.Hash
+			copy(beside[:], unhex(hash))
+			proof = append(proof, beside)
+		}
+		if err := tlog.CheckRecord(proof, size, root, next.Index, tlog.RecordHash(leaf(next))); err != nil {
+			return proved, fmt.Errorf("block %d: %w", next.Index, err)
+		}
+		proved++
+	}
+	if err := lines.Err(); err != nil {
+		return proved, err
+	}
+	if size == 0 {
+		return proved, errors.New("no checkpoint")
+	}
+	return proved, nil
+}
+
+func main() {
+	proved, err := check(os.Args[1], os.Args[2])
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	fmt.Println(proved)
+}
