@@ -242,7 +242,7 @@ fn take_up(journal: &Journal) -> Result<(Recovered, Ledger, Told), ServeError> {
         true
     })?;
     let mut recovered = unfinished.recovered(clock::now());
-    for (session, agent, event) in recovered.withdrawals.drain(..) {
+    for (session, agent, event) in recovered.ends.drain(..) {
         journal.append(session, &agent, clock::now(), [event])?;
     }
     Ok((recovered, ledger, told))

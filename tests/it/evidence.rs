@@ -145,3 +145,63 @@ fn a_session_is_proved_to_people_who_trust_only_the_key() {
     );
     checked(&stranger, &one).unwrap_err();
 }
+
+#[test]
+fn who_made_a_file_when_is_signed_and_on_record() {
+    let daemon = Daemon::start(ALLOW_ALL).unwrap();
+    let database = cluster().database().unwrap();
+    let psql = &mut Way::Guarded(&daemon, "shown").psql(&database, &["--command=SELECT 1"]);
+    run::output(psql).unwrap();
+    let path = daemon.folder().join("report.html");
+    let output = path.to_str().unwrap();
+    let asked = ["export", "--agent", "shown", "--format", "html"];
+    daemon
+        .ask(&[&asked[..], &["--output", output]].concat())
+        .unwrap();
+    let manifest = daemon.folder().join("report.html.manifest");
+    let key = daemon.state().join("journal.pub");
+    let (said, is_good) = verified(&daemon, &key, &manifest);
+    assert!(is_good, "{said}");
+    assert_eq!(
+        (&said["by"], &said["format"], &said["asked"]),
+        (
+            &"root (uid 0)".into(),
+            &"html".into(),
+            &"Agent shown".into()
+        )
+    );
+    // The journal knows the same file, and what was signed then covers that.
+    let journal = daemon.journal().unwrap();
+    let exported = |line: &&interceptor_tests::journal::Line| {
+        line.at("/name").is_some_and(|name| name == "exported")
+    };
+    let record = journal.of_kind("event").find(exported).unwrap();
+    assert_eq!(record.at("/detail/sha256").unwrap(), &said["sha256"]);
+    assert!(said["signed_up_to"].as_u64().unwrap() >= record.seq);
+    // The file changed, the manifest changed, another key.
+    let whole = fs::read(&path).unwrap();
+    fs::write(&path, [&whole[..], b" "].concat()).unwrap();
+    assert!(!verified(&daemon, &key, &manifest).1);
+    fs::write(&path, &whole).unwrap();
+    assert!(verified(&daemon, &key, &manifest).1);
+    let note = fs::read_to_string(&manifest).unwrap();
+    let refused = |key: &Path| {
+        let mut verify = daemon.command(["verify", "--key"]);
+        let outcome = run::outcome(verify.arg(key).arg(&manifest)).unwrap();
+        assert_eq!(outcome.status.code(), Some(5), "{outcome}");
+    };
+    fs::write(&manifest, note.replacen("uid 0", "uid 1", 1)).unwrap();
+    refused(&key);
+    fs::write(&manifest, &note).unwrap();
+    let other = Daemon::start(ALLOW_ALL).unwrap();
+    refused(&other.state().join("journal.pub"));
+    // A checkpoint isn't taken for one, though the same key has signed it.
+    let checkpoint = fs::read_to_string(daemon.state().join("checkpoint")).unwrap();
+    let forged = note.replacen(
+        note.split_once("\n\n").unwrap().1,
+        checkpoint.split_once("\n\n").unwrap().1,
+        1,
+    );
+    fs::write(&manifest, forged).unwrap();
+    refused(&key);
+}

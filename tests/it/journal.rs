@@ -10,6 +10,8 @@ use std::{
 
 use interceptor_tests::{clients::Way, cluster::free_port, daemon::Daemon, paths, run};
 
+use serde_json::{Value, json};
+
 use crate::support::{ALLOW_ALL, cluster};
 
 /// How long something may take that comes every second.
@@ -324,6 +326,41 @@ fn an_acknowledged_record_survives_kill() {
         assert!(daemon.journal().unwrap().lines.len() >= before);
         daemon.ask(&["verify"]).unwrap();
     }
+}
+
+#[test]
+fn what_a_killed_daemon_held_has_ended_when_the_next_one_is_there() {
+    let mut daemon = Daemon::start(ALLOW_ALL).unwrap();
+    let database = cluster().database().unwrap();
+    let sleeps = "--command=SELECT pg_sleep(60)";
+    let psql = &mut Way::Guarded(&daemon, "held").psql(&database, &[sleeps]);
+    let sleeping = run::start(psql).unwrap();
+    let listed = |daemon: &Daemon, live: &[&str]| {
+        let list = [&["sessions", "list"], live].concat();
+        daemon.ask_json(&list).unwrap()
+    };
+    let asked =
+        || Ok((listed(&daemon, &["--live", "--class", "read"])[0] != Value::Null).then_some(()));
+    run::wait_for("it to ask", Duration::from_secs(10), asked).unwrap();
+    daemon.kill().unwrap();
+    sleeping.outcome().unwrap();
+    daemon.restart().unwrap();
+    assert_eq!(listed(&daemon, &["--live"]), json!([]));
+    let over = listed(&daemon, &["--over", "--agent", "held"]);
+    assert_eq!(
+        over[0]["reason"], "the daemon ended, and the session with it",
+        "{over}"
+    );
+    assert_eq!(over[0]["operations"], 1, "{over}");
+    // Once, and not again by every daemon to come.
+    daemon.kill().unwrap();
+    daemon.restart().unwrap();
+    let journal = daemon.journal().unwrap();
+    let ends = journal
+        .of_kind("session_end")
+        .filter(|line| line.agent == "held");
+    assert_eq!(ends.count(), 1);
+    daemon.ask(&["verify"]).unwrap();
 }
 
 #[test]

@@ -418,6 +418,15 @@ fn everything_that_is_answered_is_documented() {
         assert_eq!(bench.post(by, "/v1/policy/reload", json!({})).0, expected);
     }
 
+    // A file that was made of what is on record.
+    let made = |asked: &str| json!({"sha256": "0".repeat(64), "bytes": 7, "format": "html", "asked": asked});
+    for by in WAYS {
+        assert_eq!(bench.post(by, "/v1/exports", made("all agents")).0, 200);
+    }
+    for body in [made(""), made("two\nlines"), json!({"sha256": "0"})] {
+        assert_eq!(bench.post(By::Token, "/v1/exports", body).0, 400);
+    }
+
     // Everything else that can be looked at, by each way in.
     let (_, sessions) = bench.get(By::Socket, "/v1/sessions");
     let session = sessions[0]["id"].as_str().unwrap().to_owned();

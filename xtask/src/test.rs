@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 
 use anyhow::Result;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::{
     check,
@@ -26,6 +27,9 @@ pub(crate) fn test(filters: &[OsString]) -> Result<()> {
     step("build interceptor and the tests", |step| {
         step.run(cargo().args(["build", "--locked", "--workspace", "--all-targets"]))
     })?;
+    // Tests have thousands of connections at once, and many systems begin with 1,024 descriptors.
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
     heading("Tests: unit tests, then real kernel, real servers, unmodified clients");
     shell::run(
         cargo()

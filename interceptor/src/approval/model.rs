@@ -269,7 +269,7 @@ impl Life {
             unfinished.observe(&written.record);
         }
         let mut recovered = unfinished.recovered(host.now());
-        for (session, agent, event) in recovered.withdrawals.drain(..) {
+        for (session, agent, event) in recovered.ends.drain(..) {
             host.write(session.unwrap(), &agent, event);
         }
         approvals.recover(recovered, host.now());

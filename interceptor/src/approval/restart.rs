@@ -10,13 +10,16 @@ use interceptor_core::{
     operation::{Digest, Operation, radius::BlastRadius},
     origin::{Origin, Surroundings},
     record::{
-        ApprovalId, ApprovalRecord, ApprovalStep, Choice, Event, Record, SessionId, Timestamp,
-        Window,
+        ApprovalId, ApprovalRecord, ApprovalStep, Choice, Event, Record, SessionEnd, SessionId,
+        Timestamp, Window,
     },
     ruling::{Cause, Decision, Verdict, WindowScope},
 };
 
 use super::{request::Request, summary::Vote};
+
+/// Why a session is over whose end nobody was there to record.
+const ENDED_WITH_DAEMON: &str = "the daemon ended, and the session with it";
 
 /// Reads what is left of approvals from the records of earlier runs.
 #[derive(Debug, Default)]
@@ -31,6 +34,7 @@ pub struct Unfinished {
 #[derive(Debug)]
 struct Seen {
     origin: Arc<Origin>,
+    operations: u64,
     last: Option<(u64, Operation)>,
     held: Option<Arc<Decision>>,
 }
@@ -90,8 +94,9 @@ pub(super) struct Granted {
 pub(crate) struct Recovered {
     pub(super) left: Vec<(ApprovalId, Left)>,
     pub(super) granted: Vec<(ApprovalId, Granted)>,
-    /// What has to be recorded of those that end with the daemon that held them, before the first new connection.
-    pub(crate) withdrawals: Vec<(Option<SessionId>, Arc<str>, Event)>,
+    /// What has to be recorded of what ended with the daemon that held it, before the first new connection:
+    /// questions, then sessions.
+    pub(crate) ends: Vec<(Option<SessionId>, Arc<str>, Event)>,
 }
 
 impl Unfinished {
@@ -102,6 +107,7 @@ impl Unfinished {
             (Event::SessionStart(start) | Event::DatagramsStart(start), Some(session)) => {
                 let seen = Seen {
                     origin: start.origin.clone(),
+                    operations: 0,
                     last: None,
                     held: None,
                 };
@@ -112,6 +118,7 @@ impl Unfinished {
             }
             (Event::Operation(attempt), Some(session)) => {
                 if let Some(seen) = self.sessions.get_mut(&session) {
+                    seen.operations += 1;
                     seen.last = Some((attempt.number, attempt.operation.clone()));
                     seen.held = None;
                 }
@@ -265,7 +272,9 @@ impl Unfinished {
         (context, shape): (Digest, Option<Digest>),
     ) -> Option<Request> {
         let session = record.session?;
-        let Seen { origin, last, held } = self.sessions.get(&session)?;
+        let Seen {
+            origin, last, held, ..
+        } = self.sessions.get(&session)?;
         let (number, operation) = last.as_ref()?;
         let decision = held.clone()?;
         let Verdict::Hold(terms) = &decision.verdict else {
@@ -292,6 +301,8 @@ impl Unfinished {
     /// What is taken up at `now`.
     pub(crate) fn recovered(self, now: Timestamp) -> Recovered {
         let mut recovered = Recovered::default();
+        let mut sessions: Vec<(SessionId, Seen)> = self.sessions.into_iter().collect();
+        sessions.sort_by_key(|(session, _)| session.0);
         for (id, asked) in self.asked {
             let Asked {
                 session,
@@ -319,9 +330,20 @@ impl Unfinished {
                         },
                     };
                     let event = Event::Approval(ApprovalRecord { step, ..record });
-                    recovered.withdrawals.push((session, agent, event));
+                    recovered.ends.push((session, agent, event));
                 }
             }
+        }
+        for (session, seen) in sessions {
+            let end = Event::SessionEnd(SessionEnd {
+                reason: ENDED_WITH_DAEMON.into(),
+                operations: seen.operations,
+                // Nobody is left who has counted them.
+                bytes_from_client: 0,
+                bytes_from_upstream: 0,
+            });
+            let agent = seen.origin.agent.name.as_ref().into();
+            recovered.ends.push((Some(session), agent, end));
         }
         for (id, approved) in self.approved {
             let retry = approved.request.terms.retry;

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use aws_lc_rs::digest;
 use clap::ValueEnum;
 use interceptor_core::record::{Record, SessionId, Timestamp};
 use serde_json::Value;
@@ -18,9 +19,10 @@ use super::{
     timeline::Timeline,
 };
 use crate::{
-    control::with_query,
+    control::{ExportManifest, with_query},
     journal::{
-        self, Asciicast, Csv, Extent, Filter, Form, Har, Html, Ocsf, Pcapng, Selection, Wanted,
+        self, Asciicast, Csv, Extent, Filter, Form, Har, Html, Made, Ocsf, Pcapng, Selection, Soc2,
+        Wanted,
     },
 };
 
@@ -30,6 +32,7 @@ use crate::{
   interceptor export --format jsonl --output audit.jsonl
   interceptor export --agent reporter --since 7d
   interceptor export --since 30d --format html --output report.html
+  interceptor export --since 90d --format soc2 --output soc2.html
   interceptor export --since 7d --format csv --output operations.csv
   interceptor export --session 8d3f00a1b2c4e5f6 --format har --output session.har
   interceptor export --session 8d3f00a1b2c4e5f6 --format pcapng --output session.pcapng
@@ -75,6 +78,8 @@ enum Format {
     Csv,
     /// A page for a browser, for people: a timeline to search and to print.
     Html,
+    /// A page for auditors: who approved what, policies in force, what was denied, when nobody watched.
+    Soc2,
     /// OCSF 1.8 events, a line of JSON each, for SIEMs.
     Ocsf,
     /// The HTTP requests as one HAR 1.2 document, for a browser's developer tools.
@@ -94,6 +99,7 @@ impl Format {
             Self::Jsonl | Self::Evidence => return None,
             Self::Csv => Box::new(Csv::default()),
             Self::Html => Box::new(Html::new(arguments.title())),
+            Self::Soc2 => Box::new(Soc2::new(arguments.title())),
             Self::Ocsf => Box::new(Ocsf::default()),
             Self::Har => Box::new(Har::default()),
             Self::Pcapng => Box::new(Pcapng::default()),
@@ -110,7 +116,7 @@ impl Format {
         match self {
             Self::Jsonl => "records",
             Self::Evidence => "lines",
-            Self::Csv | Self::Html => "operations",
+            Self::Csv | Self::Html | Self::Soc2 => "operations",
             Self::Ocsf => "events",
             Self::Har => "requests",
             Self::Pcapng => "packets",
@@ -216,14 +222,19 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> Outcome {
     let mut partial = path.clone().into_os_string();
     partial.push(".partial");
     let partial = PathBuf::from(partial);
-    let written = to_file(context, arguments, &partial).and_then(|records| {
+    let written = to_file(context, arguments, &partial).and_then(|written| {
         fs::rename(&partial, path).map_err(|error| unwritable(path, &error))?;
-        Ok(records)
+        Ok(written)
     });
     match written {
-        Ok(records) => {
+        Ok((count, made)) => {
             let what = arguments.format.counted();
-            message(&format!("{records} {what} are in {}", path.display()));
+            message(&format!("{count} {what} are in {}", path.display()));
+            // Who makes a file of a copy has nobody there to sign for it.
+            if arguments.state.is_none() && arguments.evidence.is_none() {
+                let manifest = manifest(context, path, &made)?;
+                message(&format!("who made it when is in {}", manifest.display()));
+            }
             Ok(ExitCode::SUCCESS)
         }
         Err(failed) => {
@@ -234,20 +245,75 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> Outcome {
     }
 }
 
-fn to_file(context: &Context, arguments: &Arguments, path: &Path) -> Result<u64, Failed> {
-    let file = fs::OpenOptions::new()
+/// Has the daemon put on record that the file at `path` was made, and keeps what it signs beside the file.
+fn manifest(context: &Context, path: &Path, made: &Made) -> Result<PathBuf, Failed> {
+    let signed: ExportManifest = context.client.post("/v1/exports", made)?;
+    let mut name = path.to_owned().into_os_string();
+    name.push(".manifest");
+    let name = PathBuf::from(name);
+    let written = private(&name).and_then(|mut file| {
+        file.write_all(signed.manifest.as_bytes())?;
+        file.sync_all()
+    });
+    written.map_err(|error| unwritable(&name, &error))?;
+    Ok(name)
+}
+
+/// A file for its owner alone, with nothing in it.
+fn private(path: &Path) -> io::Result<fs::File> {
+    fs::OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(true)
         .mode(0o600)
         .open(path)
+}
+
+/// Writes to a file, and what it writes has a hash.
+struct Hashing {
+    file: fs::File,
+    hash: digest::Context,
+    bytes: u64,
+}
+
+impl Write for Hashing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.hash.update(bytes.get(..written).unwrap_or_default());
+        self.bytes += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// Writes what was asked for to the file at `path`; says how much, and what it is then.
+fn to_file(context: &Context, arguments: &Arguments, path: &Path) -> Result<(u64, Made), Failed> {
+    let file = private(path).map_err(|error| unwritable(path, &error))?;
+    let mut out = BufWriter::new(Hashing {
+        file,
+        hash: digest::Context::new(&digest::SHA256),
+        bytes: 0,
+    });
+    let count = write(context, arguments, &mut out)?;
+    let out = out
+        .into_inner()
+        .map_err(|error| unwritable(path, error.error()))?;
+    out.file
+        .sync_all()
         .map_err(|error| unwritable(path, &error))?;
-    let mut out = BufWriter::new(file);
-    let records = write(context, arguments, &mut out)?;
-    out.flush()
-        .and_then(|()| out.get_ref().sync_all())
-        .map_err(|error| unwritable(path, &error))?;
-    Ok(records)
+    let mut sha256 = [0; 32];
+    sha256.copy_from_slice(out.hash.finish().as_ref());
+    let format = arguments.format.to_possible_value();
+    let made = Made {
+        sha256,
+        bytes: out.bytes,
+        format: format.map_or_else(String::new, |format| format.get_name().to_owned()),
+        asked: arguments.title(),
+    };
+    Ok((count, made))
 }
 
 /// Writes what was asked for; says how much.

@@ -3,12 +3,13 @@
 use std::{
     fmt::Write as _,
     fs,
-    io::BufReader,
+    io::{self, BufReader, Read as _},
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
 };
 
+use aws_lc_rs::digest;
 use interceptor_core::record::Record;
 
 use super::{
@@ -21,7 +22,7 @@ use crate::{
     approval::Consents,
     books::{Account, Ledger},
     control::Status,
-    journal::{self, Kept, Kind, Problem, Proved, Report},
+    journal::{self, Kept, Kind, Manifest, Problem, Proved, Report},
 };
 
 /// Check that a journal is what was recorded, and that every connect is accounted for
@@ -31,10 +32,12 @@ use crate::{
   interceptor verify
   interceptor verify /path/to/copy --key journal.pub
   interceptor verify session.evidence --key journal.pub
+  interceptor verify report.html.manifest --key journal.pub
   interceptor verify --checkpoint /elsewhere/monday --checkpoint /elsewhere/tuesday"
 )]
 pub(super) struct Arguments {
-    /// A state folder, a copy of one, or an evidence file of some sessions [default: this host's journal]
+    /// A state folder, a copy of one, or an evidence file of some sessions, or the manifest
+    /// of an exported file [default: this host's journal]
     path: Option<PathBuf>,
     /// The public key to check signatures with, kept apart from the journal [default: the
     /// journal's own, which whoever rewrites all of it could replace]
@@ -87,7 +90,10 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> Outcome {
             )
             .with_remedy("check the journal itself with --checkpoint"));
         }
-        return evidence(context, &folder, key.as_deref());
+        return match is_manifest(&folder) {
+            true => manifest(context, &folder, key.as_deref()),
+            false => evidence(context, &folder, key.as_deref()),
+        };
     }
     let checkpoints: Vec<(String, String)> = arguments
         .checkpoints
@@ -140,6 +146,93 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> Outcome {
         ([], 0) => ExitCode::SUCCESS,
         ([], _) => ExitCode::from(code::DEGRADED),
         _ => ExitCode::from(code::INTEGRITY),
+    })
+}
+
+/// Whether the file at `path` begins as a manifest does.
+fn is_manifest(path: &Path) -> bool {
+    let mut start = [0; 32];
+    let read = fs::File::open(path).and_then(|mut file| file.read(&mut start));
+    read.is_ok_and(|read| Manifest::is_one(start.get(..read).unwrap_or_default()))
+}
+
+/// What became of the file that a manifest is of.
+#[derive(Debug, serde::Serialize)]
+struct Held {
+    #[serde(flatten)]
+    manifest: Manifest,
+    /// The file beside it.
+    file: PathBuf,
+    /// It is what the manifest says.
+    intact: bool,
+}
+
+/// Checks the manifest at `path` and the file that it is of.
+fn manifest(context: &Context, path: &Path, key: Option<&str>) -> Outcome {
+    let unreadable = |path: &Path, error: io::Error| {
+        Failed::because(format!("{} can't be read: {error}", path.display()))
+    };
+    let Some(key) = key else {
+        return Err(
+            Failed::because("a manifest doesn't say with which key it is signed")
+                .with_remedy("give the journal's (journal.pub of its state folder) with --key"),
+        );
+    };
+    let note = fs::read_to_string(path).map_err(|error| unreadable(path, error))?;
+    let manifest = match Manifest::verify(&note, key) {
+        Ok(manifest) => manifest,
+        Err(what) => {
+            print(&format!(
+                "{}: {}: {what}\n",
+                paint(Style::Bad, "NOT PROVED", context.color),
+                inert(&path.to_string_lossy())
+            ))?;
+            return Ok(ExitCode::from(code::INTEGRITY));
+        }
+    };
+    let file = path.with_extension("");
+    let mut hash = digest::Context::new(&digest::SHA256);
+    let mut open = fs::File::open(&file).map_err(|error| {
+        unreadable(&file, error).with_remedy("put the exported file beside its manifest")
+    })?;
+    let mut part = vec![0; 1 << 20];
+    loop {
+        match open
+            .read(&mut part)
+            .map_err(|error| unreadable(&file, error))?
+        {
+            0 => break,
+            read => hash.update(part.get(..read).unwrap_or_default()),
+        }
+    }
+    let intact = hash.finish().as_ref() == manifest.made.sha256;
+    let held = Held {
+        manifest,
+        file,
+        intact,
+    };
+    if context.is_json() {
+        context.print_json(&held)?;
+    } else {
+        let (manifest, made) = (&held.manifest, &held.manifest.made);
+        let verdict = match intact {
+            true => paint(Style::Good, "as it was made", context.color),
+            false => paint(Style::Bad, "NOT AS IT WAS MADE", context.color),
+        };
+        print(&format!(
+            "{verdict}: {}: {} of {}, made by {} on {} at {}, when the journal was signed up to record {}\n",
+            inert(&held.file.to_string_lossy()),
+            inert(&made.format),
+            inert(&made.asked),
+            inert(&manifest.by),
+            inert(&manifest.host),
+            manifest.time,
+            manifest.signed_up_to,
+        ))?;
+    }
+    Ok(match intact {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::from(code::INTEGRITY),
     })
 }
 

@@ -496,6 +496,14 @@ pub(super) struct EvidenceQuery {
     pub until: Option<Timestamp>,
 }
 
+/// The answer of `POST /v1/exports`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExportManifest {
+    /// A signed note.
+    pub manifest: String,
+}
+
 /// The body of every answer that isn't a success, and the last line of a stream that broke.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorBody {

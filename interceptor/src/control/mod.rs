@@ -20,9 +20,10 @@ mod tests;
 pub use self::{
     api::{
         AgentConnects, AuthorityCertificate, Ballot, ConsoleLink, ConsoleStatus, Deed, Done,
-        ErrorBody, ExportQuery, JournalStatus, KeyQuery, Label, LinkCode, Me, NewDeed, NewKey,
-        NewTag, Note, ObservedQuery, OldSocketCounts, PolicyFile, PolicyStatus, PolicyText,
-        ProxyStatus, Reason, Session, SignIn, Status, TagTarget, Tagged, Trouble, agent_name,
+        ErrorBody, ExportManifest, ExportQuery, JournalStatus, KeyQuery, Label, LinkCode, Me,
+        NewDeed, NewKey, NewTag, Note, ObservedQuery, OldSocketCounts, PolicyFile, PolicyStatus,
+        PolicyText, ProxyStatus, Reason, Session, SignIn, Status, TagTarget, Tagged, Trouble,
+        agent_name,
     },
     channel::IDENTITY,
     host::{ConsoleDesk, Failure, FailureKind, Host, Told},

@@ -24,9 +24,9 @@ use tokio::sync::watch;
 
 use super::{
     api::{
-        AuthorityCertificate, Ballot, ConsoleLink, Done, EvidenceQuery, ExportQuery, KeyQuery,
-        Label, LinkCode, Me, NewDeed, NewKey, NewTag, Note, ObservedQuery, PolicyStatus,
-        PolicyText, Reason, Session, SignIn, Status, Tagged,
+        AuthorityCertificate, Ballot, ConsoleLink, Done, EvidenceQuery, ExportManifest,
+        ExportQuery, KeyQuery, Label, LinkCode, Me, NewDeed, NewKey, NewTag, Note, ObservedQuery,
+        PolicyStatus, PolicyText, Reason, Session, SignIn, Status, Tagged,
     },
     channel,
     host::{Failure, FailureKind, Host},
@@ -42,7 +42,7 @@ use crate::{
     },
     clock,
     confine::Places,
-    journal::{Extent, Filter, Wanted},
+    journal::{Extent, Filter, Made, Wanted},
     past::{self, Observed},
 };
 
@@ -99,6 +99,7 @@ pub(super) fn everyones() -> Vec<Route> {
         Route::get("/v1/tail", Viewer, tail),
         Route::get("/v1/export", Viewer, export),
         Route::get("/v1/evidence", Viewer, evidence),
+        Route::post("/v1/exports", Viewer, exported),
         Route::get("/v1/approvals", Viewer, approvals),
         Route::get("/v1/approvals/watch", Viewer, watch_approvals),
         Route::get("/v1/approvals/grants", Viewer, grants),
@@ -270,6 +271,32 @@ async fn evidence(
         Ok(found.iter().map(|found| found.session).collect())
     });
     Ok(streams::evidence(host, sessions.await?, stopping))
+}
+
+/// Puts on record that a file was made of what is on record, and signs what is known of it.
+async fn exported(
+    State(host): HostState,
+    by: Person,
+    body: Result<Json<Made>, JsonRejection>,
+) -> Answer<ExportManifest> {
+    let Json(made) = body.map_err(invalid)?;
+    if let Some(flaw) = made.flaw() {
+        return Err(invalid(flaw));
+    }
+    blocking(move || {
+        let detail = [
+            ("sha256", &*hex::encode(made.sha256)),
+            ("bytes", &*made.bytes.to_string()),
+            ("format", &*made.format),
+            ("asked", &*made.asked),
+        ];
+        host.record("exported", &by, &detail)?;
+        let name = nix::unistd::gethostname().unwrap_or_default();
+        let journal = host.journal();
+        let manifest = journal.manifest(made.clone(), &by.to_string(), &name.to_string_lossy())?;
+        Ok(Json(ExportManifest { manifest }))
+    })
+    .await
 }
 
 async fn tail(

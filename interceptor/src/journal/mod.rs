@@ -12,6 +12,7 @@ mod export;
 mod feed;
 mod glance;
 mod index;
+mod manifest;
 mod reader;
 mod seal;
 mod segment;
@@ -49,9 +50,10 @@ use self::{
 pub use self::{
     evidence::{Proved, evidence, prove},
     export::{
-        Asciicast, Csv, Extent, Filter, Form, Har, Html, Lines, Ocsf, Pcapng, Selection,
+        Asciicast, Csv, Extent, Filter, Form, Har, Html, Lines, Ocsf, Pcapng, Selection, Soc2,
         export_jsonl, parameter, to_json,
     },
+    manifest::{Made, Manifest},
     reader::Reader,
     summary::{Decided, Deeds, SessionSummary, Some64, Wanted, sessions},
     verify::{Kept, Kind, Problem, Report, verify},
@@ -178,6 +180,7 @@ struct Shared {
     progress: watch::Sender<Progress>,
     followers: broadcast::Sender<Arc<Record>>,
     index: index::Index,
+    key: Arc<checkpoint::Key>,
     writer: Mutex<Option<JoinHandle<()>>>,
     /// Every record up to this one outlives the process.
     kept: AtomicU64,
@@ -235,7 +238,8 @@ impl Journal {
     fn open_on<D: Disk>(disk: D, directory: &Path) -> Result<Self, JournalError> {
         let lock_file = prepare(directory)?;
         let (store, recovered) = Store::open(disk, directory.to_owned(), SEGMENT_BYTES)?;
-        let (index, broken) = index::Index::open(directory, store.key(), &recovered)?;
+        let key = store.key();
+        let (index, broken) = index::Index::open(directory, key.clone(), &recovered)?;
         let next_seq = recovered.next_seq;
         let (progress, _) = watch::channel(Progress {
             durable: next_seq - 1,
@@ -257,6 +261,7 @@ impl Journal {
             progress,
             followers,
             index,
+            key,
             writer: Mutex::new(None),
             kept: AtomicU64::new(next_seq - 1),
             spare: Mutex::new(None),
@@ -530,14 +535,35 @@ impl Journal {
         sessions: &BTreeSet<SessionId>,
         take: impl FnMut(&[u8]) -> bool,
     ) -> Result<u64, JournalError> {
+        self.await_checkpoint();
+        let of = |session: &SessionId| self.shared.index.blocks_of(*session);
+        let places = sessions.iter().flat_map(of).collect();
+        evidence(&self.reader()?, sessions, Some(&places), take)
+    }
+
+    /// The signed manifest of a file that `by` has made on `host` of what is on record, as a note; it says up to
+    /// where the journal is signed, which is all that was appended if a checkpoint is signed in time.
+    ///
+    /// # Errors
+    /// Where the checkpoint can't be read.
+    pub fn manifest(&self, made: Made, by: &str, host: &str) -> Result<String, JournalError> {
+        self.await_checkpoint();
+        let (directory, key) = (&self.shared.directory, &self.shared.key);
+        let signed = checkpoint::Checkpoint::read(&Local, directory, &key.public())?;
+        let signed = signed.ok_or_else(|| JournalError::Contradicted {
+            path: directory.clone(),
+            what: "its checkpoint is gone".to_owned(),
+        })?;
+        Ok(Manifest::new(made, by, host, crate::clock::now(), &signed).sign(key))
+    }
+
+    /// Waits for a checkpoint that vouches for all that was appended; not for ever.
+    fn await_checkpoint(&self) {
         let last = self.last_seq();
         let until = Instant::now() + SIGNED_SOON;
         while self.shared.progress.borrow().signed < last && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(20));
         }
-        let of = |session: &SessionId| self.shared.index.blocks_of(*session);
-        let places = sessions.iter().flat_map(of).collect();
-        evidence(&self.reader()?, sessions, Some(&places), take)
     }
 
     /// Why the journal takes no records, where that is so.

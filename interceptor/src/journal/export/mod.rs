@@ -14,6 +14,7 @@ mod line;
 mod message;
 mod ocsf;
 mod pcapng;
+mod soc2;
 
 use std::io::{self, Write};
 
@@ -27,6 +28,7 @@ pub use self::{
     jsonl::{Extent, Filter, Lines, Selection, export_jsonl, parameter, to_json},
     ocsf::Ocsf,
     pcapng::Pcapng,
+    soc2::Soc2,
 };
 
 pub(crate) use self::line::plain;
@@ -121,7 +123,7 @@ mod tests {
 
     use super::*;
 
-    fn forms() -> [Box<dyn Form>; 6] {
+    fn forms() -> [Box<dyn Form>; 7] {
         let show = |line: &Value| format!("{line}\n");
         [
             Box::new(Csv::default()),
@@ -129,6 +131,7 @@ mod tests {
             Box::new(Har::default()),
             Box::new(Html::new("t".to_owned())),
             Box::new(Pcapng::default()),
+            Box::new(Soc2::new("t".to_owned())),
             Box::new(Asciicast::new(std::time::Duration::ZERO, show)),
         ]
     }
