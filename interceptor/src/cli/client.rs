@@ -56,6 +56,20 @@ impl Client {
         self.ask(Method::GET, path, Bytes::new())
     }
 
+    /// The same with what the answer says in the header `name`.
+    pub(super) fn get_with<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        name: &str,
+    ) -> Result<(T, Option<String>), Failed> {
+        self.runtime.block_on(async {
+            let response = self.send(Method::GET, path, Bytes::new()).await?;
+            let value = response.headers().get(name);
+            let value = value.and_then(|value| Some(value.to_str().ok()?.to_owned()));
+            Ok((self.whole(response).await?, value))
+        })
+    }
+
     pub(super) fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failed> {
         self.ask(Method::DELETE, path, Bytes::new())
     }
@@ -77,14 +91,18 @@ impl Client {
     ) -> Result<T, Failed> {
         self.runtime.block_on(async {
             let response = self.send(method, path, body).await?;
-            let whole = Limited::new(response.into_body(), ANSWER_BYTES_MAX)
-                .collect()
-                .await
-                .map_err(|error| self.broke(&error.to_string()))?;
-            serde_json::from_slice(&whole.to_bytes()).map_err(|error| {
-                self.broke(&error.to_string())
-                    .with_remedy("check that daemon and command are of the same version")
-            })
+            self.whole(response).await
+        })
+    }
+
+    async fn whole<T: DeserializeOwned>(&self, response: Response<Incoming>) -> Result<T, Failed> {
+        let whole = Limited::new(response.into_body(), ANSWER_BYTES_MAX)
+            .collect()
+            .await
+            .map_err(|error| self.broke(&error.to_string()))?;
+        serde_json::from_slice(&whole.to_bytes()).map_err(|error| {
+            self.broke(&error.to_string())
+                .with_remedy("check that daemon and command are of the same version")
         })
     }
 

@@ -175,6 +175,21 @@ pub(super) fn peek(bytes: &[u8]) -> Result<(u64, bool), postcard::Error> {
     Ok((envelope.seq, is_content))
 }
 
+/// The number of the record that `bytes` are, and whether it begins a session or is an operation, which is what
+/// words are searched in.
+///
+/// # Errors
+/// Where not even its beginning can be read.
+pub(super) fn attempt(bytes: &[u8]) -> Result<(u64, bool), postcard::Error> {
+    let (envelope, rest) = postcard::take_from_bytes::<Envelope<'_>>(bytes)?;
+    let (kind, _) = postcard::take_from_bytes::<Kind>(rest)?;
+    let is_attempt = matches!(
+        kind,
+        Kind::SessionStart | Kind::DatagramsStart | Kind::Operation
+    );
+    Ok((envelope.seq, is_attempt))
+}
+
 /// The record that `bytes` are; one that says so where what it holds can't be read.
 ///
 /// # Errors

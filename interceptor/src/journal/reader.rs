@@ -38,6 +38,22 @@ impl Reader {
     /// # Errors
     /// Where it can't be read or is damaged.
     pub fn block(&self, location: Location) -> Result<Vec<Record>, JournalError> {
+        self.read(location, segment::records)
+    }
+
+    /// Those of one block that begin a session or are operations.
+    ///
+    /// # Errors
+    /// Where it can't be read or is damaged.
+    pub(super) fn attempts(&self, location: Location) -> Result<Vec<Record>, JournalError> {
+        self.read(location, segment::attempts)
+    }
+
+    fn read(
+        &self,
+        location: Location,
+        decode: impl FnOnce(&BlockHeader, &[u8]) -> Result<Vec<Record>, String>,
+    ) -> Result<Vec<Record>, JournalError> {
         let path = segment::path(&self.directory, location.segment);
         let file = File::open(&path).map_err(io_error("opening", &path))?;
         let damaged = |what: String| JournalError::Damaged {
@@ -48,7 +64,7 @@ impl Reader {
         let (header, payload) = read_block(&file, location.offset)
             .map_err(io_error("reading", &path))?
             .ok_or_else(|| damaged("there is no block".to_owned()))?;
-        segment::records(&header, &payload).map_err(damaged)
+        decode(&header, &payload).map_err(damaged)
     }
 
     /// Every record, in order; `each` may end it by returning `false`.

@@ -588,6 +588,22 @@ pub(super) fn facts(header: &BlockHeader, payload: &[u8]) -> Result<(u64, Vec<Re
     Ok((header.count.into(), facts))
 }
 
+/// The records of a block that begin a session or are operations.
+///
+/// # Errors
+/// As of [`records`].
+pub(super) fn attempts(header: &BlockHeader, payload: &[u8]) -> Result<Vec<Record>, String> {
+    let mut attempts = Vec::new();
+    each(header, payload, |bytes| {
+        let (seq, is_attempt) = glance::attempt(bytes).map_err(unreadable)?;
+        if is_attempt {
+            attempts.push(glance::decode(bytes).map_err(unreadable)?);
+        }
+        Ok(seq)
+    })?;
+    Ok(attempts)
+}
+
 /// Gives `take` each record of a block, which says what number it has.
 fn each(
     header: &BlockHeader,
