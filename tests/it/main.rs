@@ -39,6 +39,7 @@ mod proxy;
 mod radius;
 mod redirect;
 mod refusals;
+mod replay;
 mod search;
 mod support;
 mod tls;

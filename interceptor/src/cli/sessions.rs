@@ -14,7 +14,7 @@ use super::{
     display::{between, message, print, span, table, time},
     export::moment,
     failed::Failed,
-    offline, tail,
+    offline, replay, tail,
     timeline::Timeline,
 };
 use crate::{
@@ -28,6 +28,7 @@ use crate::{
 #[command(after_help = "Examples:
   interceptor sessions
   interceptor sessions show 8d3f00a1b2c4e5f6
+  interceptor sessions replay 8d3f00a1b2c4e5f6 --speed 2
   interceptor sessions tail --agent reporter
   interceptor sessions list --since 7d --verdict deny --class schema
   interceptor sessions list --text 'drop customers' --since 30d
@@ -47,6 +48,7 @@ enum Command {
     List(List),
     /// Show a session as a dialogue
     Show(Show),
+    Replay(replay::Arguments),
     /// Print what happens as it happens
     Tail(tail::Arguments),
 }
@@ -119,12 +121,13 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> Outcome {
         None => list(context, arguments.list),
         Some(Command::List(arguments)) => list(context, arguments),
         Some(Command::Show(arguments)) => show(context, &arguments),
+        Some(Command::Replay(arguments)) => replay::run(context, &arguments),
         Some(Command::Tail(arguments)) => tail::run(context, &arguments),
     }
 }
 
 /// `text` as a protocol's name.
-fn protocol(text: &str) -> Result<Protocol, String> {
+pub(super) fn protocol(text: &str) -> Result<Protocol, String> {
     let mut all = Protocol::ALL.into_iter();
     let found = all.find(|protocol| protocol.name() == text);
     found.ok_or_else(|| {
