@@ -42,6 +42,7 @@ mod refusals;
 mod replay;
 mod search;
 mod support;
+mod tail;
 mod tls;
 mod trust;
 mod unix;
