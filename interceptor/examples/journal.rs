@@ -10,7 +10,10 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
-use interceptor::journal::{Decided, Filter, Journal, Kept, Reader, Wanted, export_jsonl, verify};
+use interceptor::journal::{
+    Decided, Filter, Found, Journal, Kept, Reader, SessionSummary, Text, Wanted, export_jsonl,
+    verify,
+};
 use interceptor_core::{
     operation::{Description, Effects, Operation, Protocol, Resource, ResourceKind, Touch},
     origin::{Agent, Destination, Origin, Process},
@@ -420,6 +423,75 @@ fn export(folder: &Path) -> Result<Value> {
     timed(out.0, records, began)
 }
 
+/// How long texts are searched for, by what they are.
+fn texts(journal: &Journal, sessions: &[SessionSummary], times: usize) -> Result<Value> {
+    // As `event` has it of the first operation of a session.
+    let token = |session: Option<&SessionSummary>| {
+        let number = session.map_or(0, |session| {
+            session.started.0 / 1_000_000_000 - 1_795_000_000
+        });
+        format!("{:016x}", noise(number, 2))
+    };
+    let (newest, oldest) = (token(sessions.first()), token(sessions.last()));
+    let prefix = oldest.get(..6).unwrap_or_default();
+    let asked = [
+        ("of_all", "select shop.orders".to_owned(), None),
+        (
+            "of_all_of_one_agent",
+            "shop.orders".to_owned(),
+            Some("agent-7"),
+        ),
+        ("of_the_newest", newest, None),
+        ("of_the_oldest", oldest.clone(), None),
+        ("of_both_sorts", format!("select {oldest} orders"), None),
+        ("of_none", "nowhere".to_owned(), None),
+        ("prefix", format!("{prefix}*"), None),
+        ("short_prefix", "12*".to_owned(), None),
+        ("phrase_of_one", format!("\"token = '{oldest}'\""), None),
+        (
+            "phrase_of_all",
+            "\"from shop.orders where customer\"".to_owned(),
+            None,
+        ),
+        ("phrase_of_none", "\"orders from\"".to_owned(), None),
+    ];
+    // What was written last is gathered first.
+    let began = Instant::now();
+    let _ = search(journal, "nowhere", None)?;
+    let mut said = serde_json::Map::new();
+    said.insert(
+        "first_ms".to_owned(),
+        json!(began.elapsed().as_secs_f64() * 1e3),
+    );
+    for (name, text, agent) in asked {
+        let mut took = Vec::new();
+        let mut found = Found::default();
+        for _ in 0..times {
+            let began = Instant::now();
+            found = search(journal, &text, agent)?;
+            took.push(began.elapsed());
+        }
+        took.sort_unstable();
+        let median = took.get(times / 2).copied().unwrap_or_default();
+        let of = json!({
+            "ms": median.as_secs_f64() * 1e3,
+            "found": found.sessions.len(),
+            "stopped": found.stopped.is_some(),
+        });
+        said.insert(name.to_owned(), of);
+    }
+    Ok(Value::Object(said))
+}
+
+fn search(journal: &Journal, text: &str, agent: Option<&str>) -> Result<Found> {
+    let wanted = Wanted {
+        agent: agent.map(Into::into),
+        text: Some(Arc::new(Text::parse(text)?)),
+        ..Wanted::default()
+    };
+    Ok(journal.find(&wanted, 1_000)?)
+}
+
 fn list(folder: &Path, times: usize) -> Result<Value> {
     let began = Instant::now();
     let journal = journal(folder)?;
@@ -449,10 +521,12 @@ fn list(folder: &Path, times: usize) -> Result<Value> {
             .as_secs_f64()
             * 1e3
     });
-    let sessions = journal.sessions(&Wanted::default(), usize::MAX).len();
+    let sessions = journal.sessions(&Wanted::default(), usize::MAX);
+    let texts = texts(&journal, &sessions, times)?;
     journal.close();
     Ok(json!({
-        "sessions": sessions,
+        "sessions": sessions.len(),
+        "texts": texts,
         "open_ms": opened.as_secs_f64() * 1e3,
         "latest_ms": latest,
         "of_one_agent_ms": of_one,

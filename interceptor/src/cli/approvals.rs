@@ -370,6 +370,11 @@ fn revoke(context: &Context, vote: Vote) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Whether there is somebody who sees what is printed, and presses keys.
+pub(super) fn is_at_terminal() -> bool {
+    terminal::is_there()
+}
+
 fn watch(context: &Context) -> Outcome {
     if terminal::is_there() && !context.is_json() {
         return terminal::run(context);

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{
     Method, Request, Response,
-    body::Incoming,
+    body::{Frame, Incoming},
     header::{CONTENT_TYPE, HOST},
 };
 use hyper_util::rt::TokioIo;
@@ -56,6 +56,20 @@ impl Client {
         self.ask(Method::GET, path, Bytes::new())
     }
 
+    /// The same with what the answer says in the header `name`.
+    pub(super) fn get_with<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        name: &str,
+    ) -> Result<(T, Option<String>), Failed> {
+        self.runtime.block_on(async {
+            let response = self.send(Method::GET, path, Bytes::new()).await?;
+            let value = response.headers().get(name);
+            let value = value.and_then(|value| Some(value.to_str().ok()?.to_owned()));
+            Ok((self.whole(response).await?, value))
+        })
+    }
+
     pub(super) fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failed> {
         self.ask(Method::DELETE, path, Bytes::new())
     }
@@ -77,14 +91,18 @@ impl Client {
     ) -> Result<T, Failed> {
         self.runtime.block_on(async {
             let response = self.send(method, path, body).await?;
-            let whole = Limited::new(response.into_body(), ANSWER_BYTES_MAX)
-                .collect()
-                .await
-                .map_err(|error| self.broke(&error.to_string()))?;
-            serde_json::from_slice(&whole.to_bytes()).map_err(|error| {
-                self.broke(&error.to_string())
-                    .with_remedy("check that daemon and command are of the same version")
-            })
+            self.whole(response).await
+        })
+    }
+
+    async fn whole<T: DeserializeOwned>(&self, response: Response<Incoming>) -> Result<T, Failed> {
+        let whole = Limited::new(response.into_body(), ANSWER_BYTES_MAX)
+            .collect()
+            .await
+            .map_err(|error| self.broke(&error.to_string()))?;
+        serde_json::from_slice(&whole.to_bytes()).map_err(|error| {
+            self.broke(&error.to_string())
+                .with_remedy("check that daemon and command are of the same version")
         })
     }
 
@@ -109,24 +127,60 @@ impl Client {
                     return Ok(());
                 };
                 let frame = frame.map_err(|error| self.broke(&error.to_string()))?;
-                let Ok(data) = frame.into_data() else {
-                    continue;
-                };
-                held.extend_from_slice(&data);
-                let mut rest = held.as_slice();
-                while let Some((line, after)) = split_line(rest) {
-                    if !line.is_empty() && each(line)? == Reading::Done {
-                        return Ok(());
-                    }
-                    rest = after;
-                }
-                let read = held.len() - rest.len();
-                held.drain(..read);
-                if held.len() > LINE_BYTES_MAX {
-                    return Err(self.broke("a line is too long"));
+                if self.take_lines(frame, &mut held, &mut each)? == Reading::Done {
+                    return Ok(());
                 }
             }
         })
+    }
+
+    /// Reads a stream until it ends or `each` is done; `opened` is told when it has begun. Ctrl-C ends the process, as it
+    /// does where nothing is to be put back.
+    pub(super) fn stream(
+        &self,
+        path: &str,
+        opened: impl FnOnce(),
+        mut each: impl FnMut(&[u8]) -> Result<Reading, Failed>,
+    ) -> Result<(), Failed> {
+        self.runtime.block_on(async {
+            let response = self.send(Method::GET, path, Bytes::new()).await?;
+            opened();
+            let mut body = response.into_body();
+            let mut held = Vec::new();
+            while let Some(frame) = body.frame().await {
+                let frame = frame.map_err(|error| self.broke(&error.to_string()))?;
+                if self.take_lines(frame, &mut held, &mut each)? == Reading::Done {
+                    break;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Gives `each` the lines that are whole with `frame` behind what was `held`.
+    fn take_lines(
+        &self,
+        frame: Frame<Bytes>,
+        held: &mut Vec<u8>,
+        mut each: impl FnMut(&[u8]) -> Result<Reading, Failed>,
+    ) -> Result<Reading, Failed> {
+        let Ok(data) = frame.into_data() else {
+            return Ok(Reading::On);
+        };
+        held.extend_from_slice(&data);
+        let mut rest = held.as_slice();
+        while let Some((line, after)) = split_line(rest) {
+            if !line.is_empty() && each(line)? == Reading::Done {
+                return Ok(Reading::Done);
+            }
+            rest = after;
+        }
+        let read = held.len() - rest.len();
+        held.drain(..read);
+        if held.len() > LINE_BYTES_MAX {
+            return Err(self.broke("a line is too long"));
+        }
+        Ok(Reading::On)
     }
 
     async fn send(

@@ -439,11 +439,12 @@ pub(super) fn moment(text: &str) -> Result<Timestamp, String> {
 }
 
 /// How long: `2s`, `1m`.
-fn pause(text: &str) -> Result<Duration, String> {
+pub(super) fn pause(text: &str) -> Result<Duration, String> {
     ago(text).ok_or_else(|| format!("`{text}` is not a length of time: 2s is, and so is 1m"))
 }
 
-fn ago(text: &str) -> Option<Duration> {
+/// The same, where it is one.
+pub(super) fn ago(text: &str) -> Option<Duration> {
     let unit_at = text.len().checked_sub(1)?;
     let (number, unit) = text.split_at_checked(unit_at)?;
     let seconds = match unit {

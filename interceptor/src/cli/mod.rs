@@ -17,6 +17,7 @@ mod failed;
 mod launch;
 mod offline;
 mod policy;
+mod replay;
 mod run;
 mod serve;
 mod sessions;

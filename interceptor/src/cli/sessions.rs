@@ -14,11 +14,11 @@ use super::{
     display::{between, message, print, span, table, time},
     export::moment,
     failed::Failed,
-    offline, tail,
+    offline, replay, tail,
     timeline::Timeline,
 };
 use crate::{
-    control::{Session, SessionsQuery, with_query},
+    control::{STOPPED, Session, SessionsQuery, with_query},
     journal::Decided,
 };
 
@@ -28,8 +28,11 @@ use crate::{
 #[command(after_help = "Examples:
   interceptor sessions
   interceptor sessions show 8d3f00a1b2c4e5f6
+  interceptor sessions replay 8d3f00a1b2c4e5f6 --speed 2
   interceptor sessions tail --agent reporter
   interceptor sessions list --since 7d --verdict deny --class schema
+  interceptor sessions list --text 'drop customers' --since 30d
+  interceptor sessions list --text '\"delete from\" shop.*' --agent reporter
   interceptor sessions list --destination db.example.com --reviewer erin
   interceptor sessions list --state /path/to/copy")]
 pub(super) struct Arguments {
@@ -45,6 +48,7 @@ enum Command {
     List(List),
     /// Show a session as a dialogue
     Show(Show),
+    Replay(replay::Arguments),
     /// Print what happens as it happens
     Tail(tail::Arguments),
 }
@@ -81,6 +85,10 @@ struct List {
     /// Only to an address or a name that has this in it
     #[arg(long, value_name = "TEXT")]
     destination: Option<Box<str>>,
+    /// Only with operations whose statement, path, resource, command or host has these words, in any case and order:
+    /// orders, shop.orders, ord*, "a phrase"
+    #[arg(long, value_name = "WORDS")]
+    text: Option<String>,
     /// Only those that go on
     #[arg(long, conflicts_with = "over")]
     live: bool,
@@ -113,12 +121,13 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> Outcome {
         None => list(context, arguments.list),
         Some(Command::List(arguments)) => list(context, arguments),
         Some(Command::Show(arguments)) => show(context, &arguments),
+        Some(Command::Replay(arguments)) => replay::run(context, &arguments),
         Some(Command::Tail(arguments)) => tail::run(context, &arguments),
     }
 }
 
 /// `text` as a protocol's name.
-fn protocol(text: &str) -> Result<Protocol, String> {
+pub(super) fn protocol(text: &str) -> Result<Protocol, String> {
     let mut all = Protocol::ALL.into_iter();
     let found = all.find(|protocol| protocol.name() == text);
     found.ok_or_else(|| {
@@ -143,6 +152,7 @@ fn list(context: &Context, arguments: List) -> Outcome {
         rule: arguments.rule,
         reviewer: arguments.reviewer,
         destination: arguments.destination,
+        text: arguments.text,
         live: match (arguments.live, arguments.over) {
             (true, _) => Some(true),
             (_, true) => Some(false),
@@ -152,12 +162,18 @@ fn list(context: &Context, arguments: List) -> Outcome {
     };
     // Before anybody is asked.
     asked.wanted().map_err(Failed::because)?;
-    let sessions: Vec<Session> = match &arguments.state {
-        Some(folder) => offline::sessions(folder, &asked)?,
+    let (sessions, stopped): (Vec<Session>, _) = match &arguments.state {
+        Some(folder) => (offline::sessions(folder, &asked)?, None),
         None => context
             .client
-            .get(&with_query("/v1/sessions", &asked.pairs()))?,
+            .get_with(&with_query("/v1/sessions", &asked.pairs()), STOPPED)?,
     };
+    if let Some(since) = stopped {
+        message(&format!(
+            "the records of many sessions have to be looked through, so of those that began at {since} or earlier \
+             only some were; narrow it down with --until {since}, --agent or further words"
+        ));
+    }
     if context.is_json() {
         return context.print_json(&sessions);
     }

@@ -220,15 +220,15 @@ impl Timeline {
             0 => String::new(),
             operation => format!("#{operation} "),
         };
+        let is_message = line.get("head").is_some() || line.get("body").is_some();
+        let rows = match line.get("answers") {
+            Some(_) => count(number(line, "rows"), "record") + ", ",
+            // What HTTP answers has none.
+            None if is_message && number(line, "rows") == 0 => String::new(),
+            None => count(number(line, "rows"), "row") + ", ",
+        };
         let mut out = format!(
-            "<- {answers}{status} · {}, {}, {}",
-            count(
-                number(line, "rows"),
-                match line.get("answers") {
-                    Some(_) => "record",
-                    None => "row",
-                }
-            ),
+            "<- {answers}{status} · {rows}{}, {}",
             size(number(line, "bytes")),
             elapsed(number(line, "elapsed_ns")),
         );

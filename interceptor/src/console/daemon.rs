@@ -87,6 +87,24 @@ impl Daemon {
             .await
     }
 
+    /// The same with what the answer says in the header `name`.
+    ///
+    /// # Errors
+    /// Its refusal.
+    pub(crate) async fn get_with<T: DeserializeOwned>(
+        &self,
+        identity: &Identity,
+        path: &str,
+        name: &str,
+    ) -> Result<(T, Option<String>), Refused> {
+        let response = self
+            .send(Some(identity), Method::GET, path, Bytes::new())
+            .await?;
+        let value = response.headers().get(name);
+        let value = value.and_then(|value| Some(value.to_str().ok()?.to_owned()));
+        Ok((whole(response).await?, value))
+    }
+
     /// The same for something that is done.
     ///
     /// # Errors
@@ -134,22 +152,7 @@ impl Daemon {
         path: &str,
         body: Bytes,
     ) -> Result<T, Refused> {
-        let response = self.send(identity, method, path, body).await?;
-        let status = response.status();
-        let whole = Limited::new(response.into_body(), ANSWER_BYTES_MAX)
-            .collect()
-            .await
-            .map_err(Refused::broken)?
-            .to_bytes();
-        if status.is_success() {
-            return serde_json::from_slice(&whole).map_err(Refused::broken);
-        }
-        let body: ErrorBody = serde_json::from_slice(&whole).map_err(Refused::broken)?;
-        Err(Refused {
-            status,
-            error: body.error,
-            remedy: body.remedy,
-        })
+        whole(self.send(identity, method, path, body).await?).await
     }
 
     /// What the daemon says to `identity`, as it comes.
@@ -182,4 +185,23 @@ impl Daemon {
             .map_err(|_| Refused::broken("it takes too long"))?
             .map_err(Refused::broken)
     }
+}
+
+/// What `response` says, or the refusal that it is.
+async fn whole<T: DeserializeOwned>(response: Response<Incoming>) -> Result<T, Refused> {
+    let status = response.status();
+    let whole = Limited::new(response.into_body(), ANSWER_BYTES_MAX)
+        .collect()
+        .await
+        .map_err(Refused::broken)?
+        .to_bytes();
+    if status.is_success() {
+        return serde_json::from_slice(&whole).map_err(Refused::broken);
+    }
+    let body: ErrorBody = serde_json::from_slice(&whole).map_err(Refused::broken)?;
+    Err(Refused {
+        status,
+        error: body.error,
+        remedy: body.remedy,
+    })
 }

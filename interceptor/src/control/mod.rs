@@ -29,7 +29,7 @@ pub use self::{
     host::{ConsoleDesk, Failure, FailureKind, Host, Told},
     links::Links,
     person::{Identity, Person, Role, Way, user},
-    query::{SessionsQuery, encoded, with_query},
+    query::{STOPPED, SessionsQuery, encoded, with_query},
     socket::{ControlSocket, SocketError},
 };
 

@@ -1,6 +1,6 @@
 //! What is asked for in a request's query.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, sync::Arc};
 
 use interceptor_core::{
     operation::{Effects, Protocol},
@@ -8,10 +8,14 @@ use interceptor_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::journal::{Decided, Wanted};
+use crate::journal::{Decided, Text, Wanted};
 
 /// Sessions that are listed unless more are asked for.
 const SESSIONS_LISTED: usize = 1_000;
+
+/// The header of an answer that not all sessions were looked into for: of those that began then or earlier, only some
+/// were; in RFC 3339.
+pub const STOPPED: &str = "interceptor-stopped";
 
 /// Which sessions: the query of `GET /v1/sessions`. What isn't given isn't asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +43,9 @@ pub struct SessionsQuery {
     pub reviewer: Option<Box<str>>,
     /// Only to an address or a name that has this in it.
     pub destination: Option<Box<str>>,
+    /// Only with operations whose statement, path, resource, command or host has these words: `orders`, `shop.orders`,
+    /// `ord*`, `"a phrase"`; of several all.
+    pub text: Option<String>,
     /// Only those that go on; with `false`, only those that are over.
     pub live: Option<bool>,
     /// How many at most.
@@ -49,7 +56,7 @@ impl SessionsQuery {
     /// What is asked for.
     ///
     /// # Errors
-    /// Where a label or an effect is none; for people.
+    /// Where a label or an effect is none, or the text can't be searched for; for people.
     pub fn wanted(&self) -> Result<Wanted, String> {
         let labels = self.label.iter().flat_map(|labels| labels.split(','));
         let labels = labels.map(|label| {
@@ -69,6 +76,8 @@ impl SessionsQuery {
                 )
             })?;
         }
+        let text = self.text.as_deref();
+        let text = text.map(|text| Text::parse(text).map(Arc::new));
         Ok(Wanted {
             agent: self.agent.clone(),
             labels: labels.collect::<Result<_, String>>()?,
@@ -81,6 +90,7 @@ impl SessionsQuery {
             reviewer: self.reviewer.clone(),
             destination: self.destination.clone(),
             live: self.live,
+            text: text.transpose().map_err(|error| error.to_string())?,
         })
     }
 
@@ -110,6 +120,7 @@ impl SessionsQuery {
             ("rule", text(&self.rule)),
             ("reviewer", text(&self.reviewer)),
             ("destination", text(&self.destination)),
+            ("text", self.text.clone()),
             ("live", self.live.map(|live| live.to_string())),
             ("limit", self.limit.map(|limit| limit.to_string())),
         ]

@@ -11,7 +11,7 @@ use axum::{
     http::StatusCode,
     http::header::CONTENT_TYPE,
     middleware,
-    response::{IntoResponse, Response},
+    response::{AppendHeaders, IntoResponse, Response},
     routing::post,
 };
 use base64::{
@@ -32,7 +32,7 @@ use super::{
     host::{Failure, FailureKind, Host},
     peer,
     person::{Identity, Person, Role, Way},
-    query::SessionsQuery,
+    query::{STOPPED, SessionsQuery},
     streams,
     table::{self, Route},
 };
@@ -202,19 +202,20 @@ async fn act(
     blocking(move || host.act(deed, &by)).await.map(Json)
 }
 
-/// The latest sessions, oldest of them first.
+/// The latest sessions, oldest of them first. Where not all could be looked into, a header says since when they were.
 async fn sessions(
     State(host): HostState,
     query: Result<Query<SessionsQuery>, QueryRejection>,
-) -> Answer<Vec<Session>> {
+) -> Result<Response, Failure> {
     let Query(query) = query.map_err(invalid)?;
+    let wanted = query.wanted().map_err(invalid)?;
     caught_up(&host).await;
     blocking(move || {
-        let wanted = query.wanted().map_err(invalid)?;
-        let sessions = host.journal().sessions(&wanted, query.limit());
-        let mut sessions: Vec<Session> = sessions.into_iter().map(Session::from).collect();
+        let found = host.journal().find(&wanted, query.limit())?;
+        let mut sessions: Vec<Session> = found.sessions.into_iter().map(Session::from).collect();
         sessions.reverse();
-        Ok(Json(sessions))
+        let stopped = found.stopped.map(|at| [(STOPPED, at.to_string())]);
+        Ok((stopped.map(AppendHeaders), Json(sessions)).into_response())
     })
     .await
 }

@@ -16,7 +16,10 @@ use aws_lc_rs::digest;
 use interceptor_core::record::{Record, SessionId};
 use rustc_hash::FxHashMap;
 
-use super::{LENGTH_BYTES, glance};
+use super::{
+    LENGTH_BYTES,
+    glance::{self, Peeked},
+};
 
 /// First bytes of a block.
 const MAGIC: &[u8; 4] = b"BLK2";
@@ -232,15 +235,29 @@ impl BlockHeader {
     /// # Errors
     /// As of [`BlockHeader::records`], but for content that can't be read.
     pub(super) fn facts(&self, stored: &[u8]) -> Result<(u64, Vec<Record>), String> {
-        let mut facts = Vec::new();
+        let facts = self.those(stored, |peeked| !peeked.is_content)?;
+        Ok((self.count.into(), facts))
+    }
+
+    /// The records in `stored` that begin a session or are operations, in order.
+    ///
+    /// # Errors
+    /// As of [`BlockHeader::facts`].
+    pub(super) fn attempts(&self, stored: &[u8]) -> Result<Vec<Record>, String> {
+        self.those(stored, |peeked| peeked.is_attempt)
+    }
+
+    /// The records in `stored` that look as if they were `wanted`, in order; the others aren't decoded.
+    fn those(&self, stored: &[u8], wanted: impl Fn(Peeked) -> bool) -> Result<Vec<Record>, String> {
+        let mut those = Vec::new();
         self.each(stored, |bytes| {
-            if !glance::peek(bytes).map_err(unreadable)?.is_content {
-                facts.push(glance::decode(bytes).map_err(unreadable)?);
+            if wanted(glance::peek(bytes).map_err(unreadable)?) {
+                those.push(glance::decode(bytes).map_err(unreadable)?);
             }
             Ok(())
         })?;
-        facts.sort_by_key(|record| record.seq);
-        Ok((self.count.into(), facts))
+        those.sort_by_key(|record| record.seq);
+        Ok(those)
     }
 
     /// Gives `take` each record in `stored`, part by part, once it is known to stand where it belongs.

@@ -164,6 +164,8 @@ pub(super) struct Peeked {
     pub(super) session: Option<SessionId>,
     /// Whether it is what a session said rather than what became of it.
     pub(super) is_content: bool,
+    /// Whether it begins a session or is an operation, which is what words are searched in.
+    pub(super) is_attempt: bool,
 }
 
 /// What the first bytes of the record that `bytes` are say.
@@ -185,6 +187,10 @@ pub(super) fn peek(bytes: &[u8]) -> Result<Peeked, postcard::Error> {
         seq: envelope.seq,
         session: envelope.session,
         is_content,
+        is_attempt: matches!(
+            kind,
+            Kind::SessionStart | Kind::DatagramsStart | Kind::Operation
+        ),
     })
 }
 

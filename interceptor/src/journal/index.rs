@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use interceptor_core::record::{Record, SessionId};
+use interceptor_core::record::{Record, SessionId, Timestamp};
 use rustc_hash::FxHashMap;
 
 use super::{
@@ -25,6 +25,7 @@ use super::{
     checkpoint::Key,
     reader::Reader,
     seal::{self, Broken, Sealed},
+    search::{Fresh, Gatherer, Shelf, Text},
     segment::{Location, Recovered},
     summary::{Part, SessionSummary, Wanted},
 };
@@ -65,16 +66,27 @@ enum At {
 /// The thread that asks sled.
 #[derive(Debug)]
 struct Sled {
-    jobs: Sender<Job>,
+    jobs: Jobs,
+    thread: JoinHandle<()>,
+    /// Who gathers words for it.
+    words: Gatherer,
+}
+
+/// How it is asked.
+#[derive(Debug, Clone)]
+struct Jobs {
+    sender: Sender<Job>,
     /// Jobs that it hasn't done.
     waiting: Arc<AtomicUsize>,
-    thread: JoinHandle<()>,
 }
 
 type Job = Box<dyn FnOnce(&mut Trees) -> sled::Result<()> + Send>;
 
 /// How long sled may take over an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long who gathers words may take to have those of the last blocks, before they are searched for on record.
+const WORDS_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Jobs that may wait for sled before it is given up: minutes of a busy host.
 const WAITING_MAX: usize = 256;
@@ -103,6 +115,7 @@ struct Trees {
     /// When each began.
     starts: sled::Tree,
     blocks: sled::Tree,
+    words: Shelf,
     database: sled::Db,
     /// Sessions that go on: they are put into sled when they are over, or are too many, or it is closed.
     live: FxHashMap<SessionId, SessionSummary>,
@@ -125,7 +138,7 @@ impl Index {
         let lifted = seal::lift(directory);
         let is_whole = sealed == Sealed::Whole(recovered.next_seq);
         let sled = if is_whole && lifted.is_ok() {
-            Sled::open(&path)
+            Sled::open(directory)
         } else {
             None
         };
@@ -150,13 +163,28 @@ impl Index {
             reading: Mutex::new(()),
         };
         if let Some(sled) = sled {
+            // A daemon that stops doesn't wait for words: it says where it was with them.
+            let locations: Vec<_> = recovered.blocks.iter().map(|(at, ..)| *at).collect();
+            let rest = sled.jobs.ask(move |trees| {
+                let words = &trees.words;
+                Ok(locations
+                    .into_iter()
+                    .filter(|at| !words.has(*at))
+                    .collect::<Vec<_>>())
+            });
+            let Ok(rest) = rest.recv_timeout(PATIENCE) else {
+                return Ok((index(place(At::Lost)), broken));
+            };
+            for location in rest {
+                sled.words.add(location);
+            }
             return Ok((index(place(At::Sled(sled))), broken));
         }
         if let Some(broken) = &broken {
             tracing::warn!(file = broken.file, "the index doesn't fit: {}", broken.what);
         }
         let _ = fs::remove_dir_all(&path);
-        let index = index(place(Sled::open(&path).map_or(At::Lost, At::Sled)));
+        let index = index(place(Sled::open(directory).map_or(At::Lost, At::Sled)));
         let reader = Reader::open(directory)?;
         for (location, first_seq, count) in &recovered.blocks {
             index.add(Block::of(
@@ -174,6 +202,10 @@ impl Index {
     pub(super) fn add(&self, block: Block) {
         let mut place = lock(&self.place);
         place.next = block.first_seq.saturating_add(u64::from(block.count));
+        if let At::Sled(sled) = &place.at {
+            // At once, so that who asks doesn't wait for the words of many.
+            sled.words.add(block.location);
+        }
         place.untold.push(block);
         if place.untold.len() >= UNTOLD_MAX {
             place.tell();
@@ -183,7 +215,7 @@ impl Index {
     /// Waits for sled where much is told at once.
     fn keep_pace(&self) {
         let is_behind = || match &lock(&self.place).at {
-            At::Sled(sled) => sled.waiting.load(Ordering::Relaxed) > WAITING_MAX / 2,
+            At::Sled(sled) => sled.jobs.waiting.load(Ordering::Relaxed) > WAITING_MAX / 2,
             _ => false,
         };
         let until = Instant::now() + PATIENCE;
@@ -204,6 +236,32 @@ impl Index {
                 found.into_iter().take(limit).cloned().collect()
             },
         )
+    }
+
+    /// Those of them that have all words of `text`; none where there is no index of words, or it takes too long.
+    pub(super) fn with_words(
+        &self,
+        wanted: &Wanted,
+        text: &Arc<Text>,
+        limit: usize,
+    ) -> Option<Vec<SessionSummary>> {
+        let (answer, reply) = mpsc::sync_channel(1);
+        {
+            let mut place = lock(&self.place);
+            place.tell();
+            let At::Sled(sled) = &place.at else {
+                return None;
+            };
+            let jobs = sled.jobs.clone();
+            let (asked, wanted) = (text.clone(), wanted.clone());
+            sled.words.ask(text.clone(), move |fresh| {
+                jobs.send(move |trees| {
+                    let _ = answer.send(trees.with_words(&wanted, &asked, fresh, limit)?);
+                    Ok(())
+                });
+            });
+        }
+        reply.recv_timeout(WORDS_PATIENCE).ok()
     }
 
     /// The blocks that hold records of a session, in order.
@@ -241,7 +299,7 @@ impl Index {
             let mut place = lock(&self.place);
             place.tell();
             match &place.at {
-                At::Sled(sled) => Some(sled.ask(in_sled)),
+                At::Sled(sled) => Some(sled.jobs.ask(in_sled)),
                 At::Lost | At::Reading | At::Memory(_) => None,
             }
         };
@@ -295,7 +353,7 @@ impl Index {
     #[cfg(test)]
     pub(super) fn break_sled(&self, how: impl FnOnce() + Send + 'static) {
         if let At::Sled(sled) = &lock(&self.place).at {
-            sled.send(move |_| {
+            sled.jobs.send(move |_| {
                 how();
                 Ok(())
             });
@@ -312,7 +370,7 @@ impl Place {
                     return;
                 }
                 let blocks = std::mem::take(&mut self.untold);
-                if !sled.send(move |trees| trees.learn_all(blocks)) {
+                if !sled.jobs.send(move |trees| trees.learn_all(blocks)) {
                     self.lose();
                 }
             }
@@ -339,11 +397,11 @@ impl Place {
 }
 
 impl Sled {
-    /// Opens the database in `path` in a thread of its own, if that can be.
-    fn open(path: &Path) -> Option<Self> {
-        let (jobs, todo) = mpsc::channel::<Job>();
+    /// Opens the database of `directory` in a thread of its own, if that can be.
+    fn open(directory: &Path) -> Option<Self> {
+        let (sender, todo) = mpsc::channel::<Job>();
         let (opened, is_open) = mpsc::sync_channel(1);
-        let path = path.to_owned();
+        let path = seal::folder(directory);
         let run = move || {
             let Some(mut trees) = contained(|| Trees::open(&path)) else {
                 return;
@@ -367,13 +425,49 @@ impl Sled {
             .spawn(run)
             .ok()?;
         is_open.recv_timeout(PATIENCE).ok()?;
+        let jobs = Jobs {
+            sender,
+            waiting: Arc::default(),
+        };
+        let puts = jobs.clone();
+        let words = Gatherer::start(directory, move |run| {
+            // One at a time: who gathers doesn't run ahead of sled.
+            let put = puts.ask(move |trees| trees.words.put(run));
+            put.recv_timeout(PATIENCE).is_ok()
+        })?;
         Some(Self {
             jobs,
-            waiting: Arc::default(),
             thread,
+            words,
         })
     }
 
+    /// Ends it with everything on disk; whether that is so.
+    fn close(self) -> bool {
+        let Self {
+            jobs,
+            thread,
+            words,
+        } = self;
+        let has_words = words.close(PATIENCE);
+        let flushed = jobs.ask(|trees| {
+            trees.put_live()?;
+            trees.database.flush()
+        });
+        if !has_words || flushed.recv_timeout(PATIENCE).is_err() {
+            return false;
+        }
+        drop(jobs);
+        // It is done when the database is gone, which writes for the last time then.
+        let until = Instant::now() + PATIENCE;
+        while !thread.is_finished() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        thread.is_finished() && thread.join().is_ok()
+    }
+}
+
+impl Jobs {
     /// Has `job` done; whether that is to be expected.
     fn send(&self, job: impl FnOnce(&mut Trees) -> sled::Result<()> + Send + 'static) -> bool {
         let waiting = self.waiting.clone();
@@ -383,7 +477,7 @@ impl Sled {
             waiting.fetch_sub(1, Ordering::Relaxed);
             done
         };
-        self.jobs.send(Box::new(job)).is_ok() && before < WAITING_MAX
+        self.sender.send(Box::new(job)).is_ok() && before < WAITING_MAX
     }
 
     fn ask<T: Send + 'static>(
@@ -396,25 +490,6 @@ impl Sled {
             Ok(())
         });
         reply
-    }
-
-    /// Ends it with everything on disk; whether that is so.
-    fn close(self) -> bool {
-        let flushed = self.ask(|trees| {
-            trees.put_live()?;
-            trees.database.flush()
-        });
-        if flushed.recv_timeout(PATIENCE).is_err() {
-            return false;
-        }
-        let Self { jobs, thread, .. } = self;
-        drop(jobs);
-        // It is done when the database is gone, which writes for the last time then.
-        let until = Instant::now() + PATIENCE;
-        while !thread.is_finished() && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        thread.is_finished() && thread.join().is_ok()
     }
 }
 
@@ -480,7 +555,12 @@ fn place_of(session: &SessionSummary) -> (u64, u64) {
 
 /// The same as sled has it.
 fn key_of(session: &SessionSummary) -> [u8; 16] {
-    let (started, id) = place_of(session);
+    key_at(session.started, session.session)
+}
+
+/// The same of one that began then.
+fn key_at(started: Timestamp, session: SessionId) -> [u8; 16] {
+    let (started, id) = (u64::MAX - started.0, session.0);
     let mut key = [0; 16];
     key[..8].copy_from_slice(&started.to_be_bytes());
     key[8..].copy_from_slice(&id.to_be_bytes());
@@ -499,6 +579,7 @@ impl Trees {
             sessions: database.open_tree("sessions")?,
             starts: database.open_tree("starts")?,
             blocks: database.open_tree("blocks")?,
+            words: Shelf::open(&database)?,
             database,
             live: FxHashMap::default(),
         })
@@ -547,9 +628,13 @@ impl Trees {
     }
 
     fn get(&self, session: SessionId) -> sled::Result<Option<SessionSummary>> {
-        let Some(key) = self.starts.get(session.0.to_be_bytes())? else {
-            return Ok(None);
-        };
+        match self.starts.get(session.0.to_be_bytes())? {
+            Some(key) => self.get_at(key),
+            None => Ok(None),
+        }
+    }
+
+    fn get_at(&self, key: impl AsRef<[u8]>) -> sled::Result<Option<SessionSummary>> {
         let value = self.sessions.get(key)?;
         Ok(value.and_then(|value| postcard::from_bytes(&value).ok()))
     }
@@ -570,6 +655,35 @@ impl Trees {
             .try_for_each(|summary| self.put(summary))?;
         self.live.clear();
         Ok(())
+    }
+
+    /// The latest `limit` sessions that are `wanted` and have all words of `text`, newest first.
+    fn with_words(
+        &self,
+        wanted: &Wanted,
+        text: &Text,
+        fresh: Fresh,
+        limit: usize,
+    ) -> sled::Result<Vec<SessionSummary>> {
+        let mut found = Vec::new();
+        if limit == 0 {
+            return Ok(found);
+        }
+        self.words.find(text, fresh, |session, started| {
+            if wanted.since.is_some_and(|since| started < since) {
+                return Ok(false);
+            }
+            if wanted.until.is_some_and(|until| started > until) {
+                return Ok(true);
+            }
+            let summary = match self.live.get(&session) {
+                Some(live) => Some(live.clone()),
+                None => self.get_at(key_at(started, session))?,
+            };
+            found.extend(summary.filter(|summary| wanted.takes(summary)));
+            Ok(found.len() < limit)
+        })?;
+        Ok(found)
     }
 
     /// The latest `limit` sessions that are `wanted`, newest first.

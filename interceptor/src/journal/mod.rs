@@ -15,6 +15,7 @@ mod index;
 mod manifest;
 mod reader;
 mod seal;
+mod search;
 mod segment;
 mod spill;
 mod store;
@@ -55,6 +56,7 @@ pub use self::{
     },
     manifest::{Made, Manifest},
     reader::Reader,
+    search::{Found, SEARCHED, Seen, Text, TextError},
     summary::{Decided, Deeds, SessionSummary, Some64, Wanted, sessions},
     verify::{Kept, Kind, Problem, Report, verify},
 };
@@ -506,10 +508,25 @@ impl Journal {
         Reader::open(&self.shared.directory)
     }
 
-    /// The latest `limit` sessions that are `wanted`, newest first.
+    /// The latest `limit` sessions that are `wanted` but for its text, newest first.
     #[must_use]
     pub fn sessions(&self, wanted: &Wanted, limit: usize) -> Vec<SessionSummary> {
         self.shared.index.sessions(wanted, limit)
+    }
+
+    /// The same, of those that have the text that is wanted as well: from the index of words, and where that can't
+    /// tell from the records, for some seconds at most.
+    ///
+    /// # Errors
+    /// Where records can't be read.
+    pub fn find(&self, wanted: &Wanted, limit: usize) -> Result<Found, JournalError> {
+        match &wanted.text {
+            Some(text) => search::find(&self.shared.index, &self.reader()?, (wanted, text), limit),
+            None => Ok(Found {
+                sessions: self.sessions(wanted, limit),
+                stopped: None,
+            }),
+        }
     }
 
     /// All records of a session that are on disk, in order.

@@ -60,6 +60,14 @@ impl Reader {
         })
     }
 
+    /// Those of one block that begin a session or are operations.
+    ///
+    /// # Errors
+    /// Where it can't be read or is damaged.
+    pub(super) fn attempts(&self, location: Location) -> Result<Vec<Record>, JournalError> {
+        self.of_block(location, |header, stored| header.attempts(stored))
+    }
+
     /// The state folder.
     pub(super) fn directory(&self) -> &Path {
         &self.directory

@@ -13,7 +13,11 @@ use interceptor_core::{
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 
-use super::{JournalError, Reader, glance::Answer};
+use super::{
+    JournalError, Reader,
+    glance::Answer,
+    search::{Seen, Text},
+};
 
 /// Rules, reviewers and names of one session that are known each; of more it is only known that there are more.
 const NAMED_MAX: usize = 64;
@@ -247,6 +251,8 @@ pub struct Wanted {
     pub destination: Option<Box<str>>,
     /// That are going on; or that are over.
     pub live: Option<bool>,
+    /// With operations that have this.
+    pub text: Option<Arc<Text>>,
 }
 
 /// The latest `limit` sessions that are `wanted` of what `reader` has, newest first: for whoever has no index.
@@ -258,20 +264,27 @@ pub fn sessions(
     wanted: &Wanted,
     limit: usize,
 ) -> Result<Vec<SessionSummary>, JournalError> {
-    let mut known: FxHashMap<SessionId, SessionSummary> = FxHashMap::default();
+    let mut known: FxHashMap<SessionId, (SessionSummary, Seen)> = FxHashMap::default();
     reader.each(|record| {
         let mut part = Part::default();
         part.take(&record);
         if let Some(started) = part.started.take() {
-            known.insert(started.session, *started);
-        } else if let Some(summary) = record.session.and_then(|id| known.get_mut(&id)) {
+            known.insert(started.session, (*started, Seen::default()));
+        } else if let Some((summary, seen)) = record.session.and_then(|id| known.get_mut(&id)) {
             summary.learn(&part);
+            if let (Some(text), Event::Operation(attempted)) = (&wanted.text, &record.event) {
+                seen.take(text, &attempted.operation);
+            }
         }
         true
     })?;
     let mut found: Vec<_> = known
         .into_values()
-        .filter(|one| wanted.takes(one))
+        .filter(|(one, seen)| {
+            let has_text = wanted.text.as_ref().is_none_or(|text| seen.is_all(text));
+            has_text && wanted.takes(one)
+        })
+        .map(|(one, _)| one)
         .collect();
     found.sort_by_key(|session| std::cmp::Reverse((session.started, session.session)));
     found.truncate(limit);
@@ -291,7 +304,7 @@ pub enum Decided {
 }
 
 impl Wanted {
-    /// Whether `session` is one of them. Where not all rules, people or names of a session are known, it is taken
+    /// Whether `session` is one of them but for the text, which a summary doesn't tell. Where not all rules, people or names of a session are known, it is taken
     /// rather than left out.
     #[must_use]
     pub fn takes(&self, session: &SessionSummary) -> bool {

@@ -122,7 +122,8 @@ pub(crate) fn bench(amount: Amount, full: bool) -> Result<()> {
                 "direct: the same bytes written to one file in order, with fdatasync: as many records at once as there are writers, or 5,000",
                 "sqlite: WAL, by Python's module, one connection: a transaction has as many records as there are writers (synchronous=FULL), or 5,000 (NORMAL, which doesn't sync each)",
                 "interceptor: with compression, hash chain, checkpoints, index and what outlives a kill",
-                "list: up to a thousand sessions, newest first; where none fits all are looked at"
+                "list: up to a thousand sessions, newest first; where none fits all are looked at",
+                "search: up to a thousand sessions that have a text; a phrase whose words all sessions have and which none has is looked for on record until the time for it is over"
             ]),
         ),
         (
@@ -206,6 +207,22 @@ impl Bench {
             number(&exported, "mb_per_s")?,
             number(&exported, "rate")? / 1e6,
             number(&exported, "peak_bytes")? / 1e6,
+        );
+        let texts = listed.get("texts").cloned().unwrap_or_default();
+        let took = |name: &str| {
+            let of = texts.get(name).cloned().unwrap_or_default();
+            number(&of, "ms").map(|ms| format!("{ms:.1} ms"))
+        };
+        println!(
+            "    searched for a word of one session in {}, of all in {}, of all of one agent in {}, of none in {}; a beginning in {}, a phrase of one in {}, of all in {}, of none in {}",
+            took("of_the_oldest")?,
+            took("of_all")?,
+            took("of_all_of_one_agent")?,
+            took("of_none")?,
+            took("short_prefix")?,
+            took("phrase_of_one")?,
+            took("phrase_of_all")?,
+            took("phrase_of_none")?,
         );
         Ok(json!({
             "records": records,

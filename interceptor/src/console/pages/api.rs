@@ -6,7 +6,7 @@ use axum::{
     Extension,
     body::Body,
     extract::{Request, State},
-    http::{HeaderValue, Method, StatusCode, header},
+    http::{HeaderName, HeaderValue, Method, StatusCode, header},
     response::{IntoResponse, Response},
 };
 
@@ -16,7 +16,7 @@ use crate::{
         daemon::Refused,
         server::{App, From, cookie},
     },
-    control::{ErrorBody, Identity},
+    control::{ErrorBody, Identity, STOPPED},
 };
 
 /// Largest request that is passed on, in bytes.
@@ -70,10 +70,10 @@ async fn passed(app: &App, from: std::net::IpAddr, request: Request) -> Result<R
     let (head, body) = response.into_parts();
     let mut answer = Response::new(Body::new(body));
     *answer.status_mut() = head.status;
-    if let Some(kind) = head.headers.get(header::CONTENT_TYPE) {
-        answer
-            .headers_mut()
-            .insert(header::CONTENT_TYPE, kind.clone());
+    for name in [header::CONTENT_TYPE, HeaderName::from_static(STOPPED)] {
+        if let Some(value) = head.headers.get(&name) {
+            answer.headers_mut().insert(name, value.clone());
+        }
     }
     Ok(answer)
 }

@@ -23,7 +23,7 @@ use crate::{
         server::{App, SignedIn},
         text::{self, Html, Language, Shown},
     },
-    control::{Session, SessionsQuery, with_query},
+    control::{STOPPED, Session, SessionsQuery, with_query},
     journal::{self, Decided},
 };
 
@@ -46,6 +46,8 @@ pub(super) struct Filters {
     state: String,
     /// A part of an address or a name.
     text: String,
+    /// Words of operations.
+    words: String,
     label: String,
     protocol: String,
     class: String,
@@ -75,6 +77,8 @@ struct ListPage<'a> {
     filters: &'a Filters,
     agents: Vec<String>,
     live: usize,
+    /// Of sessions since then all were looked into.
+    stopped: Option<String>,
 }
 
 pub(super) async fn list(
@@ -104,12 +108,14 @@ pub(super) async fn list(
         rule: given(&filters.rule).map(Into::into),
         reviewer: given(&filters.reviewer).map(Into::into),
         destination: given(&filters.text).map(Into::into),
+        text: given(&filters.words),
         limit: Some(LISTED_MAX),
         ..SessionsQuery::default()
     };
     let path = with_query("/v1/sessions", &asked.pairs());
-    let sessions: Vec<Session> = match app.daemon.get(&session.identity, &path).await {
-        Ok(sessions) => sessions,
+    let asked = app.daemon.get_with(&session.identity, &path, STOPPED);
+    let (sessions, stopped): (Vec<Session>, _) = match asked.await {
+        Ok(answer) => answer,
         Err(refused) => return error(&frame, &refused),
     };
     let mut agents: Vec<String> = sessions
@@ -147,6 +153,7 @@ pub(super) async fn list(
         filters: &filters,
         agents,
         live,
+        stopped,
     })
 }
 

@@ -13,7 +13,7 @@ use interceptor_core::{
 };
 
 use super::{Journal, Reader, Wanted, durable};
-use crate::journal::{Decided, sessions};
+use crate::journal::{Decided, Text, sessions};
 
 /// A session of the test, in a line.
 struct Told {
@@ -401,5 +401,186 @@ fn sessions_are_found_by_what_they_were_whoever_is_asked() {
     drop(journal);
     let journal = Journal::open(folder.path()).unwrap();
     ask_journal("made anew", &journal);
+    journal.close();
+}
+
+/// Statements of a session that goes on while others come, in blocks of their own.
+fn attempt(journal: &Journal, session: u64, number: u64, statement: &str) -> u64 {
+    let event = Event::Operation(OperationRecord {
+        number,
+        operation: Operation {
+            protocol: Protocol::Postgres,
+            description: Arc::new(Description::default()),
+            content: statement.to_owned().into(),
+            parameters: [].into(),
+            options: Vec::new(),
+            http: None,
+        },
+    });
+    let agent = Arc::from("reporter");
+    let time = Timestamp(1_000_000 + session);
+    journal
+        .append(Some(SessionId(session)), &agent, time, [event])
+        .unwrap()
+}
+
+fn begin(journal: &Journal, session: u64) {
+    let origin = Origin {
+        agent: Arc::new(Agent {
+            name: "reporter".into(),
+            labels: [].into(),
+        }),
+        process: Process {
+            pid: 7,
+            uid: 0,
+            executable: None,
+            arguments: Vec::new(),
+            cgroup: "/x".into(),
+            network_namespace: None,
+        },
+        destination: Destination::Ip(([192, 0, 2, 10], 5_432).into()),
+        names: Vec::new(),
+    };
+    let start = Event::SessionStart(SessionStart {
+        origin: Arc::new(origin),
+        client: None,
+    });
+    let agent = Arc::from("reporter");
+    let time = Timestamp(1_000_000 + session);
+    journal
+        .append(Some(SessionId(session)), &agent, time, [start])
+        .unwrap();
+}
+
+/// Three sessions over several blocks: 3 begins last, and 1 goes on longest.
+fn say(journal: &Journal) {
+    begin(journal, 1);
+    durable(journal, attempt(journal, 1, 1, "SELECT * FROM shop.orders"));
+    begin(journal, 2);
+    attempt(journal, 2, 1, "DROP TABLE customers");
+    durable(
+        journal,
+        attempt(journal, 2, 2, "select Note from SHOP.Orders"),
+    );
+    begin(journal, 3);
+    durable(
+        journal,
+        attempt(journal, 3, 1, "DROP INDEX table_of_customers"),
+    );
+    durable(journal, attempt(journal, 1, 2, "DELETE\n  FROM  users"));
+}
+
+const SAID: [(&str, &[u64]); 14] = [
+    ("shop.orders", &[2, 1]),
+    ("ORDERS", &[2, 1]),
+    ("orders delete", &[1]),
+    ("drop", &[3, 2]),
+    ("drop customers", &[2]),
+    ("customers*", &[2]),
+    ("table*", &[3, 2]),
+    ("\"drop table\"", &[2]),
+    ("\"delete from users\" orders", &[1]),
+    ("\"orders delete\"", &[]),
+    ("from", &[2, 1]),
+    ("delete drop", &[]),
+    ("nowhere", &[]),
+    ("shop.*", &[2, 1]),
+];
+
+fn search_journal(how: &str, journal: &Journal) {
+    for (text, expected) in SAID {
+        let wanted = Wanted {
+            text: Some(Arc::new(Text::parse(text).unwrap())),
+            ..Wanted::default()
+        };
+        for limit in [10, 1] {
+            let found = journal.find(&wanted, limit).unwrap();
+            assert_eq!(found.stopped, None);
+            let found: Vec<u64> = found.sessions.iter().map(|one| one.session.0).collect();
+            let expected = expected.get(..limit.min(expected.len())).unwrap();
+            assert_eq!(found, expected, "{how}: {text}, {limit}");
+        }
+    }
+}
+
+#[test]
+fn texts_are_found_whoever_is_asked() {
+    let folder = super::folder();
+    let journal = Journal::open(folder.path()).unwrap();
+    say(&journal);
+    search_journal("as it came", &journal);
+    let reader = Reader::open(folder.path()).unwrap();
+    for (text, expected) in SAID {
+        let wanted = Wanted {
+            text: Some(Arc::new(Text::parse(text).unwrap())),
+            ..Wanted::default()
+        };
+        let found = sessions(&reader, &wanted, 10).unwrap();
+        let found: Vec<u64> = found.iter().map(|one| one.session.0).collect();
+        assert_eq!(found, expected, "without an index: {text}");
+    }
+    journal.close();
+    drop(journal);
+    let journal = Journal::open(folder.path()).unwrap();
+    search_journal("closed and opened", &journal);
+    // A session that is in several runs by now.
+    attempt(&journal, 3, 2, "VACUUM shop.orders");
+    let wanted = |text| Wanted {
+        text: Some(Arc::new(Text::parse(text).unwrap())),
+        ..Wanted::default()
+    };
+    durable(&journal, journal.last_seq());
+    let found = journal.find(&wanted("index vacuum"), 10).unwrap().sessions;
+    assert_eq!(found.first().map(|one| one.session.0), Some(3));
+    journal.close();
+    drop(journal);
+    let journal = Journal::open(folder.path()).unwrap();
+    for text in ["index vacuum", "vacu* drop", "\"vacuum shop.orders\" index"] {
+        let found = journal.find(&wanted(text), 10).unwrap().sessions;
+        assert_eq!(found.len(), 1, "{text}");
+    }
+    journal
+        .shared
+        .index
+        .break_sled(|| panic!("as on a damaged medium"));
+    let found = journal.find(&wanted("index vacuum"), 10).unwrap();
+    assert_eq!((found.sessions.len(), found.stopped), (1, None));
+    journal.close();
+    drop(journal);
+    // It wasn't sealed, and is made anew.
+    let journal = Journal::open(folder.path()).unwrap();
+    let found = journal.find(&wanted("index vacuum"), 10).unwrap();
+    assert_eq!(found.sessions.len(), 1);
+    journal.close();
+}
+
+#[test]
+fn a_statement_with_more_words_than_there_is_memory_for_is_found_by_any_of_them() {
+    let folder = super::folder();
+    let journal = Journal::open(folder.path()).unwrap();
+    begin(&journal, 1);
+    attempt(&journal, 1, 1, "the first");
+    // Several runs' worth.
+    let many: Vec<String> = (0..700_000).map(|word| format!("w{word}")).collect();
+    attempt(&journal, 1, 2, &many.join(" "));
+    begin(&journal, 2);
+    durable(&journal, attempt(&journal, 2, 1, "w699999 last"));
+    for (text, expected) in [
+        ("w0", &[1][..]),
+        ("w350000 first", &[1]),
+        ("w699999", &[2, 1]),
+        ("first w1 w399999 w699999", &[1]),
+        ("w699999 last", &[2]),
+        ("w70000*", &[1]),
+        ("\"w5 w6 w7\" w123456", &[1]),
+    ] {
+        let wanted = Wanted {
+            text: Some(Arc::new(Text::parse(text).unwrap())),
+            ..Wanted::default()
+        };
+        let found = journal.find(&wanted, 10).unwrap().sessions;
+        let found: Vec<u64> = found.iter().map(|one| one.session.0).collect();
+        assert_eq!(found, expected, "{text}");
+    }
     journal.close();
 }
