@@ -24,6 +24,7 @@ use crate::{
     notify::NotifierConfig,
     patience::Patience,
     secret::Source,
+    ship::Ship,
     tls::certificate_path,
     witness::Witness,
 };
@@ -108,6 +109,8 @@ pub struct JournalConfig {
     /// How long after one checkpoint the next goes to them.
     #[serde(deserialize_with = "crate::patience::duration")]
     pub witness_every: Duration,
+    /// Where its segments are copied to as they are closed.
+    pub ship: Vec<Ship>,
 }
 
 impl Default for JournalConfig {
@@ -115,6 +118,7 @@ impl Default for JournalConfig {
         Self {
             witnesses: Vec::new(),
             witness_every: Duration::from_secs(60),
+            ship: Vec::new(),
         }
     }
 }
@@ -176,12 +180,16 @@ impl Config {
         let secrets = credentials.chain(self.notify.iter().flat_map(NotifierConfig::secrets));
         let witnesses = self.journal.witnesses.iter();
         let secrets = secrets.chain(witnesses.filter_map(Witness::secret));
+        let ship = &self.journal.ship;
+        let secrets = secrets.chain(ship.iter().flat_map(Ship::secrets));
         let keys = self.tls.client_certificates.iter();
         let console = self.console.as_ref();
         let mut hidden = vec![Path::new("/run").join(self.instance.as_str())];
         hidden.extend([&self.state, &self.control].map(absolute));
         hidden.extend(secrets.filter_map(Source::file).map(absolute));
         hidden.extend(keys.map(|certificate| absolute(&certificate.key)));
+        // A copy says what the journal says.
+        hidden.extend(ship.iter().filter_map(Ship::folder).map(absolute));
         hidden.extend(
             console
                 .iter()

@@ -42,6 +42,7 @@ use crate::{
     proxy::{Means, Proxy, ProxyError},
     reach::Reach,
     refusals,
+    ship::Ships,
     tls::{Authority, AuthorityError},
     witness::Witnesses,
 };
@@ -116,6 +117,7 @@ struct Daemon {
     proxy: Proxy,
     engines: Engines,
     witnesses: Witnesses,
+    ships: Ships,
     /// Since it runs.
     namespaces: OnceLock<Namespaces>,
     /// Likewise.
@@ -141,6 +143,9 @@ pub fn serve(config: Config, remove_hooks: bool) -> Result<(), ServeError> {
     let _guard = runtime.enter();
     // The policy first: it is what people get wrong, and nothing has been touched yet.
     let policies = Arc::new(Policies::open(&config.policies)?);
+    // Before it is opened: the checkpoint that stands there is of what nobody adds to any more.
+    let ships = Ships::new(&config.journal.ship, &config.state, &config.tls.roots)
+        .map_err(io("reading what TLS is to believe"))?;
     let journal = Journal::open(&config.state)?;
     let authority = Authority::open(&config.state, &config.tls.ca.name, config.tls.ca.days)?;
     let (recovered, past, told) = take_up(&journal)?;
@@ -205,6 +210,7 @@ pub fn serve(config: Config, remove_hooks: bool) -> Result<(), ServeError> {
         proxy,
         engines,
         witnesses,
+        ships,
         namespaces: OnceLock::new(),
         pages: OnceLock::new(),
     });
@@ -225,7 +231,10 @@ pub fn serve(config: Config, remove_hooks: bool) -> Result<(), ServeError> {
         )],
     );
     daemon.journal.close();
-    runtime.block_on(daemon.witnesses.last(&daemon.config.state));
+    runtime.block_on(async {
+        let state = &daemon.config.state;
+        tokio::join!(daemon.witnesses.last(state), daemon.ships.last());
+    });
     result
 }
 
@@ -298,6 +307,7 @@ impl Daemon {
         let (config, journal) = (&self.config, &self.journal);
         let every = config.journal.witness_every;
         self.witnesses.start(journal, &config.state, every);
+        self.ships.start(journal);
         for door in open {
             match door {
                 Door::Proxy(listener) => {
@@ -644,6 +654,9 @@ impl Host for Daemon {
         for (what, remedy) in self.witnesses.troubles() {
             trouble(what, remedy);
         }
+        for (what, remedy) in self.ships.troubles() {
+            trouble(what, remedy);
+        }
         for (what, remedy) in self.kernel.troubles() {
             trouble(what, &remedy);
         }
@@ -672,6 +685,7 @@ impl Host for Daemon {
                 path: self.config.state.clone(),
                 last_seq: self.journal.last_seq(),
                 stopped: stopped.map(|stopped| stopped.to_string()),
+                copies: self.ships.status(),
             },
             kernel: serde_json::from_value(counters).unwrap_or_default(),
             connects,

@@ -40,6 +40,7 @@ mod sandbox;
 mod seccomp;
 pub mod secret;
 pub mod session;
+pub mod ship;
 pub mod socket;
 mod sync;
 pub mod tls;

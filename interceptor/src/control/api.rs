@@ -16,6 +16,7 @@ use crate::{
     confine::StandIn,
     journal::SessionSummary,
     kernel::{SocketName, TagKind, UnixSockets},
+    ship::CopyStatus,
 };
 
 /// The certificate that clients have to trust.
@@ -129,6 +130,9 @@ pub struct JournalStatus {
     pub last_seq: u64,
     /// Why it takes no records, where that is so.
     pub stopped: Option<String>,
+    /// How far its copies are, by the configuration's order.
+    #[serde(default)]
+    pub copies: Vec<CopyStatus>,
 }
 
 /// Something that is not as it should be.

@@ -60,6 +60,7 @@ impl Host for Fake {
                 path: "/s".into(),
                 last_seq: self.journal.last_seq(),
                 stopped: None,
+                copies: Vec::new(),
             },
             kernel: BTreeMap::new(),
             connects: Vec::new(),
