@@ -25,6 +25,7 @@ use crate::{
     patience::Patience,
     secret::Source,
     ship::Ship,
+    stream::Stream,
     tls::certificate_path,
     witness::Witness,
 };
@@ -111,6 +112,8 @@ pub struct JournalConfig {
     pub witness_every: Duration,
     /// Where its segments are copied to as they are closed.
     pub ship: Vec<Ship>,
+    /// Who is told of records as they happen.
+    pub stream: Vec<Stream>,
 }
 
 impl Default for JournalConfig {
@@ -119,6 +122,7 @@ impl Default for JournalConfig {
             witnesses: Vec::new(),
             witness_every: Duration::from_secs(60),
             ship: Vec::new(),
+            stream: Vec::new(),
         }
     }
 }
@@ -180,14 +184,16 @@ impl Config {
         let secrets = credentials.chain(self.notify.iter().flat_map(NotifierConfig::secrets));
         let witnesses = self.journal.witnesses.iter();
         let secrets = secrets.chain(witnesses.filter_map(Witness::secret));
-        let ship = &self.journal.ship;
+        let (ship, stream) = (&self.journal.ship, &self.journal.stream);
         let secrets = secrets.chain(ship.iter().flat_map(Ship::secrets));
+        let secrets = secrets.chain(stream.iter().flat_map(Stream::secrets));
         let keys = self.tls.client_certificates.iter();
         let console = self.console.as_ref();
         let mut hidden = vec![Path::new("/run").join(self.instance.as_str())];
         hidden.extend([&self.state, &self.control].map(absolute));
         hidden.extend(secrets.filter_map(Source::file).map(absolute));
         hidden.extend(keys.map(|certificate| absolute(&certificate.key)));
+        hidden.extend(stream.iter().filter_map(Stream::key).map(absolute));
         // A copy says what the journal says.
         hidden.extend(ship.iter().filter_map(Ship::folder).map(absolute));
         hidden.extend(

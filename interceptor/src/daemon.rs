@@ -43,6 +43,7 @@ use crate::{
     reach::Reach,
     refusals,
     ship::Ships,
+    stream::Streams,
     tls::{Authority, AuthorityError},
     witness::Witnesses,
 };
@@ -118,6 +119,7 @@ struct Daemon {
     engines: Engines,
     witnesses: Witnesses,
     ships: Ships,
+    streams: Streams,
     /// Since it runs.
     namespaces: OnceLock<Namespaces>,
     /// Likewise.
@@ -148,7 +150,9 @@ pub fn serve(config: Config, remove_hooks: bool) -> Result<(), ServeError> {
         .map_err(io("reading what TLS is to believe"))?;
     let journal = Journal::open(&config.state)?;
     let authority = Authority::open(&config.state, &config.tls.ca.name, config.tls.ca.days)?;
-    let (recovered, past, told) = take_up(&journal)?;
+    let mut streams = Streams::new(&config.journal.stream, &config.state, &config.tls.roots)
+        .map_err(io("reading what TLS is to believe"))?;
+    let (recovered, past, told) = take_up(&journal, &mut streams)?;
     let control = ControlSocket::bind(&config.control)?;
     // Moves this process into its own cgroup: every socket opened from here on is the daemon's.
     let kernel = Arc::new(Kernel::open(config.instance.as_str())?);
@@ -211,6 +215,7 @@ pub fn serve(config: Config, remove_hooks: bool) -> Result<(), ServeError> {
         engines,
         witnesses,
         ships,
+        streams,
         namespaces: OnceLock::new(),
         pages: OnceLock::new(),
     });
@@ -233,14 +238,18 @@ pub fn serve(config: Config, remove_hooks: bool) -> Result<(), ServeError> {
     daemon.journal.close();
     runtime.block_on(async {
         let state = &daemon.config.state;
-        tokio::join!(daemon.witnesses.last(state), daemon.ships.last());
+        let (ships, streams) = (daemon.ships.last(), daemon.streams.last(&daemon.journal));
+        tokio::join!(daemon.witnesses.last(state), ships, streams);
     });
     result
 }
 
 /// What is left of earlier daemons: questions and approvals, of which those that are over are recorded as such, and
 /// what they had on record of each agent's connects, and of who was told of what.
-fn take_up(journal: &Journal) -> Result<(Recovered, Ledger, Told), ServeError> {
+fn take_up(
+    journal: &Journal,
+    streams: &mut Streams,
+) -> Result<(Recovered, Ledger, Told), ServeError> {
     let mut unfinished = Unfinished::default();
     let mut ledger = Ledger::default();
     let told = Told::default();
@@ -248,6 +257,7 @@ fn take_up(journal: &Journal) -> Result<(Recovered, Ledger, Told), ServeError> {
         unfinished.observe(&record);
         ledger.observe(&record);
         told.observe(&record);
+        streams.observe(&record);
         true
     })?;
     let mut recovered = unfinished.recovered(clock::now());
@@ -308,6 +318,7 @@ impl Daemon {
         let every = config.journal.witness_every;
         self.witnesses.start(journal, &config.state, every);
         self.ships.start(journal);
+        self.streams.start(journal);
         for door in open {
             match door {
                 Door::Proxy(listener) => {
@@ -654,7 +665,8 @@ impl Host for Daemon {
         for (what, remedy) in self.witnesses.troubles() {
             trouble(what, remedy);
         }
-        for (what, remedy) in self.ships.troubles() {
+        let copies = self.ships.troubles().into_iter();
+        for (what, remedy) in copies.chain(self.streams.troubles()) {
             trouble(what, remedy);
         }
         for (what, remedy) in self.kernel.troubles() {
@@ -686,6 +698,7 @@ impl Host for Daemon {
                 last_seq: self.journal.last_seq(),
                 stopped: stopped.map(|stopped| stopped.to_string()),
                 copies: self.ships.status(),
+                streams: self.streams.status(&self.journal),
             },
             kernel: serde_json::from_value(counters).unwrap_or_default(),
             connects,

@@ -42,6 +42,7 @@ pub mod secret;
 pub mod session;
 pub mod ship;
 pub mod socket;
+pub mod stream;
 mod sync;
 pub mod tls;
 pub mod trust;

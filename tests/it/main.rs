@@ -40,6 +40,7 @@ mod radius;
 mod redirect;
 mod refusals;
 mod ship;
+mod stream;
 mod support;
 mod tls;
 mod trust;

@@ -98,6 +98,15 @@ fn text(status: &Status, now: interceptor_core::record::Timestamp, color: bool) 
             inert(&copy.target),
         );
     }
+    for stream in &journal.streams {
+        _ = writeln!(
+            out,
+            "streamed  up to record {} to {}; {} waiting",
+            stream.confirmed_seq,
+            inert(&stream.target),
+            stream.waiting,
+        );
+    }
     let counters: Vec<String> = status
         .kernel
         .iter()

@@ -17,6 +17,7 @@ use crate::{
     journal::SessionSummary,
     kernel::{SocketName, TagKind, UnixSockets},
     ship::CopyStatus,
+    stream::StreamStatus,
 };
 
 /// The certificate that clients have to trust.
@@ -133,6 +134,9 @@ pub struct JournalStatus {
     /// How far its copies are, by the configuration's order.
     #[serde(default)]
     pub copies: Vec<CopyStatus>,
+    /// How far those are who are told of records as they happen, likewise.
+    #[serde(default)]
+    pub streams: Vec<StreamStatus>,
 }
 
 /// Something that is not as it should be.

@@ -61,6 +61,7 @@ impl Host for Fake {
                 last_seq: self.journal.last_seq(),
                 stopped: None,
                 copies: Vec::new(),
+                streams: Vec::new(),
             },
             kernel: BTreeMap::new(),
             connects: Vec::new(),

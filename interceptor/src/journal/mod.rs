@@ -8,6 +8,7 @@ mod checkpoint;
 mod disk;
 mod export;
 mod feed;
+mod follow;
 mod glance;
 mod index;
 mod reader;
@@ -46,6 +47,7 @@ use self::{
 pub(crate) use self::{
     export::plain,
     feed::{Fresh, Full, Inlet, Outlet},
+    follow::Follower,
     glance::{Fed, What},
 };
 pub use self::{
@@ -441,6 +443,14 @@ impl Journal {
         let _ = progress
             .wait_for(|state| state.stopped.is_none() && !state.is_withheld)
             .await;
+    }
+
+    /// Waits until a record after `seq` is on disk, without having the disk hurry, and gives the last one's number;
+    /// `None` where there will be none.
+    pub(crate) async fn beyond(&self, seq: u64) -> Option<u64> {
+        let mut progress = self.shared.progress.subscribe();
+        let state = progress.wait_for(|state| state.durable > seq).await;
+        state.ok().map(|state| state.durable)
     }
 
     /// Number of the last record that is on disk.

@@ -146,7 +146,7 @@ impl TryFrom<Fields> for Ship {
 ///
 /// # Errors
 /// Where there is something said of a target that isn't, or nothing may wait.
-fn backlog(
+pub(crate) fn backlog(
     name: &str,
     required: bool,
     said: Option<u64>,

@@ -35,8 +35,12 @@ use self::{
     checkpoints::Checkpoints,
     folder::Folder,
     piece::{Piece, Sha256},
-    remembered::{Remembered, Segment, save},
+    remembered::{Remembered, Segment},
     s3::Store,
+};
+pub(crate) use self::{
+    config::backlog,
+    remembered::{cursor, save},
 };
 use crate::{
     clock,

@@ -110,7 +110,7 @@ impl Remembered {
 
 /// The file in the state folder `directory` in which it is remembered how far `target` is, of those in the folder
 /// `kind`. Its name holds whatever a target may be called.
-fn cursor(directory: &Path, kind: &str, target: &str) -> PathBuf {
+pub(crate) fn cursor(directory: &Path, kind: &str, target: &str) -> PathBuf {
     let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, target.as_bytes());
     let name = hex::encode(hash.as_ref().get(..8).unwrap_or_default());
     directory.join(kind).join(format!("{name}.json"))
@@ -120,7 +120,7 @@ fn cursor(directory: &Path, kind: &str, target: &str) -> PathBuf {
 ///
 /// # Errors
 /// Where the disk fails, or is full.
-pub(super) fn save(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn save(path: &Path, bytes: &[u8]) -> io::Result<()> {
     if let Some(folder) = path.parent() {
         match DirBuilder::new().mode(0o700).create(folder) {
             Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
