@@ -48,13 +48,7 @@ impl Fetch {
     /// # Errors
     /// Where one of those can't be read.
     pub(crate) fn new(roots: &[String]) -> io::Result<Self> {
-        let store = authorities(roots)?;
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let tls = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(io::Error::other)?
-            .with_root_certificates(store)
-            .with_no_client_auth();
+        let tls = tls(roots)?;
         // Plain HTTP only where the configuration says so, which it may of this host alone.
         let connector = hyper_rustls::HttpsConnectorBuilder::new()
             .with_tls_config(tls)
@@ -108,6 +102,19 @@ impl<'c> openidconnect::AsyncHttpClient<'c> for Fetch {
         let fetch = self.clone();
         Box::pin(async move { fetch.ask(request).await })
     }
+}
+
+/// TLS as a client that shows no certificate, and believes the system's authorities and those of `roots`, as PEM.
+///
+/// # Errors
+/// Where one of those can't be read.
+pub(crate) fn tls(roots: &[String]) -> io::Result<ClientConfig> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?;
+    let builder = builder.with_root_certificates(authorities(roots)?);
+    Ok(builder.with_no_client_auth())
 }
 
 /// The system's authorities and those of `roots`, as PEM.

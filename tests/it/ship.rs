@@ -9,6 +9,7 @@ use std::{
 };
 
 use interceptor_tests::{
+    certificates::Certificates,
     cluster::free_port,
     daemon::Daemon,
     keeper::{Farewell, Keeper},
@@ -442,4 +443,122 @@ fn where_nothing_can_be_remembered_nothing_is_lost() {
     is_well(&daemon);
     daemon.stop().unwrap();
     is_the_same(&daemon, &copy);
+}
+
+/// A server of NATS JetStream, with its own TLS and login.
+struct Nats {
+    port: u16,
+    folder: PathBuf,
+    authority: PathBuf,
+    keeper: Option<(Keeper, Child)>,
+}
+
+impl Nats {
+    fn new() -> Self {
+        let (port, folder) = (free_port().unwrap(), scratch::folder("nats").unwrap());
+        let mut certificates = Certificates::new(&folder).unwrap();
+        let files = certificates.issue("nats", &["localhost"]).unwrap();
+        let configuration = format!(
+            "listen: \"127.0.0.1:{port}\"\njetstream {{ store_dir: \"{}\" }}\nauthorization {{ user: ship, password: s3cret }}\ntls {{ cert_file: \"{}\", key_file: \"{}\" }}\n",
+            folder.display(),
+            files.certificate.display(),
+            files.key.display(),
+        );
+        fs::write(folder.join("nats.conf"), configuration).unwrap();
+        Self {
+            port,
+            authority: certificates.authority(),
+            folder,
+            keeper: None,
+        }
+    }
+
+    fn start(&mut self) {
+        let mut command = Command::new("nats-server");
+        command.arg("-c").arg(self.folder.join("nats.conf"));
+        command.arg("-l").arg(self.folder.join("log"));
+        let child = command.spawn().unwrap();
+        let nothing = scratch::folder("nats-keeper").unwrap();
+        let keeper = Keeper::of_process(child.id(), Farewell::Terminate, &nothing).unwrap();
+        run::wait_for("the server", SOON, || {
+            Ok(std::net::TcpStream::connect(("127.0.0.1", self.port)).ok())
+        })
+        .unwrap();
+        self.keeper = Some((keeper, child));
+    }
+
+    fn kill(&mut self) {
+        if let Some((keeper, mut child)) = self.keeper.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            keeper.release();
+        }
+    }
+
+    fn ask(&self, command: &str, argument: &[&str]) {
+        let mut asking = Command::new(paths::python().unwrap());
+        asking.arg(paths::client("nats_store.py")).arg(command);
+        asking.arg(format!("tls://localhost:{}", self.port));
+        asking.arg(&self.authority).args(argument);
+        run::output(&mut asking).unwrap();
+    }
+}
+
+impl Drop for Nats {
+    fn drop(&mut self) {
+        self.kill();
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+#[test]
+fn jetstream_gets_them_and_has_them_back() {
+    let mut nats = Nats::new();
+    let mut daemon = Daemon::configured(ALLOW_ALL, |folder| {
+        fs::write(folder.join("password"), "s3cret\n").unwrap();
+        fs::set_permissions(folder.join("password"), fs::Permissions::from_mode(0o600)).unwrap();
+        format!(
+            "journal:\n  ship:\n  - nats: {{server: 'tls://localhost:{}', bucket: evidence, prefix: host1, user: ship, password: {{file: {}/password}}}}\ntls: {{roots: [{}]}}\n",
+            nats.port,
+            folder.display(),
+            nats.authority.display()
+        )
+    })
+    .unwrap();
+    says(&daemon, "Connection refused");
+    close(&mut daemon);
+    nats.start();
+    // Nobody makes a bucket but the operator, who says how it is kept.
+    says(&daemon, "its object store `evidence`");
+    nats.ask("make", &[]);
+    is_well(&daemon);
+    close(&mut daemon);
+    is_well(&daemon);
+    // It dies and comes back, in the middle of the daemon's life and of its death.
+    nats.kill();
+    close(&mut daemon);
+    says(
+        &daemon,
+        "1 closed segments wait to be shipped to tls://localhost",
+    );
+    busy(&daemon);
+    nats.start();
+    is_well(&daemon);
+    // What is gone is shipped again.
+    nats.ask("remove", &["host1/segments/00000000000000000001.seg"]);
+    busy(&daemon);
+    daemon.kill().unwrap();
+    daemon.restart().unwrap();
+    is_well(&daemon);
+    run::wait_for("what was gone", SOON, || {
+        let said = daemon.log().contains("it is gone, and is shipped again");
+        Ok(said.then_some(()))
+    })
+    .unwrap();
+    is_well(&daemon);
+    daemon.stop().unwrap();
+    let to = daemon.folder().join("fetched");
+    nats.ask("fetch", &[to.to_str().unwrap()]);
+    is_the_same(&daemon, &to.join("host1"));
+    assert!(!daemon.log().contains("s3cret"));
 }

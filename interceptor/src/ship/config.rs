@@ -31,6 +31,21 @@ pub enum Target {
     Folder(PathBuf),
     /// A bucket of an S3-compatible store.
     S3(Box<Bucket>),
+    /// An object store of NATS JetStream.
+    Nats(Box<Subjects>),
+}
+
+/// An object store of NATS JetStream, and what to sign in with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subjects {
+    pub(super) is_tls: bool,
+    /// As its client takes it.
+    pub(super) server: Box<str>,
+    pub(super) bucket: Box<str>,
+    /// What stands before an object's name; empty, or ends with `/`.
+    pub(super) prefix: Box<str>,
+    pub(super) login: Option<(Box<str>, Source)>,
+    pub(super) token: Option<Source>,
 }
 
 /// A bucket of an S3-compatible store, and what to sign in with.
@@ -105,6 +120,8 @@ struct Fields {
     #[serde(default)]
     s3: Option<Bucket>,
     #[serde(default)]
+    nats: Option<Subjects>,
+    #[serde(default)]
     required: bool,
     #[serde(default)]
     backlog_bytes: Option<u64>,
@@ -114,18 +131,19 @@ impl TryFrom<Fields> for Ship {
     type Error = String;
 
     fn try_from(fields: Fields) -> Result<Self, String> {
-        let target = match (fields.folder, fields.s3) {
-            (Some(folder), None) if folder.is_absolute() => Target::Folder(folder),
-            (Some(folder), None) => {
+        let target = match (fields.folder, fields.s3, fields.nats) {
+            (Some(folder), None, None) if folder.is_absolute() => Target::Folder(folder),
+            (Some(folder), None, None) => {
                 return Err(format!(
                     "`{}` depends on where the daemon is started: give the whole path",
                     folder.display()
                 ));
             }
-            (None, Some(bucket)) => Target::S3(bucket.into()),
+            (None, Some(bucket), None) => Target::S3(bucket.into()),
+            (None, None, Some(subjects)) => Target::Nats(subjects.into()),
             _ => {
                 return Err(
-                    "copies go to a `folder: /path` or to an `s3: {endpoint: …, bucket: …}`"
+                    "copies go to a `folder: /path`, to an `s3: {endpoint: …, bucket: …}` or to a `nats: {server: …, bucket: …}`"
                         .to_owned(),
                 );
             }
@@ -173,6 +191,10 @@ impl Ship {
                 .into_iter()
                 .chain(&bucket.session_token)
                 .collect(),
+            Target::Nats(subjects) => {
+                let password = subjects.login.iter().map(|(_, password)| password);
+                password.chain(&subjects.token).collect()
+            }
         }
     }
 
@@ -181,7 +203,7 @@ impl Ship {
     pub const fn folder(&self) -> Option<&PathBuf> {
         match &self.target {
             Target::Folder(folder) => Some(folder),
-            Target::S3(_) => None,
+            Target::S3(_) | Target::Nats(_) => None,
         }
     }
 }
@@ -192,6 +214,12 @@ impl Target {
         match self {
             Self::Folder(folder) => folder.display().to_string(),
             Self::S3(bucket) => format!("s3://{}", bucket.shown),
+            Self::Nats(subjects) => {
+                format!(
+                    "{}/{}/{}",
+                    subjects.server, subjects.bucket, subjects.prefix
+                )
+            }
         }
     }
 }
@@ -269,23 +297,7 @@ impl TryFrom<BucketFields> for Bucket {
                 bucket.escape_debug()
             ));
         }
-        let prefix = fields.prefix.trim_matches('/');
-        let is_plain = |part: &str| {
-            !matches!(part, "" | "." | "..")
-                && part.bytes().all(|byte| {
-                    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'=')
-                })
-        };
-        if !prefix.is_empty() && !prefix.split('/').all(is_plain) {
-            return Err(format!(
-                "`prefix` is `{}`: parts of letters, digits, -, _, = and . with / between them are one, `evidence/host1`",
-                fields.prefix.escape_debug()
-            ));
-        }
-        let prefix = match prefix {
-            "" => String::new(),
-            prefix => format!("{prefix}/"),
-        };
+        let prefix = prefix(&fields.prefix)?;
         // Amazon's own takes new buckets by their hosts; others mostly have no such names in the DNS.
         let at_amazon = uri
             .host()
@@ -311,6 +323,137 @@ impl TryFrom<BucketFields> for Bucket {
             session_token: fields.session_token,
         })
     }
+}
+
+/// `text` as what stands before names: nothing, or something that ends with `/`.
+fn prefix(text: &str) -> Result<String, String> {
+    let prefix = text.trim_matches('/');
+    let is_plain = |part: &str| {
+        !matches!(part, "" | "." | "..")
+            && part.bytes().all(|byte| {
+                byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'=')
+            })
+    };
+    if prefix.is_empty() {
+        return Ok(String::new());
+    }
+    if prefix.split('/').all(is_plain) {
+        return Ok(format!("{prefix}/"));
+    }
+    Err(format!(
+        "`prefix` is `{}`: parts of letters, digits, -, _, = and . with / between them are one, `evidence/host1`",
+        text.escape_debug()
+    ))
+}
+
+impl<'de> Deserialize<'de> for Subjects {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let fields = SubjectsFields::deserialize(deserializer)?;
+        fields.try_into().map_err(serde::de::Error::custom)
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SubjectsFields {
+    server: String,
+    bucket: Box<str>,
+    #[serde(default)]
+    prefix: String,
+    #[serde(default)]
+    user: Option<Box<str>>,
+    #[serde(default)]
+    password: Option<Source>,
+    #[serde(default)]
+    token: Option<Source>,
+}
+
+impl TryFrom<SubjectsFields> for Subjects {
+    type Error = String;
+
+    fn try_from(fields: SubjectsFields) -> Result<Self, String> {
+        let (is_tls, host, port) = server(
+            &fields.server,
+            &[("tls", true, 4_222), ("nats", false, 4_222)],
+        )?;
+        let is_name = !fields.bucket.is_empty()
+            && fields
+                .bucket
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
+        if !is_name {
+            return Err(format!(
+                "`{}` names no bucket: letters, digits, - and _ do",
+                fields.bucket.escape_debug()
+            ));
+        }
+        let login = match (fields.user, fields.password) {
+            (Some(user), Some(password)) => Some((user, password)),
+            (None, None) => None,
+            _ => return Err("`user` and `password` go together".to_owned()),
+        };
+        if login.is_some() && fields.token.is_some() {
+            return Err("a server takes a `user` with a `password`, or a `token`".to_owned());
+        }
+        let scheme = if is_tls { "tls" } else { "nats" };
+        let host = if host.contains(':') {
+            format!("[{host}]")
+        } else {
+            host
+        };
+        Ok(Self {
+            is_tls,
+            server: format!("{scheme}://{host}:{port}").into(),
+            bucket: fields.bucket,
+            prefix: prefix(&fields.prefix)?.into(),
+            login,
+            token: fields.token,
+        })
+    }
+}
+
+/// The host and port of a server that isn't one of HTTP, out of `text`. Its scheme is one of `schemes`, each with
+/// whether it is of TLS, and its port.
+///
+/// # Errors
+/// Where it is none, or would be sent to in the clear over a network.
+pub(crate) fn server(
+    text: &str,
+    schemes: &[(&str, bool, u16); 2],
+) -> Result<(bool, String, u16), String> {
+    let [(secure, _, secure_port), (clear, ..)] = schemes;
+    let wrong = || {
+        format!(
+            "`server` is `{secure}://host.example:{secure_port}` or, on this host, `{clear}://127.0.0.1`"
+        )
+    };
+    let uri: http::Uri = text.trim().parse().map_err(|_| wrong())?;
+    let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
+        return Err(wrong());
+    };
+    let is_more = !matches!(uri.path(), "" | "/")
+        || uri.query().is_some()
+        || authority.as_str().contains('@');
+    let host = authority.host().trim_matches(['[', ']']);
+    if is_more || host.is_empty() {
+        return Err(wrong());
+    }
+    let found = schemes.iter().find(|(name, ..)| *name == scheme);
+    let (_, is_tls, port) = found.ok_or_else(wrong)?;
+    let is_loopback = host == "localhost"
+        || host
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|address| address.is_loopback());
+    if !is_tls && !is_loopback {
+        return Err(format!(
+            "`{scheme}://{host}` would send it in the clear: `{secure}://` does not; only loopback may do without"
+        ));
+    }
+    Ok((
+        *is_tls,
+        host.to_owned(),
+        authority.port_u16().unwrap_or(*port),
+    ))
 }
 
 #[cfg(test)]
@@ -361,7 +504,7 @@ mod tests {
     fn what_is_wrong_is_said_with_what_would_be_right() {
         let at = "endpoint: 'https://a.example', bucket: evidence";
         for (yaml, expected) in [
-            ("{}".to_owned(), "copies go to a `folder: /path` or to"),
+            ("{}".to_owned(), "copies go to a `folder: /path`, to an `s3"),
             ("folder: a".to_owned(), "give the whole path"),
             (
                 "folder: /a\nbacklog_bytes: 5".to_owned(),
@@ -403,6 +546,22 @@ mod tests {
             (
                 format!("s3: {{{at}, key: x, {KEYS}}}"),
                 "unknown field `key`",
+            ),
+            (
+                "nats: {server: 'nats://a.example', bucket: b}".to_owned(),
+                "in the clear",
+            ),
+            (
+                "nats: {server: a.example, bucket: b}".to_owned(),
+                "`server` is `tls://host.example:4222`",
+            ),
+            (
+                "nats: {server: 'tls://a.example', bucket: b.c}".to_owned(),
+                "names no bucket",
+            ),
+            (
+                "nats: {server: 'tls://a.example', bucket: b, user: u}".to_owned(),
+                "go together",
             ),
             (
                 format!("s3: {{{at}, access_key: {{env: A}}}}"),

@@ -9,6 +9,7 @@
 mod checkpoints;
 mod config;
 mod folder;
+mod nats;
 mod piece;
 mod remembered;
 mod s3;
@@ -30,7 +31,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-pub use self::config::{Bucket, Lock, LockMode, Ship, Target};
+pub use self::config::{Bucket, Lock, LockMode, Ship, Subjects, Target};
 use self::{
     checkpoints::Checkpoints,
     folder::Folder,
@@ -39,12 +40,12 @@ use self::{
     s3::Store,
 };
 pub(crate) use self::{
-    config::backlog,
+    config::{backlog, server},
     remembered::{cursor, save},
 };
 use crate::{
     clock,
-    fetch::Fetch,
+    fetch::{self, Fetch},
     journal::{Journal, Reader},
     sync::lock,
 };
@@ -124,6 +125,7 @@ struct Shipping {
 enum Place {
     Folder(Folder),
     S3(Box<Store>),
+    Nats(Box<nats::Store>),
 }
 
 /// What is kept from one look to the next.
@@ -160,12 +162,13 @@ impl Ships {
     /// # Errors
     /// Where what TLS is to believe can't be read.
     pub(crate) fn new(config: &[Ship], directory: &Path, roots: &[PathBuf]) -> io::Result<Self> {
-        let stores = config.iter().any(|ship| ship.folder().is_none());
-        let fetch = match stores {
+        let remote = config.iter().any(|ship| ship.folder().is_none());
+        let outwards = match remote {
             true => {
                 let roots: io::Result<Vec<String>> =
                     roots.iter().map(std::fs::read_to_string).collect();
-                Some(Fetch::new(&roots?)?)
+                let roots = roots?;
+                Some((Fetch::new(&roots)?, fetch::tls(&roots)?))
             }
             false => None,
         };
@@ -173,7 +176,12 @@ impl Ships {
             let place = match &ship.target {
                 Target::Folder(path) => Place::Folder(Folder(path.clone())),
                 Target::S3(bucket) => {
-                    Place::S3(Store::new((**bucket).clone(), fetch.clone()?).into())
+                    let (fetch, _) = outwards.as_ref()?;
+                    Place::S3(Store::new((**bucket).clone(), fetch.clone()).into())
+                }
+                Target::Nats(subjects) => {
+                    let (_, tls) = outwards.as_ref()?;
+                    Place::Nats(nats::Store::new((**subjects).clone(), tls.clone()).into())
                 }
             };
             let name = ship.target.name();
@@ -637,6 +645,7 @@ impl Place {
                 }))
             }
             Self::S3(store) => store.held(name).await,
+            Self::Nats(store) => store.held(name).await,
         }
     }
 
@@ -644,6 +653,7 @@ impl Place {
         match self {
             Self::Folder(folder) => in_folder(folder, name, Folder::sha256).await,
             Self::S3(store) => store.sha256(name).await,
+            Self::Nats(store) => store.sha256(name).await,
         }
     }
 
@@ -651,6 +661,7 @@ impl Place {
         match self {
             Self::Folder(folder) => in_folder(folder, name, Folder::read).await,
             Self::S3(store) => store.read(name).await,
+            Self::Nats(store) => store.read(name).await,
         }
     }
 
@@ -662,12 +673,13 @@ impl Place {
                 put.map_err(|error| error.to_string())?
             }
             Self::S3(store) => store.put(piece).await,
+            Self::Nats(store) => store.put(piece).await,
         }
     }
 
     const fn locks(&self) -> bool {
         match self {
-            Self::Folder(_) => false,
+            Self::Folder(_) | Self::Nats(_) => false,
             Self::S3(store) => store.locks(),
         }
     }

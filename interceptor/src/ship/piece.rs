@@ -14,13 +14,14 @@ use std::{
 use aws_lc_rs::digest;
 use bytes::Bytes;
 
-use http_body_util::{BodyExt as _, StreamBody};
+use futures_util::StreamExt as _;
+use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use md5::{Digest as _, Md5};
 use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::fetch::{self, Body};
+use crate::fetch::Body;
 
 /// How much of a file is in memory at once, in bytes; as many parts again wait for the network.
 const PART_BYTES: usize = 256 << 10;
@@ -99,23 +100,26 @@ impl Piece {
         }
     }
 
-    /// All of it as the body of a request, read as the network takes it; `moved` counts the bytes that it took.
-    pub(super) fn body(&self, moved: Arc<AtomicU64>) -> Body {
-        if let Content::Text(text) = &self.content {
-            return fetch::body(text.clone());
-        }
+    /// All of it, read as it is taken; `moved` counts the bytes that were.
+    pub(super) fn parts(&self, moved: Arc<AtomicU64>) -> mpsc::Receiver<io::Result<Bytes>> {
         let (piece, (give, take)) = (self.clone(), mpsc::channel(PARTS));
         tokio::task::spawn_blocking(move || {
             let read = piece.read(|part| {
                 moved.fetch_add(part.len() as u64, Ordering::Relaxed);
                 // Who takes nothing more has given up.
-                give.blocking_send(Ok(Frame::data(part))).is_ok()
+                give.blocking_send(Ok(part)).is_ok()
             });
             if let Err(error) = read {
                 let _ = give.blocking_send(Err(error));
             }
         });
-        StreamBody::new(ReceiverStream::new(take)).boxed()
+        take
+    }
+
+    /// All of it as the body of a request.
+    pub(super) fn body(&self, moved: Arc<AtomicU64>) -> Body {
+        let parts = ReceiverStream::new(self.parts(moved));
+        BodyExt::boxed(StreamBody::new(parts.map(|part| part.map(Frame::data))))
     }
 }
 

@@ -1,11 +1,15 @@
 //! Who is told of records as they happen, as the configuration says it.
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf};
 
-use http::{HeaderName, Uri};
+use http::HeaderName;
 use serde::Deserialize;
 
-use crate::{notify::ServiceUrl, secret::Source, ship::backlog};
+use crate::{
+    notify::ServiceUrl,
+    secret::Source,
+    ship::{backlog, server},
+};
 
 /// How many records may wait for a stream that is required, unless said otherwise: what a busy host writes in some
 /// ten seconds.
@@ -150,35 +154,8 @@ impl TryFrom<SyslogFields> for Syslog {
     type Error = String;
 
     fn try_from(fields: SyslogFields) -> Result<Self, String> {
-        let wrong = || {
-            "`server` is `tls://host.example:6514` or, on this host, `tcp://127.0.0.1:514`"
-                .to_owned()
-        };
-        let uri: Uri = fields.server.trim().parse().map_err(|_| wrong())?;
-        let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
-            return Err(wrong());
-        };
-        let is_more = !matches!(uri.path(), "" | "/")
-            || uri.query().is_some()
-            || authority.as_str().contains('@');
-        let host = authority.host().trim_matches(['[', ']']);
-        if is_more || host.is_empty() {
-            return Err(wrong());
-        }
-        let (is_tls, default) = match scheme {
-            "tls" => (true, 6_514),
-            "tcp" => (false, 514),
-            _ => return Err(wrong()),
-        };
-        let is_loopback = host == "localhost"
-            || host
-                .parse::<IpAddr>()
-                .is_ok_and(|address| address.is_loopback());
-        if !is_tls && !is_loopback {
-            return Err(format!(
-                "`tcp://{host}` would send it in the clear: `tls://` does not; only loopback may do without"
-            ));
-        }
+        let schemes = [("tls", true, 6_514), ("tcp", false, 514)];
+        let (is_tls, host, port) = server(&fields.server, &schemes)?;
         if fields.facility > 23 {
             return Err(format!(
                 "`facility` is {}: RFC 5424 has 0 to 23, 13 is that of audits",
@@ -204,7 +181,7 @@ impl TryFrom<SyslogFields> for Syslog {
         Ok(Self {
             is_tls,
             host: host.into(),
-            port: authority.port_u16().unwrap_or(default),
+            port,
             facility: fields.facility,
             enterprise: fields.enterprise,
             message_bytes_max: usize::try_from(fields.message_bytes).unwrap_or(usize::MAX),
