@@ -24,6 +24,8 @@ use crate::{
     notify::NotifierConfig,
     patience::Patience,
     secret::Source,
+    ship::Ship,
+    stream::Stream,
     tls::certificate_path,
     witness::Witness,
 };
@@ -108,6 +110,10 @@ pub struct JournalConfig {
     /// How long after one checkpoint the next goes to them.
     #[serde(deserialize_with = "crate::patience::duration")]
     pub witness_every: Duration,
+    /// Where its segments are copied to as they are closed.
+    pub ship: Vec<Ship>,
+    /// Who is told of records as they happen.
+    pub stream: Vec<Stream>,
 }
 
 impl Default for JournalConfig {
@@ -115,6 +121,8 @@ impl Default for JournalConfig {
         Self {
             witnesses: Vec::new(),
             witness_every: Duration::from_secs(60),
+            ship: Vec::new(),
+            stream: Vec::new(),
         }
     }
 }
@@ -176,12 +184,18 @@ impl Config {
         let secrets = credentials.chain(self.notify.iter().flat_map(NotifierConfig::secrets));
         let witnesses = self.journal.witnesses.iter();
         let secrets = secrets.chain(witnesses.filter_map(Witness::secret));
+        let (ship, stream) = (&self.journal.ship, &self.journal.stream);
+        let secrets = secrets.chain(ship.iter().flat_map(Ship::secrets));
+        let secrets = secrets.chain(stream.iter().flat_map(Stream::secrets));
         let keys = self.tls.client_certificates.iter();
         let console = self.console.as_ref();
         let mut hidden = vec![Path::new("/run").join(self.instance.as_str())];
         hidden.extend([&self.state, &self.control].map(absolute));
         hidden.extend(secrets.filter_map(Source::file).map(absolute));
         hidden.extend(keys.map(|certificate| absolute(&certificate.key)));
+        hidden.extend(stream.iter().filter_map(Stream::key).map(absolute));
+        // A copy says what the journal says.
+        hidden.extend(ship.iter().filter_map(Ship::folder).map(absolute));
         hidden.extend(
             console
                 .iter()

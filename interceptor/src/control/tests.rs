@@ -60,6 +60,8 @@ impl Host for Fake {
                 path: "/s".into(),
                 last_seq: self.journal.last_seq(),
                 stopped: None,
+                copies: Vec::new(),
+                streams: Vec::new(),
             },
             kernel: BTreeMap::new(),
             connects: Vec::new(),

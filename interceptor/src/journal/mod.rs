@@ -10,6 +10,7 @@ mod disk;
 mod evidence;
 mod export;
 mod feed;
+mod follow;
 mod glance;
 mod index;
 mod manifest;
@@ -27,7 +28,7 @@ mod verify;
 mod writer;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
@@ -63,6 +64,7 @@ pub use self::{
 pub(crate) use self::{
     export::plain,
     feed::{Fresh, Full, Inlet, Outlet},
+    follow::Follower,
     glance::{Fed, What},
 };
 use crate::sync::lock;
@@ -212,6 +214,8 @@ struct Waiting {
     urgent: bool,
     closing: bool,
     stopped: Option<Stopped>,
+    /// Why nothing is taken though the disk would, by who says so.
+    withheld: BTreeMap<Arc<str>, Stopped>,
     /// Since when the disk has what was taken last, and hasn't said that it is there.
     since: Option<Instant>,
 }
@@ -224,6 +228,8 @@ struct Progress {
     /// A checkpoint vouches for every record up to this one.
     signed: u64,
     stopped: Option<Stopped>,
+    /// Somebody says that nothing is to be taken.
+    is_withheld: bool,
 }
 
 impl Journal {
@@ -250,7 +256,7 @@ impl Journal {
             } else {
                 0
             },
-            stopped: None,
+            ..Progress::default()
         });
         let (followers, _) = broadcast::channel(FOLLOW_LAG_MAX);
         let shared = Arc::new(Shared {
@@ -355,7 +361,7 @@ impl Journal {
     ) -> Result<u64, Stopped> {
         let followed = self.shared.followers.receiver_count() > 0;
         let mut waiting = lock(&self.shared.waiting);
-        if let Some(stopped) = &waiting.stopped {
+        if let Some(stopped) = waiting.stopped() {
             return Err(stopped.clone());
         }
         if waiting.bytes.len() > WAITING_BYTES_MAX {
@@ -399,7 +405,7 @@ impl Journal {
         let bytes = records.iter().map(Fed::len).sum();
         let followed = self.shared.followers.receiver_count() > 0;
         let mut waiting = lock(&self.shared.waiting);
-        if let Some(stopped) = &waiting.stopped {
+        if let Some(stopped) = waiting.stopped() {
             return Err(Later::Stopped(stopped.clone()));
         }
         let start = waiting.bytes.len();
@@ -458,7 +464,48 @@ impl Journal {
     pub async fn resumed(&self) {
         let mut progress = self.shared.progress.subscribe();
         // An error means that there will be no more progress.
-        let _ = progress.wait_for(|state| state.stopped.is_none()).await;
+        let _ = progress
+            .wait_for(|state| state.stopped.is_none() && !state.is_withheld)
+            .await;
+    }
+
+    /// Waits until a record after `seq` is on disk, without having the disk hurry, and gives the last one's number;
+    /// `None` where there will be none.
+    pub(crate) async fn beyond(&self, seq: u64) -> Option<u64> {
+        let mut progress = self.shared.progress.subscribe();
+        let state = progress.wait_for(|state| state.durable > seq).await;
+        state.ok().map(|state| state.durable)
+    }
+
+    /// Number of the last record that is on disk.
+    pub(crate) fn durable_seq(&self) -> u64 {
+        self.shared.progress.borrow().durable
+    }
+
+    /// Has the journal take no records for the reason `why`, until `by` gives none. What it took before is written.
+    pub(crate) fn withhold(&self, by: &Arc<str>, why: Option<String>) {
+        let mut waiting = lock(&self.shared.waiting);
+        match why {
+            Some(why) => {
+                let stopped = Stopped(why.into());
+                if waiting
+                    .withheld
+                    .insert(by.clone(), stopped.clone())
+                    .is_none()
+                {
+                    tracing::error!(
+                        "the journal takes nothing, so nothing passes: {}",
+                        stopped.0
+                    );
+                }
+            }
+            None => _ = waiting.withheld.remove(by),
+        }
+        let is_withheld = !waiting.withheld.is_empty();
+        // With the lock, so that of two the later one stays.
+        self.shared.progress.send_if_modified(|progress| {
+            std::mem::replace(&mut progress.is_withheld, is_withheld) != is_withheld
+        });
     }
 
     /// Waits until the record `seq` and all before it are on disk.
@@ -586,7 +633,7 @@ impl Journal {
     /// Why the journal takes no records, where that is so.
     #[must_use]
     pub fn stopped(&self) -> Option<Stopped> {
-        lock(&self.shared.waiting).stopped.clone()
+        lock(&self.shared.waiting).stopped().cloned()
     }
 
     /// Number of the last record.
@@ -710,6 +757,12 @@ pub(crate) enum Later {
 }
 
 impl Waiting {
+    /// Why nothing is taken, where that is so.
+    fn stopped(&self) -> Option<&Stopped> {
+        let withheld = || self.withheld.values().next();
+        self.stopped.as_ref().or_else(withheld)
+    }
+
     /// Appends `record`, the next one.
     fn take(&mut self, record: &Record) -> Result<(), Stopped> {
         self.encode(record)?;
@@ -856,6 +909,15 @@ fn prepare(directory: &Path) -> Result<File, JournalError> {
         Err(error) => return Err(io_error("reading", &path)(error)),
     }
     Ok(file)
+}
+
+/// Has `path` hold `bytes`, for its owner alone: whoever looks, also after a power failure, sees all of what was
+/// there or all of this.
+///
+/// # Errors
+/// Where the disk fails, or is full.
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    Local.replace(path, bytes)
 }
 
 /// A file that only its owner reads.

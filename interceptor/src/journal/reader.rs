@@ -92,6 +92,43 @@ impl Reader {
         look(&header, &stored).map_err(damaged)
     }
 
+    /// The numbers of the segments' first records, in order; the last one is being written while a daemon runs.
+    ///
+    /// # Errors
+    /// Where they can't be listed.
+    pub(crate) fn segments(&self) -> Result<Vec<u64>, JournalError> {
+        segment::list(&Local, &self.directory)
+    }
+
+    /// The file of the segment `number`, and how many bytes of it are on record: up to where record `next` follows,
+    /// which the next segment begins with. Of the last segment `next` is `None`. What a disk that failed has left
+    /// behind those is in the next segment; where nothing can be told the file is taken as it is.
+    ///
+    /// # Errors
+    /// Where it can't be read.
+    pub(crate) fn on_record(
+        &self,
+        number: u64,
+        next: Option<u64>,
+    ) -> Result<(PathBuf, u64), JournalError> {
+        let path = segment::path(&self.directory, number);
+        let file = File::open(&path).map_err(io_error("opening", &path))?;
+        let reading = || io_error("reading", &path);
+        let whole = file.length().map_err(reading())?;
+        let scanned = segment::scan(&file).map_err(reading())?;
+        let ends = scanned.iter().flat_map(|scanned| &scanned.blocks);
+        let mut ends = ends.map(|(offset, header)| {
+            let following = header.first_seq.saturating_add(header.count.into());
+            let length = BLOCK_HEADER as u64 + u64::from(header.stored);
+            (following, offset.saturating_add(length))
+        });
+        let end = match next {
+            Some(next) => ends.find(|(following, _)| *following == next),
+            None => ends.next_back(),
+        };
+        Ok((path, end.map_or(whole, |(_, end)| end)))
+    }
+
     /// Every record, in order; `each` may end it by returning `false`.
     ///
     /// # Errors

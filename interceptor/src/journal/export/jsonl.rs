@@ -169,7 +169,7 @@ pub fn to_json(record: &Record) -> Value {
 
 impl Lines {
     /// Takes note of `record` without making a line of it.
-    fn pass(&mut self, record: &Record) {
+    pub(crate) fn pass(&mut self, record: &Record) {
         match (&record.event, record.session) {
             (Event::SessionStart(start) | Event::DatagramsStart(start), Some(session)) => {
                 self.origins.insert(session, start.origin.clone());
