@@ -22,7 +22,16 @@ rules:
 ";
 
 /// Every format that a file is made of.
-const FORMATS: [&str; 7] = ["jsonl", "csv", "html", "ocsf", "har", "pcapng", "asciicast"];
+const FORMATS: [&str; 8] = [
+    "jsonl",
+    "csv",
+    "html",
+    "ocsf",
+    "har",
+    "pcapng",
+    "asciicast",
+    "soc2",
+];
 
 /// A daemon with some of everything on record.
 fn recorded() -> Daemon {
@@ -104,7 +113,7 @@ fn shark(file: &str, ports: &[String], more: &[&str]) -> String {
 #[test]
 fn every_format_is_opened_by_its_readers() {
     let daemon = recorded();
-    let [jsonl, csv, html, ocsf, har, pcapng, cast] = FORMATS.map(|format| {
+    let [jsonl, csv, html, ocsf, har, pcapng, cast, soc2] = FORMATS.map(|format| {
         let path = export(&daemon, &format!("all.{format}"), &["--format", format]);
         path.to_str().unwrap().to_owned()
     });
@@ -155,6 +164,17 @@ fn every_format_is_opened_by_its_readers() {
     assert_eq!(held["answered_by"], "root");
     assert_eq!(of("ALTER ROLE")["reason"], "=roles are Terraform's");
     assert_eq!(of("GET /private/notes")["verdict"], "deny");
+
+    // For auditors: who agreed to what, what was refused, and under which policy.
+    let page = fs::read_to_string(&soc2).unwrap();
+    for told in [
+        "root: approve",
+        "DELETE FROM shop.orders",
+        "no-roles",
+        "sha256:",
+    ] {
+        assert!(page.contains(told), "{told}");
+    }
 
     // Of packets: each protocol's dissector reads its own.
     let port = |destination: &Value| {
