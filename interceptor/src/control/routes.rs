@@ -250,6 +250,9 @@ async fn export(
     Ok(streams::export(host, filter(query), extent, stopping))
 }
 
+/// Sessions that are proved in one answer.
+const PROVED_MAX: usize = 10_000;
+
 async fn evidence(
     State(host): HostState,
     Extension(stopping): Extension<Stopping>,
@@ -268,7 +271,13 @@ async fn evidence(
             until: query.until,
             ..Wanted::default()
         };
-        let found = reading.journal().sessions(&wanted, usize::MAX);
+        let found = reading.journal().sessions(&wanted, PROVED_MAX + 1);
+        if found.len() > PROVED_MAX {
+            let error = format!("there are more than {PROVED_MAX} of these sessions");
+            return Err(invalid(error).with_remedy(
+                "ask for fewer at once: by their session, by agent, or by when they began",
+            ));
+        }
         Ok(found.iter().map(|found| found.session).collect())
     });
     Ok(streams::evidence(host, sessions.await?, stopping))

@@ -28,6 +28,9 @@ use super::{
 /// Version of the file's format.
 const VERSION: u32 = 1;
 
+/// Blocks that are proved at once: each takes some 700 bytes until it is written.
+const BLOCKS_MAX: usize = 100_000;
+
 /// Bytes of the longest line that is read: what a block of the largest size takes.
 const LINE_BYTES_MAX: u64 = 1 << 30;
 
@@ -143,6 +146,9 @@ impl Reader {
             };
             if index < checkpoint.size {
                 prover.push(&header.chain, is_wanted);
+                if is_wanted && chosen.len() >= BLOCKS_MAX {
+                    return Err(JournalError::TooMuch(BLOCKS_MAX));
+                }
                 if is_wanted {
                     chosen.push(Chosen {
                         location,

@@ -147,6 +147,11 @@ pub enum JournalError {
         /// What is wrong.
         what: String,
     },
+    /// More is to be proved at once than fits into memory.
+    #[error(
+        "these sessions are in more than {0} blocks, which are too many for one evidence file; ask for fewer at once, by --since and --until or by session"
+    )]
+    TooMuch(usize),
     /// The signing key can't be used.
     #[error("the journal's key {}: {what}", .path.display())]
     Key {

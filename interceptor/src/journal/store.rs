@@ -3,7 +3,12 @@
 //! Nothing here waits, retries or knows a thread; whoever adds a block may say that it is on record when
 //! [`Store::add`] has returned, and not before.
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{
+    io,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{
     JournalError,
@@ -27,6 +32,8 @@ pub(super) struct Store<D: Disk> {
     left: Vec<Open<D::File>>,
     /// Size at which a segment is closed.
     segment_bytes: u64,
+    /// Age at which it is closed as well, by the next block.
+    segment_age: Duration,
     /// Blocks that the last checkpoint vouches for.
     signed: u64,
 }
@@ -36,7 +43,11 @@ struct Open<F> {
     number: u64,
     file: F,
     length: u64,
+    since: Instant,
 }
+
+/// Age at which a segment is closed: what is shipped when it is closed doesn't stay on a quiet host for days.
+const SEGMENT_AGE: Duration = Duration::from_secs(3_600);
 
 impl<D: Disk> Store<D> {
     /// Opens what is in `directory`, whose segments are closed from `segment_bytes` on.
@@ -69,6 +80,7 @@ impl<D: Disk> Store<D> {
             open: None,
             left: Vec::new(),
             segment_bytes,
+            segment_age: SEGMENT_AGE,
             signed: recovered.leaves.len() as u64 - recovered.unsigned_blocks,
             directory,
         };
@@ -86,11 +98,10 @@ impl<D: Disk> Store<D> {
         }
         .chained(&self.chain, payload)
         .ok_or(io::ErrorKind::InvalidInput)?;
-        if let Some(open) = &self.open
-            && open.length >= self.segment_bytes
-        {
-            self.open = None;
-        }
+        let is_done = |open: &Open<D::File>| {
+            open.length >= self.segment_bytes || open.since.elapsed() >= self.segment_age
+        };
+        self.open = self.open.take().filter(|open| !is_done(open));
         let mut open = match self.open.take() {
             Some(open) => open,
             None => self.new_segment()?,
@@ -138,6 +149,7 @@ impl<D: Disk> Store<D> {
             number,
             file,
             length: SEGMENT_HEADER as u64,
+            since: Instant::now(),
         })
     }
 
@@ -155,6 +167,12 @@ impl<D: Disk> Store<D> {
     /// Whether a checkpoint vouches for everything.
     pub(super) const fn is_signed(&self) -> bool {
         self.signed == self.tree.size()
+    }
+
+    /// Has segments be closed at another age.
+    #[cfg(test)]
+    pub(super) const fn close_at(&mut self, age: Duration) {
+        self.segment_age = age;
     }
 
     /// Number that the next record will have.

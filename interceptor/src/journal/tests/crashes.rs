@@ -9,6 +9,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use interceptor_core::record::{Event, Record, SessionId, Timestamp};
@@ -275,6 +276,24 @@ fn lives(seed: u64) -> (u64, u64, u64) {
     life.open();
     let faults = life.disk.failed().0 as u64;
     (life.crashes, faults, life.told.on_record.len() as u64)
+}
+
+#[test]
+fn a_segment_is_closed_by_size_or_by_age() {
+    let mut life = Life::new(7);
+    life.segment_bytes = 64 << 20;
+    let mut store = life.open();
+    let segments = |life: &Life| life.disk.list(&directory().join("segments")).unwrap().len();
+    life.extend(&mut store);
+    life.extend(&mut store);
+    let by_size = segments(&life);
+    store.close_at(Duration::ZERO);
+    for more in 1..=3 {
+        life.extend(&mut store);
+        assert_eq!(segments(&life), by_size + more);
+    }
+    drop(store);
+    life.open();
 }
 
 #[test]
