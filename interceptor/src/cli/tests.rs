@@ -85,7 +85,7 @@ fn usage_errors_end_with_2_and_say_what_is_right() {
         ("interceptor approvals approve 12", "16 hexadecimal digits"),
         (
             "interceptor export --format xml",
-            "[possible values: jsonl, csv, html, ocsf, har, pcapng, asciicast]",
+            "[possible values: jsonl, csv, html, soc2, ocsf, har, pcapng, evidence, asciicast]",
         ),
         ("interceptor export --since tomorrow", "7d"),
         ("interceptor export --pause-max long", "2s is"),

@@ -235,29 +235,41 @@ impl BlockHeader {
     /// # Errors
     /// As of [`BlockHeader::records`], but for content that can't be read.
     pub(super) fn facts(&self, stored: &[u8]) -> Result<(u64, Vec<Record>), String> {
-        let facts = self.those(stored, |peeked| !peeked.is_content)?;
+        let mut facts = Vec::new();
+        self.each_of(
+            stored,
+            |peeked| !peeked.is_content,
+            |record| facts.push(record),
+        )?;
+        facts.sort_by_key(|record| record.seq);
         Ok((self.count.into(), facts))
     }
 
-    /// The records in `stored` that begin a session or are operations, in order.
+    /// Gives `take` the records in `stored` that begin a session or are operations, session by session.
     ///
     /// # Errors
     /// As of [`BlockHeader::facts`].
-    pub(super) fn attempts(&self, stored: &[u8]) -> Result<Vec<Record>, String> {
-        self.those(stored, |peeked| peeked.is_attempt)
+    pub(super) fn each_attempt(
+        &self,
+        stored: &[u8],
+        mut take: impl FnMut(&Record),
+    ) -> Result<(), String> {
+        self.each_of(stored, |peeked| peeked.is_attempt, |record| take(&record))
     }
 
-    /// The records in `stored` that look as if they were `wanted`, in order; the others aren't decoded.
-    fn those(&self, stored: &[u8], wanted: impl Fn(Peeked) -> bool) -> Result<Vec<Record>, String> {
-        let mut those = Vec::new();
+    /// Gives `take` the records in `stored` that look as if they were `wanted`; the others aren't decoded.
+    fn each_of(
+        &self,
+        stored: &[u8],
+        wanted: impl Fn(Peeked) -> bool,
+        mut take: impl FnMut(Record),
+    ) -> Result<(), String> {
         self.each(stored, |bytes| {
             if wanted(glance::peek(bytes).map_err(unreadable)?) {
-                those.push(glance::decode(bytes).map_err(unreadable)?);
+                take(glance::decode(bytes).map_err(unreadable)?);
             }
             Ok(())
-        })?;
-        those.sort_by_key(|record| record.seq);
-        Ok(those)
+        })
     }
 
     /// Gives `take` each record in `stored`, part by part, once it is known to stand where it belongs.

@@ -573,7 +573,7 @@ impl Trees {
         // flushing every half second is enough.
         let database = sled::Config::new()
             .path(path)
-            .cache_capacity(16 << 20)
+            .cache_capacity(8 << 20)
             .open()?;
         Ok(Self {
             sessions: database.open_tree("sessions")?,

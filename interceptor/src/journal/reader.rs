@@ -65,7 +65,22 @@ impl Reader {
     /// # Errors
     /// Where it can't be read or is damaged.
     pub(super) fn attempts(&self, location: Location) -> Result<Vec<Record>, JournalError> {
-        self.of_block(location, |header, stored| header.attempts(stored))
+        let mut attempts = Vec::new();
+        self.each_attempt(location, |record| attempts.push(record.clone()))?;
+        attempts.sort_by_key(|record| record.seq);
+        Ok(attempts)
+    }
+
+    /// Gives `take` each of them, session by session, one at a time in memory.
+    ///
+    /// # Errors
+    /// Where it can't be read or is damaged; some may have been given then.
+    pub(super) fn each_attempt(
+        &self,
+        location: Location,
+        take: impl FnMut(&Record),
+    ) -> Result<(), JournalError> {
+        self.of_block(location, |header, stored| header.each_attempt(stored, take))
     }
 
     /// The state folder.

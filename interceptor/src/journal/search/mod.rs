@@ -141,10 +141,10 @@ fn add(
     gathering: &mut Gathering,
     mut put: impl FnMut(Run) -> bool,
 ) -> Result<bool, JournalError> {
-    let attempts = reader.attempts(location)?;
-    let is_put = attempts
-        .iter()
-        .all(|record| gathering.take(record, &mut put));
+    let mut is_put = true;
+    reader.each_attempt(location, |record| {
+        is_put = is_put && gathering.take(record, &mut put);
+    })?;
     gathering.has_all_of(location);
     Ok(is_put)
 }

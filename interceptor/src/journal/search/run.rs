@@ -14,8 +14,8 @@ use super::{
 };
 use crate::journal::segment::Location;
 
-/// Memory that a run may take before it is put on disk, in bytes: some 200,000 different words.
-const MEMORY_BYTES_MAX: usize = 24 << 20;
+/// Memory that a run may take before it is put on disk, in bytes: some 30,000 different words.
+const MEMORY_BYTES_MAX: usize = 4 << 20;
 
 /// What a word takes besides its own bytes: key, places, a share of the table.
 const WORD_BYTES: usize = 112;
