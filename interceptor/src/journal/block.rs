@@ -10,7 +10,7 @@
 //! The header's last field chains the block to the one before it: it is the SHA-256 of that one's, the rest of the
 //! header and the SHA-256 of every part. No byte of the journal can change, go or move without it.
 
-use std::io;
+use std::io::{self, Write as _};
 
 use aws_lc_rs::digest;
 use interceptor_core::record::{Record, SessionId};
@@ -433,10 +433,12 @@ pub(super) struct Packer {
     compressor: zstd::bulk::Compressor<'static>,
     /// A session's records, brought together.
     gathered: Vec<u8>,
+    /// Them, compressed. Room for the worst is asked for and not touched.
+    frame: Vec<u8>,
 }
 
-/// Room for a session's records that is kept from block to block, in bytes.
-const GATHERED_MAX: usize = 4 << 20;
+/// Bytes of a session's records that are brought together; more are compressed as they stand.
+const GATHERED_MAX: usize = 256 << 10;
 
 /// Where a session's records are among all.
 struct Share {
@@ -451,6 +453,7 @@ impl Packer {
         Ok(Self {
             compressor: zstd::bulk::Compressor::new(LEVEL)?,
             gathered: Vec::new(),
+            frame: Vec::new(),
         })
     }
 
@@ -490,25 +493,32 @@ impl Packer {
         stored: &mut Vec<u8>,
     ) -> io::Result<()> {
         let of = |&(start, end): &(usize, usize)| records.get(start..end).unwrap_or_default();
-        let raw = match &*share.ranges {
-            [one] => of(one),
-            several => {
-                self.gathered.clear();
+        let raw: usize = share.ranges.iter().map(|range| of(range).len()).sum();
+        self.frame.clear();
+        match &*share.ranges {
+            [one] => self.compress(of(one))?,
+            several if raw <= GATHERED_MAX => {
+                let mut gathered = std::mem::take(&mut self.gathered);
+                gathered.clear();
                 for range in several {
-                    self.gathered.extend_from_slice(of(range));
+                    gathered.extend_from_slice(of(range));
                 }
-                &*self.gathered
+                self.compress(&gathered)?;
+                self.gathered = gathered;
             }
-        };
+            several => {
+                let mut encoder = zstd::stream::write::Encoder::new(&mut self.frame, LEVEL)?;
+                encoder.set_pledged_src_size(Some(raw as u64))?;
+                several
+                    .iter()
+                    .try_for_each(|range| encoder.write_all(of(range)))?;
+                encoder.finish()?;
+            }
+        }
         let start = stored.len();
-        let frame = start + PART_HEADER;
-        stored.resize(frame + zstd::zstd_safe::compress_bound(raw.len()), 0);
-        let room = stored.get_mut(frame..).unwrap_or_default();
-        let length = self.compressor.compress_to_buffer(raw, room)?;
-        stored.truncate(frame + length);
-        let head = stored.get_mut(start..frame).unwrap_or_default();
+        stored.resize(start + PART_HEADER, 0);
         put(
-            head,
+            stored.get_mut(start..).unwrap_or_default(),
             &[
                 &[if share.session.is_some() {
                     SESSION
@@ -518,12 +528,21 @@ impl Packer {
                 &share.session.map_or(0, |session| session.0).to_le_bytes(),
                 &nth.to_le_bytes(),
                 &share.count.to_le_bytes(),
-                &fitting(raw.len())?.to_le_bytes(),
-                &fitting(length)?.to_le_bytes(),
+                &fitting(raw)?.to_le_bytes(),
+                &fitting(self.frame.len())?.to_le_bytes(),
             ],
         );
-        self.gathered.clear();
-        self.gathered.shrink_to(GATHERED_MAX);
+        stored.extend_from_slice(&self.frame);
+        self.frame.clear();
+        self.frame.shrink_to(GATHERED_MAX);
+        Ok(())
+    }
+
+    /// Makes `raw` the frame.
+    fn compress(&mut self, raw: &[u8]) -> io::Result<()> {
+        self.frame
+            .reserve(zstd::zstd_safe::compress_bound(raw.len()));
+        self.compressor.compress_to_buffer(raw, &mut self.frame)?;
         Ok(())
     }
 }
@@ -699,6 +718,25 @@ mod tests {
             let hashes = parts.iter().map(Part::hash);
             assert_eq!(header.link(&[7; 32], hashes), header.chain);
         }
+    }
+
+    #[test]
+    fn much_of_several_sessions_is_the_same_as_little() {
+        let mut waiting = Waiting::default();
+        let records: Vec<Record> = (0..40_u64)
+            .map(|seq| Record {
+                event: Event::notice("big", [("text", format!("{seq} ").repeat(10_000))]),
+                ..record(seq, seq % 3)
+            })
+            .collect();
+        for record in &records {
+            waiting.take(record).unwrap();
+        }
+        let mut stored = Vec::new();
+        let mut packer = Packer::new().unwrap();
+        let header = packer.pack(&waiting.bytes, |_| 0, &mut stored).unwrap();
+        assert!(waiting.bytes.len() > 3 * GATHERED_MAX);
+        assert_eq!(header.records(&stored).unwrap(), records);
     }
 
     #[test]
