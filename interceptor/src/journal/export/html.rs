@@ -17,7 +17,7 @@ use serde_json::Value;
 use super::{
     Form,
     deed::{Deed, Deeds, Kept, Session},
-    line::{bytes, get, list, number, plain, text as word, texts},
+    line::{bytes, get, list, moment, number, plain, text as word, texts},
 };
 use crate::{
     console::text::{self, Language, Shown},
@@ -335,11 +335,6 @@ impl Html {
 fn render(template: &impl Template, out: &mut dyn Write) -> io::Result<()> {
     let rendered = template.render().map_err(io::Error::other)?;
     out.write_all(rendered.as_bytes())
-}
-
-/// `2026-11-20 22:07:01`.
-fn moment(time: &str) -> String {
-    time.get(..19).unwrap_or(time).replace('T', " ")
 }
 
 /// An entry of that time.

@@ -36,6 +36,11 @@ pub(super) fn time(line: &Value) -> Timestamp {
     rfc3339::parse(text(line, "time")).unwrap_or_default()
 }
 
+/// A line's time for people, to the second: `2026-11-20 22:07:01`.
+pub(super) fn moment(time: &str) -> String {
+    time.get(..19).unwrap_or(time).replace('T', " ")
+}
+
 /// Content as it was exported: text, or bytes in base64 or hexadecimal.
 pub(super) fn bytes(value: &Value) -> Vec<u8> {
     match value {

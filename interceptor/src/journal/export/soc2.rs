@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use super::{
     Form,
-    line::{bytes, get, number, text as word, texts},
+    line::{bytes, get, list, moment, number, plain, text as word, texts},
 };
 use crate::console::text;
 
@@ -239,7 +239,7 @@ impl Soc2 {
             }
             "approved" => end("approved".to_owned()),
             "unopposed" => end("let through unanswered, as its rule says".to_owned()),
-            "refused" => end(format!("refused ({})", plain_cause(get(line, "cause")))),
+            "refused" => end(format!("refused ({})", plain(get(line, "cause")))),
             "withdrawn" => end(format!("withdrawn: {}", word(line, "why"))),
             "overridden" => {
                 let reason = word(line, "reason");
@@ -515,10 +515,7 @@ impl Soc2 {
 
 /// An operation in a line: what it does, to what, and the beginning of it.
 fn in_a_line(operation: &Value) -> String {
-    let resources: BTreeSet<&str> = get(operation, "resources")
-        .as_array()
-        .into_iter()
-        .flatten()
+    let resources: BTreeSet<&str> = list(operation, "resources")
         .map(|resource| word(resource, "name"))
         .collect();
     let resources: Vec<&str> = resources.into_iter().take(5).collect();
@@ -538,21 +535,12 @@ fn in_a_line(operation: &Value) -> String {
     )
 }
 
-fn plain_cause(cause: &Value) -> String {
-    super::plain(cause)
-}
-
 fn facts(detail: &Value) -> String {
     let facts = detail.as_object().into_iter().flatten();
     let facts: Vec<String> = facts
-        .map(|(name, value)| format!("{name} {}", super::plain(value)))
+        .map(|(name, value)| format!("{name} {}", plain(value)))
         .collect();
     facts.join(", ")
-}
-
-/// `2026-11-20 22:07:01`.
-fn moment(time: &str) -> String {
-    time.get(..19).unwrap_or(time).replace('T', " ")
 }
 
 #[cfg(test)]
