@@ -27,6 +27,9 @@ pub struct Agent {
     _program: Running,
 }
 
+/// Shells between `interceptor run` and the program.
+const SHELLS: usize = 4;
+
 impl Agent {
     /// Starts one of this name.
     ///
@@ -36,8 +39,13 @@ impl Agent {
         let path = daemon.folder().join(scratch::name("agent"));
         let listener = UnixListener::bind(&path)?;
         let mut command = daemon.command(["run", "--agent", name, "--allow-socket"]);
-        command.arg(&path).args(["--", "python3"]);
-        command.arg(paths::client("connect.py")).arg(&path);
+        command.arg(&path).arg("--");
+        // As agents are started: by shells with long scripts, who are the ancestors that reviewers are shown.
+        let script = format!("\"$@\"; exit $? # {}", "x".repeat(9_000));
+        for _ in 0..SHELLS {
+            command.args(["sh", "-c", &script, "sh"]);
+        }
+        command.arg("python3").arg(paths::client("connect.py")).arg(&path);
         let mut program = run::start(&mut command)?;
         listener.set_nonblocking(true)?;
         let control = run::wait_for("the agent", run::PATIENCE, || match listener.accept() {

@@ -47,8 +47,9 @@ pub struct Surroundings {
     pub folder: Option<Box<str>>,
     /// The id of the container that it is in, as far as its cgroup's name tells.
     pub container: Option<Box<str>>,
-    /// Who started it, who started that one, and so on, up to [`ANCESTORS_MAX`].
-    pub ancestors: Vec<Ancestor>,
+    /// Who started it, who started that one, and so on, up to [`ANCESTORS_MAX`]. Shared by all who descend from
+    /// the same.
+    pub ancestors: Arc<[Ancestor]>,
 }
 
 /// Ancestors of a process that people are shown: a shell, a supervisor, a session and what is between.

@@ -50,7 +50,7 @@ pub use self::{
     leaving::Departure,
     netns::{Namespace, Sighting, cookie_here, namespaces_in, namespaces_of, raise_loopback},
     peers::Peer,
-    process::{describe_process, surroundings},
+    process::describe_process,
     routes::Unrouted,
     sockets::{Birth, Fate, Handling, Stray},
     tags::{Tag, TagKind},
@@ -238,6 +238,7 @@ pub struct Kernel {
     numbers: Arc<tags::Numbers>,
     tags: Mutex<tags::Tags>,
     watch: Mutex<watch::Watch>,
+    ancestries: process::Ancestries,
     /// Why the kernel doesn't tell where sockets were born, where it doesn't.
     births_unknown: Option<String>,
 }
@@ -384,6 +385,7 @@ impl Kernel {
             numbers: tags.numbers(),
             tags: Mutex::new(tags),
             watch: Mutex::new(watch::Watch::begin(instance)),
+            ancestries: process::Ancestries::default(),
             births_unknown: sockets::probe().err().map(|error| error.to_string()),
         })
     }
@@ -508,7 +510,7 @@ impl Kernel {
     /// What is around `process` now, for people.
     #[must_use]
     pub fn surroundings(&self, process: &Process) -> Surroundings {
-        surroundings(process, &self.instance)
+        process::surroundings(process, &self.instance, &self.ancestries)
     }
 
     /// Tags an existing cgroup: everything its processes connect to from now on is intercepted.

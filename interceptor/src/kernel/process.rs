@@ -4,6 +4,7 @@ use std::{
     fs, io,
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
     path::Path,
+    sync::{Arc, Mutex, Weak},
 };
 
 use interceptor_core::origin::{ANCESTORS_MAX, Ancestor, Process, Surroundings};
@@ -12,31 +13,54 @@ use nix::{
     unistd::{Uid, User},
 };
 
-/// Longest command line that is kept, in bytes: the kernel itself allows megabytes.
+use crate::sync::lock;
+
+/// Longest command line that is kept of a process that connects, in bytes: the kernel itself allows megabytes.
 const ARGUMENTS_BYTES_MAX: usize = 8 << 10;
 
-/// The executable and the command line of process `pid`, as far as they can be read.
-fn command(pid: u32) -> (Option<Box<str>>, Vec<Box<str>>) {
-    let executable = fs::read_link(format!("/proc/{pid}/exe")).ok();
+/// And of one that it descends from: there are many of those, and a shell's holds all of its script.
+const ANCESTOR_ARGUMENTS_BYTES_MAX: usize = 1 << 10;
+
+/// What stands in place of the rest of a command line.
+const AND_MORE: &str = "…";
+
+/// The command line of process `pid`, as far as it can be read, and no more than `bytes_max` of it.
+fn arguments(pid: u32, bytes_max: usize) -> Vec<Box<str>> {
     let mut line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    line.truncate(ARGUMENTS_BYTES_MAX);
-    let arguments = line
-        .split(|byte| *byte == 0)
+    let more = line.len() > bytes_max;
+    line.truncate(bytes_max);
+    line.split(|byte| *byte == 0)
         .filter(|argument| !argument.is_empty())
         .map(|argument| String::from_utf8_lossy(argument).into())
-        .collect();
-    (
-        executable.map(|path| path.to_string_lossy().into()),
-        arguments,
-    )
+        .chain(more.then(|| AND_MORE.into()))
+        .collect()
+}
+
+/// The ancestors of processes that are asked about, each row once: thousands of operations may wait that processes
+/// of one parent have sent.
+#[derive(Debug, Default)]
+pub(super) struct Ancestries(Mutex<Vec<Weak<[Ancestor]>>>);
+
+impl Ancestries {
+    /// `ancestors`, or the same ones that are known already.
+    fn shared(&self, ancestors: Vec<Ancestor>) -> Arc<[Ancestor]> {
+        let mut known = lock(&self.0);
+        known.retain(|row| row.strong_count() > 0);
+        let same = known.iter().filter_map(Weak::upgrade);
+        if let Some(row) = same.into_iter().find(|row| **row == *ancestors) {
+            return row;
+        }
+        let row: Arc<[Ancestor]> = ancestors.into();
+        known.push(Arc::downgrade(&row));
+        row
+    }
 }
 
 /// What is around `process` now; nothing where another one has its number by now. The cgroup `own` is no container's:
 /// it is where agents are that were launched here.
-#[must_use]
-pub fn surroundings(process: &Process, own: &str) -> Surroundings {
+pub(super) fn surroundings(process: &Process, own: &str, known: &Ancestries) -> Surroundings {
     let pid = process.pid;
-    if command(pid).0 != process.executable {
+    if executable(pid) != process.executable {
         return Surroundings::default();
     }
     let folder = fs::read_link(format!("/proc/{pid}/cwd")).ok();
@@ -47,11 +71,10 @@ pub fn surroundings(process: &Process, own: &str) -> Surroundings {
     let mut ancestors = Vec::new();
     let mut next = parent(pid);
     while let Some(pid) = next.filter(|pid| *pid != 0 && ancestors.len() < ANCESTORS_MAX) {
-        let (executable, arguments) = command(pid);
         ancestors.push(Ancestor {
             pid,
-            executable,
-            arguments,
+            executable: executable(pid),
+            arguments: arguments(pid, ANCESTOR_ARGUMENTS_BYTES_MAX),
         });
         next = parent(pid);
     }
@@ -59,7 +82,7 @@ pub fn surroundings(process: &Process, own: &str) -> Surroundings {
         user: user.map(|user| user.name.into()),
         folder: folder.map(|path| path.to_string_lossy().into()),
         container: cgroups.find_map(super::find::container).map(Into::into),
-        ancestors,
+        ancestors: known.shared(ancestors),
     }
 }
 
@@ -74,7 +97,6 @@ fn parent(pid: u32) -> Option<u32> {
 /// What can be read of process `pid` now. A process that is gone leaves the fields empty.
 #[must_use]
 pub fn describe_process(pid: u32, cgroup2: &Path) -> Process {
-    let (executable, arguments) = command(pid);
     let cgroup = super::cgroup::of_process(pid, cgroup2);
     let cgroup = cgroup
         .as_deref()
@@ -82,8 +104,8 @@ pub fn describe_process(pid: u32, cgroup2: &Path) -> Process {
     Process {
         pid,
         uid: 0,
-        executable,
-        arguments,
+        executable: executable(pid),
+        arguments: arguments(pid, ARGUMENTS_BYTES_MAX),
         cgroup: cgroup
             .map(|path| format!("/{}", path.display()).into())
             .unwrap_or_default(),
@@ -153,7 +175,8 @@ mod tests {
     #[test]
     fn a_process_is_shown_with_its_folder_and_who_started_it() {
         let own = describe_process(std::process::id(), Path::new("/sys/fs/cgroup"));
-        let around = surroundings(&own, "interceptor");
+        let known = Ancestries::default();
+        let around = surroundings(&own, "interceptor", &known);
         let folder = std::env::current_dir().unwrap();
         assert_eq!(around.folder.as_deref(), folder.to_str());
         let parent = std::os::unix::process::parent_id();
@@ -168,7 +191,7 @@ mod tests {
                 cgroup: cgroup.into(),
                 ..own.clone()
             };
-            surroundings(&process, "interceptor").container
+            surroundings(&process, "interceptor", &known).container
         };
         assert_eq!(container("/interceptor/agents/a-1"), None);
         assert_eq!(container("/other/a").as_deref(), Some("other"));
@@ -177,7 +200,39 @@ mod tests {
             executable: Some("/gone".into()),
             ..own
         };
-        assert_eq!(surroundings(&gone, "interceptor"), Surroundings::default());
+        assert_eq!(
+            surroundings(&gone, "interceptor", &known),
+            Surroundings::default()
+        );
+    }
+
+    #[test]
+    fn long_command_lines_are_cut_and_those_of_the_same_parents_kept_once() {
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", "read line", &"x".repeat(20_000)])
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let line = |max| arguments(child.id(), max);
+        // Until it is the shell, it is a fork of this.
+        while line(1 << 20).first().is_none_or(|first| &**first != "sh") {
+            std::thread::yield_now();
+        }
+        assert_eq!(line(1 << 20).last().map(|last| last.len()), Some(20_000));
+        let cut = line(ARGUMENTS_BYTES_MAX);
+        let of: usize = cut.iter().map(|argument| argument.len()).sum();
+        assert!(of <= ARGUMENTS_BYTES_MAX + AND_MORE.len(), "{of}");
+        assert_eq!(cut.last().map(AsRef::as_ref), Some(AND_MORE));
+        let own = describe_process(child.id(), Path::new("/sys/fs/cgroup"));
+        let known = Ancestries::default();
+        let around = || surroundings(&own, "interceptor", &known).ancestors;
+        let (one, other) = (around(), around());
+        assert!(!one.is_empty() && Arc::ptr_eq(&one, &other));
+        drop((one, other));
+        known.shared(Vec::new());
+        assert_eq!(lock(&known.0).len(), 1);
+        drop(child.stdin.take());
+        child.wait().unwrap();
     }
 
     #[test]

@@ -272,7 +272,7 @@ pub(super) fn text(detail: &Detail, past: &Past, now: Timestamp, color: bool) ->
             field(name, value);
         }
     }
-    for ancestor in &around.ancestors {
+    for ancestor in &*around.ancestors {
         let command = match ancestor.arguments.as_slice() {
             [] => ancestor.executable.as_deref().unwrap_or("?").to_owned(),
             arguments => command_line(arguments.iter().map(AsRef::as_ref)),
