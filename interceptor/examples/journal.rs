@@ -162,7 +162,7 @@ fn start() -> Event {
                 pid: 4_711,
                 uid: 1_000,
                 executable: Some("/usr/bin/python3.11".into()),
-                arguments: vec!["python3".into(), "report.py".into()],
+                arguments: ["python3", "report.py"].map(Into::into).into(),
                 cgroup: "/interceptor/agents/reporter-1".into(),
                 network_namespace: None,
             },

@@ -1,6 +1,6 @@
 """Connects where it is told to and hands the connection over, so that somebody else speaks on it.
 
-Usage: connect.py SOCKET; for each port in two bytes a connection to 127.0.0.1 comes back.
+Usage: connect.py SOCKET [PROMPT]; for each port in two bytes a connection to 127.0.0.1 comes back.
 """
 
 import socket

@@ -40,12 +40,14 @@ impl Agent {
         let listener = UnixListener::bind(&path)?;
         let mut command = daemon.command(["run", "--agent", name, "--allow-socket"]);
         command.arg(&path).arg("--");
-        // As agents are started: by shells with long scripts, who are the ancestors that reviewers are shown.
-        let script = format!("\"$@\"; exit $? # {}", "x".repeat(9_000));
+        // As agents are: with a prompt in the command line, and started by shells with long scripts.
+        let long = "x".repeat(9_000);
+        let script = format!("\"$@\"; exit $? # {long}");
         for _ in 0..SHELLS {
             command.args(["sh", "-c", &script, "sh"]);
         }
-        command.arg("python3").arg(paths::client("connect.py")).arg(&path);
+        let program = paths::client("connect.py");
+        command.arg("python3").arg(program).arg(&path).arg(&long);
         let mut program = run::start(&mut command)?;
         listener.set_nonblocking(true)?;
         let control = run::wait_for("the agent", run::PATIENCE, || match listener.accept() {

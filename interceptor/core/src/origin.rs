@@ -28,8 +28,8 @@ pub struct Process {
     pub uid: u32,
     /// The executable's path, where it could be read.
     pub executable: Option<Box<str>>,
-    /// Its command line, where it could be read.
-    pub arguments: Vec<Box<str>>,
+    /// Its command line, where it could be read. Shared by all of its connections.
+    pub arguments: Arc<[Box<str>]>,
     /// The cgroup's path below the cgroup v2 mount point.
     pub cgroup: Box<str>,
     /// The cookie of its network namespace, where it isn't the daemon's: the kernel gives none out twice. An

@@ -33,9 +33,9 @@ pub struct Summary {
     pub labels: BTreeMap<Box<str>, Box<str>>,
     /// The process that connected.
     pub process: Process,
-    /// What is around it, as far as it could be read when its operation was held.
-    #[serde(default)]
-    pub surroundings: Surroundings,
+    /// What is around it, as far as it could be read when its operation was held; lists leave it out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub surroundings: Option<Surroundings>,
     /// Where to.
     pub destination: Destination,
     /// The protocol.
@@ -239,7 +239,7 @@ impl Summary {
             agent: request.origin.agent.name.clone(),
             labels: request.origin.agent.labels.clone(),
             process: request.origin.process.clone(),
-            surroundings: request.surroundings.clone(),
+            surroundings: Some(request.surroundings.clone()),
             destination: request.origin.destination.clone(),
             protocol: request.operation.protocol,
             action: description.action(),

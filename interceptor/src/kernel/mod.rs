@@ -50,7 +50,6 @@ pub use self::{
     leaving::Departure,
     netns::{Namespace, Sighting, cookie_here, namespaces_in, namespaces_of, raise_loopback},
     peers::Peer,
-    process::describe_process,
     routes::Unrouted,
     sockets::{Birth, Fate, Handling, Stray},
     tags::{Tag, TagKind},
@@ -238,7 +237,7 @@ pub struct Kernel {
     numbers: Arc<tags::Numbers>,
     tags: Mutex<tags::Tags>,
     watch: Mutex<watch::Watch>,
-    ancestries: process::Ancestries,
+    processes: process::Known,
     /// Why the kernel doesn't tell where sockets were born, where it doesn't.
     births_unknown: Option<String>,
 }
@@ -385,7 +384,7 @@ impl Kernel {
             numbers: tags.numbers(),
             tags: Mutex::new(tags),
             watch: Mutex::new(watch::Watch::begin(instance)),
-            ancestries: process::Ancestries::default(),
+            processes: process::Known::default(),
             births_unknown: sockets::probe().err().map(|error| error.to_string()),
         })
     }
@@ -504,13 +503,13 @@ impl Kernel {
     /// What is known of a process.
     #[must_use]
     pub fn describe_process(&self, pid: u32) -> Process {
-        describe_process(pid, &self.cgroup2)
+        process::describe_process(pid, &self.cgroup2, &self.processes)
     }
 
     /// What is around `process` now, for people.
     #[must_use]
     pub fn surroundings(&self, process: &Process) -> Surroundings {
-        process::surroundings(process, &self.instance, &self.ancestries)
+        process::surroundings(process, &self.instance, &self.processes)
     }
 
     /// Tags an existing cgroup: everything its processes connect to from now on is intercepted.

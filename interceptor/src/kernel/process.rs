@@ -1,6 +1,7 @@
 //! What is known of a process, from /proc.
 
 use std::{
+    collections::HashMap,
     fs, io,
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
     path::Path,
@@ -36,29 +37,45 @@ fn arguments(pid: u32, bytes_max: usize) -> Vec<Box<str>> {
         .collect()
 }
 
-/// The ancestors of processes that are asked about, each row once: thousands of operations may wait that processes
-/// of one parent have sent.
+/// What was last read of processes, for as long as somebody keeps it: a process has thousands of connections, and
+/// thousands of operations may wait that processes of one parent have sent.
 #[derive(Debug, Default)]
-pub(super) struct Ancestries(Mutex<Vec<Weak<[Ancestor]>>>);
+pub(super) struct Known {
+    arguments: Rows<Box<str>>,
+    ancestors: Rows<Ancestor>,
+}
 
-impl Ancestries {
-    /// `ancestors`, or the same ones that are known already.
-    fn shared(&self, ancestors: Vec<Ancestor>) -> Arc<[Ancestor]> {
-        let mut known = lock(&self.0);
-        known.retain(|row| row.strong_count() > 0);
-        let same = known.iter().filter_map(Weak::upgrade);
-        if let Some(row) = same.into_iter().find(|row| **row == *ancestors) {
-            return row;
+/// A row a process.
+#[derive(Debug)]
+struct Rows<T>(Mutex<HashMap<u32, Weak<[T]>>>);
+
+impl<T> Default for Rows<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<T: PartialEq> Rows<T> {
+    /// `row`, or the same one that is kept of process `pid` already.
+    fn shared(&self, pid: u32, row: Vec<T>) -> Arc<[T]> {
+        let mut rows = lock(&self.0);
+        if let Some(kept) = rows.get(&pid).and_then(Weak::upgrade)
+            && *kept == *row
+        {
+            return kept;
         }
-        let row: Arc<[Ancestor]> = ancestors.into();
-        known.push(Arc::downgrade(&row));
+        if rows.len() == rows.capacity() {
+            rows.retain(|_, row| row.strong_count() > 0);
+        }
+        let row: Arc<[T]> = row.into();
+        rows.insert(pid, Arc::downgrade(&row));
         row
     }
 }
 
 /// What is around `process` now; nothing where another one has its number by now. The cgroup `own` is no container's:
 /// it is where agents are that were launched here.
-pub(super) fn surroundings(process: &Process, own: &str, known: &Ancestries) -> Surroundings {
+pub(super) fn surroundings(process: &Process, own: &str, known: &Known) -> Surroundings {
     let pid = process.pid;
     if executable(pid) != process.executable {
         return Surroundings::default();
@@ -82,7 +99,7 @@ pub(super) fn surroundings(process: &Process, own: &str, known: &Ancestries) -> 
         user: user.map(|user| user.name.into()),
         folder: folder.map(|path| path.to_string_lossy().into()),
         container: cgroups.find_map(super::find::container).map(Into::into),
-        ancestors: known.shared(ancestors),
+        ancestors: known.ancestors.shared(pid, ancestors),
     }
 }
 
@@ -95,8 +112,7 @@ fn parent(pid: u32) -> Option<u32> {
 }
 
 /// What can be read of process `pid` now. A process that is gone leaves the fields empty.
-#[must_use]
-pub fn describe_process(pid: u32, cgroup2: &Path) -> Process {
+pub(super) fn describe_process(pid: u32, cgroup2: &Path, known: &Known) -> Process {
     let cgroup = super::cgroup::of_process(pid, cgroup2);
     let cgroup = cgroup
         .as_deref()
@@ -105,7 +121,9 @@ pub fn describe_process(pid: u32, cgroup2: &Path) -> Process {
         pid,
         uid: 0,
         executable: executable(pid),
-        arguments: arguments(pid, ARGUMENTS_BYTES_MAX),
+        arguments: known
+            .arguments
+            .shared(pid, arguments(pid, ARGUMENTS_BYTES_MAX)),
         cgroup: cgroup
             .map(|path| format!("/{}", path.display()).into())
             .unwrap_or_default(),
@@ -174,8 +192,8 @@ mod tests {
 
     #[test]
     fn a_process_is_shown_with_its_folder_and_who_started_it() {
-        let own = describe_process(std::process::id(), Path::new("/sys/fs/cgroup"));
-        let known = Ancestries::default();
+        let known = Known::default();
+        let own = describe_process(std::process::id(), Path::new("/sys/fs/cgroup"), &known);
         let around = surroundings(&own, "interceptor", &known);
         let folder = std::env::current_dir().unwrap();
         assert_eq!(around.folder.as_deref(), folder.to_str());
@@ -223,14 +241,20 @@ mod tests {
         let of: usize = cut.iter().map(|argument| argument.len()).sum();
         assert!(of <= ARGUMENTS_BYTES_MAX + AND_MORE.len(), "{of}");
         assert_eq!(cut.last().map(AsRef::as_ref), Some(AND_MORE));
-        let own = describe_process(child.id(), Path::new("/sys/fs/cgroup"));
-        let known = Ancestries::default();
-        let around = || surroundings(&own, "interceptor", &known).ancestors;
-        let (one, other) = (around(), around());
+        let known = Known::default();
+        let describe = || describe_process(child.id(), Path::new("/sys/fs/cgroup"), &known);
+        let (one, other) = (describe(), describe());
+        assert_eq!(one.arguments.to_vec(), cut);
+        assert!(Arc::ptr_eq(&one.arguments, &other.arguments));
+        let around = |process| surroundings(process, "interceptor", &known).ancestors;
+        let (one, other) = (around(&one), around(&other));
         assert!(!one.is_empty() && Arc::ptr_eq(&one, &other));
         drop((one, other));
-        known.shared(Vec::new());
-        assert_eq!(lock(&known.0).len(), 1);
+        for pid in 0..1_000 {
+            known.ancestors.shared(pid, Vec::new());
+        }
+        let kept = lock(&known.ancestors.0).len();
+        assert!(kept < 10, "{kept} of processes that nobody asks about");
         drop(child.stdin.take());
         child.wait().unwrap();
     }

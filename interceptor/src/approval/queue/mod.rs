@@ -220,6 +220,9 @@ impl Approvals {
                     .map(|summary| Summary::clone(summary)),
             );
         }
+        for summary in &mut open {
+            summary.surroundings = None;
+        }
         open
     }
 

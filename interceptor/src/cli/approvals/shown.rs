@@ -261,7 +261,7 @@ pub(super) fn text(detail: &Detail, past: &Past, now: Timestamp, color: bool) ->
             &command_line(process.arguments.iter().map(AsRef::as_ref)),
         );
     }
-    let around = &summary.surroundings;
+    let around = summary.surroundings.clone().unwrap_or_default();
     let named = [
         ("user", &around.user),
         ("folder", &around.folder),

@@ -436,7 +436,7 @@ pub(super) async fn one(
     let process = &summary.process;
     let user = process.uid.to_string();
     let command = process.arguments.join(" ");
-    let around = &summary.surroundings;
+    let around = summary.surroundings.clone().unwrap_or_default();
     let user = match &around.user {
         Some(name) => format!("{name} ({user})"),
         None => user,

@@ -434,7 +434,7 @@ fn begin(journal: &Journal, session: u64) {
             pid: 7,
             uid: 0,
             executable: None,
-            arguments: Vec::new(),
+            arguments: Default::default(),
             cgroup: "/x".into(),
             network_namespace: None,
         },

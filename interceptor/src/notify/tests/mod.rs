@@ -58,11 +58,11 @@ pub(super) fn summary(id: u64) -> Summary {
             pid: 42,
             uid: 1_000,
             executable: Some("/usr/bin/psql".into()),
-            arguments: vec!["psql".into(), "-c".into(), "drop table t".into()],
+            arguments: ["psql", "-c", "drop table t"].map(Into::into).into(),
             cgroup: "/x".into(),
             network_namespace: None,
         },
-        surroundings: Default::default(),
+        surroundings: None,
         destination: Destination::Ip("192.0.2.1:5432".parse().unwrap()),
         protocol: Protocol::Postgres,
         action: "DROP TABLE".into(),
@@ -202,7 +202,7 @@ pub(super) fn deceptive(text: &str) -> Notice {
         touch: Touch::Write,
     }];
     summary.process.executable = Some(text.into());
-    summary.process.arguments = vec![text.into(); 3];
+    summary.process.arguments = vec![text.into(); 3].into();
     of(Event::Requested, summary, Some(text))
 }
 
