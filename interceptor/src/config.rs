@@ -23,6 +23,7 @@ use crate::{
     kernel::{OnEscape, SocketName, UnixSockets},
     notify::NotifierConfig,
     patience::Patience,
+    retention::Retention,
     secret::Source,
     ship::Ship,
     stream::Stream,
@@ -114,6 +115,8 @@ pub struct JournalConfig {
     pub ship: Vec<Ship>,
     /// Who is told of records as they happen.
     pub stream: Vec<Stream>,
+    /// How long it is kept; without it everything stays.
+    pub retention: Retention,
 }
 
 impl Default for JournalConfig {
@@ -123,6 +126,7 @@ impl Default for JournalConfig {
             witness_every: Duration::from_secs(60),
             ship: Vec::new(),
             stream: Vec::new(),
+            retention: Retention::default(),
         }
     }
 }

@@ -42,6 +42,7 @@ use crate::{
     proxy::{Means, Proxy, ProxyError},
     reach::Reach,
     refusals,
+    retention::Retainer,
     ship::Ships,
     stream::Streams,
     tls::{Authority, AuthorityError},
@@ -118,8 +119,9 @@ struct Daemon {
     proxy: Proxy,
     engines: Engines,
     witnesses: Witnesses,
-    ships: Ships,
+    ships: Arc<Ships>,
     streams: Streams,
+    retainer: Arc<Retainer>,
     /// Since it runs.
     namespaces: OnceLock<Namespaces>,
     /// Likewise.
@@ -148,11 +150,12 @@ pub fn serve(config: Config, remove_hooks: bool) -> Result<(), ServeError> {
     // Before it is opened: the checkpoint that stands there is of what nobody adds to any more.
     let ships = Ships::new(&config.journal.ship, &config.state, &config.tls.roots)
         .map_err(io("reading what TLS is to believe"))?;
-    let journal = Journal::open(&config.state)?;
+    let retainer = Retainer::new(config.journal.retention.clone(), &config.state);
+    let journal = Journal::open_within(&config.state, retainer.bytes_max())?;
     let authority = Authority::open(&config.state, &config.tls.ca.name, config.tls.ca.days)?;
     let mut streams = Streams::new(&config.journal.stream, &config.state, &config.tls.roots)
         .map_err(io("reading what TLS is to believe"))?;
-    let (recovered, past, told) = take_up(&journal, &mut streams)?;
+    let (recovered, past, told) = take_up(&journal, &mut streams, &retainer)?;
     let control = ControlSocket::bind(&config.control)?;
     // Moves this process into its own cgroup: every socket opened from here on is the daemon's.
     let kernel = Arc::new(Kernel::open(config.instance.as_str())?);
@@ -214,8 +217,9 @@ pub fn serve(config: Config, remove_hooks: bool) -> Result<(), ServeError> {
         proxy,
         engines,
         witnesses,
-        ships,
+        ships: Arc::new(ships),
         streams,
+        retainer: Arc::new(retainer),
         namespaces: OnceLock::new(),
         pages: OnceLock::new(),
     });
@@ -249,6 +253,7 @@ pub fn serve(config: Config, remove_hooks: bool) -> Result<(), ServeError> {
 fn take_up(
     journal: &Journal,
     streams: &mut Streams,
+    retainer: &Retainer,
 ) -> Result<(Recovered, Ledger, Told), ServeError> {
     let mut unfinished = Unfinished::default();
     let mut ledger = Ledger::default();
@@ -258,6 +263,7 @@ fn take_up(
         ledger.observe(&record);
         told.observe(&record);
         streams.observe(&record);
+        retainer.observe(&record);
         true
     })?;
     let mut recovered = unfinished.recovered(clock::now());
@@ -319,6 +325,9 @@ impl Daemon {
         self.witnesses.start(journal, &config.state, every);
         self.ships.start(journal);
         self.streams.start(journal);
+        let ships = self.ships.clone();
+        self.retainer
+            .start(journal, move |segment| ships.waits_for(segment));
         for door in open {
             match door {
                 Door::Proxy(listener) => {
@@ -672,6 +681,10 @@ impl Host for Daemon {
         for (what, remedy) in self.kernel.troubles() {
             trouble(what, &remedy);
         }
+        if let Some((what, remedy)) = self.retainer.trouble() {
+            trouble(what, remedy);
+        }
+        let retained = self.retainer.standing();
         let counters = serde_json::to_value(self.kernel.counters()).unwrap_or_default();
         Ok(Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -699,6 +712,9 @@ impl Host for Daemon {
                 stopped: stopped.map(|stopped| stopped.to_string()),
                 copies: self.ships.status(),
                 streams: self.streams.status(&self.journal),
+                bytes: retained.bytes,
+                bytes_max: self.retainer.bytes_max(),
+                held: retained.held,
             },
             kernel: serde_json::from_value(counters).unwrap_or_default(),
             connects,
@@ -900,5 +916,9 @@ impl Host for Daemon {
 
     fn journal(&self) -> &Journal {
         &self.journal
+    }
+
+    fn retainer(&self) -> &Retainer {
+        &self.retainer
     }
 }

@@ -35,6 +35,7 @@ pub mod proxy;
 mod radius;
 pub mod reach;
 mod refusals;
+pub mod retention;
 pub mod rfc3339;
 mod sandbox;
 mod seccomp;

@@ -41,6 +41,7 @@ mod radius;
 mod redirect;
 mod refusals;
 mod replay;
+mod retention;
 mod search;
 mod ship;
 mod stream;

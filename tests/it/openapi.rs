@@ -431,9 +431,27 @@ fn everything_that_is_answered_is_documented() {
     let (_, sessions) = bench.get(By::Socket, "/v1/sessions");
     let session = sessions[0]["id"].as_str().unwrap().to_owned();
     let session = format!("/v1/sessions/{session}");
+    let reason = |reason: &str| json!({"reason": reason});
+    for (by, way, body, expected) in [
+        (By::Viewer, "hold", reason("case 7"), 403),
+        (By::Token, "hold", reason(" "), 400),
+        (By::Token, "hold", json!({}), 400),
+        (By::Token, "hold", reason("case 7"), 200),
+        (By::Cookie, "hold", reason("case 8"), 409),
+        (By::Viewer, "release", reason("over"), 403),
+        (By::Cookie, "release", reason("over"), 200),
+        (By::Socket, "release", reason("over"), 404),
+        (By::Socket, "hold", reason("case 9"), 200),
+    ] {
+        let (status, said) = bench.post(by, &format!("{session}/{way}"), body);
+        assert_eq!(status, expected, "{by:?} {way}: {said}");
+    }
+    let nobody = "/v1/sessions/0000000000000000/hold";
+    assert_eq!(bench.post(By::Token, nobody, reason("x")).0, 404);
     for by in WAYS {
         for path in [
             "/v1/openapi.json",
+            "/v1/holds",
             "/v1/me",
             "/v1/status",
             "/v1/ca",

@@ -17,6 +17,7 @@ use interceptor_core::{
 };
 
 use super::{request::Request, summary::Vote};
+use crate::journal::RECORDS_REMOVED;
 
 /// Why a session is over whose end nobody was there to record.
 const ENDED_WITH_DAEMON: &str = "the daemon ended, and the session with it";
@@ -133,6 +134,11 @@ impl Unfinished {
                 }
             }
             (Event::Approval(approval), _) => self.step(record, approval),
+            // What was asked, answered or used there isn't known: nothing from before it passes by that again.
+            (Event::Event(notice), None) if &*notice.name == RECORDS_REMOVED => {
+                self.asked.clear();
+                self.approved.clear();
+            }
             _ => {}
         }
     }

@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 use interceptor_core::record::{Event, Notice, Record};
 use serde::{Deserialize, Serialize};
 
-use crate::kernel::Connects;
+use crate::{journal::SESSIONS_REMOVED, kernel::Connects};
 
 /// Name of the notice that says what the kernel has counted.
 const COUNTED: &str = "connects_counted";
@@ -150,6 +150,14 @@ impl Ledger {
                 "connection_refused" => {
                     if let Some(account) = self.account(&record.agent) {
                         account.turned_away += 1;
+                    }
+                }
+                // What is left of sessions and refusals that retention has removed.
+                SESSIONS_REMOVED => {
+                    if let Some(account) = self.account(&record.agent) {
+                        let of = |name| notice.detail.get(name)?.parse().ok();
+                        account.sessions += of("sessions").unwrap_or(0);
+                        account.turned_away += of("refused").unwrap_or(0);
                     }
                 }
                 "tag_added" => {

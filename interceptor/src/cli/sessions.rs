@@ -18,8 +18,9 @@ use super::{
     timeline::Timeline,
 };
 use crate::{
-    control::{STOPPED, Session, SessionsQuery, with_query},
+    control::{Reason, STOPPED, Session, SessionsQuery, with_query},
     journal::Decided,
+    retention::Hold,
 };
 
 /// List sessions, show one as a dialogue, or follow them as they happen
@@ -34,6 +35,7 @@ use crate::{
   interceptor sessions list --text 'drop customers' --since 30d
   interceptor sessions list --text '\"delete from\" shop.*' --agent reporter
   interceptor sessions list --destination db.example.com --reviewer erin
+  interceptor sessions hold 8d3f00a1b2c4e5f6 --reason 'case 2026-117'
   interceptor sessions list --state /path/to/copy")]
 pub(super) struct Arguments {
     #[command(subcommand)]
@@ -51,6 +53,22 @@ enum Command {
     Replay(replay::Arguments),
     /// Print what happens as it happens
     Tail(tail::Arguments),
+    /// Keep a session whatever its age and however little room there is (legal hold)
+    Hold(Holding),
+    /// Keep a session no longer than others
+    Release(Holding),
+    /// List the sessions that are held, by whom and why
+    Holds,
+}
+
+#[derive(Debug, clap::Args)]
+struct Holding {
+    /// Its id
+    #[arg(value_name = "ID")]
+    id: SessionId,
+    /// Why, for the record
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
 }
 
 #[derive(Debug, clap::Args)]
@@ -123,6 +141,9 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> Outcome {
         Some(Command::Show(arguments)) => show(context, &arguments),
         Some(Command::Replay(arguments)) => replay::run(context, &arguments),
         Some(Command::Tail(arguments)) => tail::run(context, &arguments),
+        Some(Command::Hold(arguments)) => hold(context, arguments),
+        Some(Command::Release(arguments)) => release(context, arguments),
+        Some(Command::Holds) => holds(context),
     }
 }
 
@@ -219,6 +240,51 @@ fn row(session: &Session) -> Vec<String> {
         session.denied.to_string(),
         session.held.to_string(),
     ]
+}
+
+fn hold(context: &Context, Holding { id, reason }: Holding) -> Outcome {
+    let path = format!("/v1/sessions/{id}/hold");
+    let hold: Hold = context.client.post(&path, &Reason { reason })?;
+    if context.is_json() {
+        return context.print_json(&hold);
+    }
+    message(&format!("session {id} is kept until it is released"));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn release(context: &Context, Holding { id, reason }: Holding) -> Outcome {
+    let path = format!("/v1/sessions/{id}/release");
+    let left: Vec<Hold> = context.client.post(&path, &Reason { reason })?;
+    if context.is_json() {
+        return context.print_json(&left);
+    }
+    message(&format!("session {id} is kept no longer than others"));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn holds(context: &Context) -> Outcome {
+    let holds: Vec<Hold> = context.client.get("/v1/holds")?;
+    if context.is_json() {
+        return context.print_json(&holds);
+    }
+    if holds.is_empty() {
+        message("no session is held");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let rows: Vec<Vec<String>> = holds
+        .iter()
+        .map(|hold| {
+            vec![
+                hold.session.to_string(),
+                time(hold.since),
+                hold.by.to_string(),
+                hold.reason.to_string(),
+            ]
+        })
+        .collect();
+    let headings = ["SESSION", "SINCE", "BY", "REASON"];
+    print(&table(&headings, &rows, context.color))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn show(context: &Context, arguments: &Show) -> Outcome {

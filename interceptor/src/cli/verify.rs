@@ -442,8 +442,17 @@ fn text(report: &Report, folder: &Path, color: bool) -> String {
         let witnessed = report.witnessed_up_to.map_or_else(String::new, |seq| {
             format!(", the same as was kept elsewhere up to record {seq}")
         });
+        let removed = match report.removed_segments {
+            0 => String::new(),
+            segments => format!(
+                "{}: {} in {} by retention, each on record\n",
+                paint(Style::Good, "removed", color),
+                count(report.removed_records, "record"),
+                count(segments, "segment"),
+            ),
+        };
         return format!(
-            "{}: {folder}: {what}, {signed}{witnessed}\n",
+            "{}: {folder}: {what}, {signed}{witnessed}\n{removed}",
             paint(Style::Good, "intact", color)
         );
     }
@@ -539,6 +548,8 @@ mod tests {
             segments: 1,
             blocks: 2,
             records: 30,
+            removed_segments: 0,
+            removed_records: 0,
             signed_up_to: Some(30),
             witnessed_up_to: None,
             problems: Vec::new(),
@@ -546,6 +557,12 @@ mod tests {
         assert_eq!(
             text(&report, Path::new("/s"), false),
             "intact: /s: 30 records in 2 blocks, 1 segment, signed up to record 30\n"
+        );
+        (report.removed_segments, report.removed_records) = (2, 7_000);
+        assert_eq!(
+            text(&report, Path::new("/s"), false),
+            "intact: /s: 30 records in 2 blocks, 1 segment, signed up to record 30\n\
+             removed: 7,000 records in 2 segments by retention, each on record\n"
         );
         report.problems.push(Problem {
             kind: Kind::Changed,

@@ -137,6 +137,15 @@ pub struct JournalStatus {
     /// How far those are who are told of records as they happen, likewise.
     #[serde(default)]
     pub streams: Vec<StreamStatus>,
+    /// Bytes that its folder takes.
+    #[serde(default)]
+    pub bytes: u64,
+    /// The most that it may take, where that is configured: the oldest segments make room.
+    #[serde(default)]
+    pub bytes_max: Option<u64>,
+    /// Sessions under legal hold, which are kept whatever their age.
+    #[serde(default)]
+    pub held: u64,
 }
 
 /// Something that is not as it should be.

@@ -20,6 +20,7 @@ use crate::{
     confine::Places,
     journal::{Journal, JournalError, Stopped},
     kernel::KernelError,
+    retention::Retainer,
     secret::Source,
     sync::lock,
 };
@@ -108,6 +109,9 @@ pub trait Host: Send + Sync + 'static {
 
     /// The journal.
     fn journal(&self) -> &Journal;
+
+    /// Who removes what of it isn't to be kept.
+    fn retainer(&self) -> &Retainer;
 }
 
 /// What the daemon keeps for the console.

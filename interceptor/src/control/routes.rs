@@ -44,6 +44,7 @@ use crate::{
     confine::Places,
     journal::{Extent, Filter, Made, Wanted},
     past::{self, Observed},
+    retention::{self, Hold},
 };
 
 /// Largest request body, in bytes: an agent with its labels is far below.
@@ -96,6 +97,9 @@ pub(super) fn everyones() -> Vec<Route> {
         Route::post("/v1/agents/deeds", Operator, act),
         Route::get("/v1/sessions", Viewer, sessions),
         Route::get("/v1/sessions/{id}", Viewer, session),
+        Route::get("/v1/holds", Viewer, holds),
+        Route::post("/v1/sessions/{id}/hold", Operator, hold),
+        Route::post("/v1/sessions/{id}/release", Administrator, release),
         Route::get("/v1/tail", Viewer, tail),
         Route::get("/v1/export", Viewer, export),
         Route::get("/v1/evidence", Viewer, evidence),
@@ -234,6 +238,87 @@ async fn session(
             .with_remedy("`interceptor sessions list` shows those on record"));
     }
     Ok(streams::records(records, stopping))
+}
+
+/// The sessions that are held.
+async fn holds(State(host): HostState) -> Json<Vec<Hold>> {
+    Json(host.retainer().holds())
+}
+
+/// Keeps a session whatever its age, until it is released.
+async fn hold(
+    State(host): HostState,
+    by: Person,
+    Path(id): Path<String>,
+    body: Result<Json<Reason>, JsonRejection>,
+) -> Answer<Hold> {
+    let (session, reason) = held(&id, body)?;
+    caught_up(&host).await;
+    let holding = host.clone();
+    let hold = blocking(move || {
+        if holding.journal().session(session)?.is_empty() {
+            return Err(missing(format!("there is no session {session}"))
+                .with_remedy("`interceptor sessions list` shows those on record"));
+        }
+        let hold = Hold {
+            session,
+            by: by.to_string().into(),
+            reason,
+            since: clock::now(),
+        };
+        let detail = [
+            ("session", &*session.to_string()),
+            ("reason", &*hold.reason),
+        ];
+        let record = || holding.record(retention::PLACED, &by, &detail);
+        match holding.retainer().hold(hold.clone(), record)? {
+            true => Ok(hold),
+            false => Err(Failure::new(
+                FailureKind::Conflict,
+                format!("session {session} is held already"),
+            )
+            .with_remedy("`interceptor sessions holds` says by whom and why")),
+        }
+    })
+    .await?;
+    host.journal().flush().await?;
+    Ok(Json(hold))
+}
+
+/// Has a session be kept no longer than others.
+async fn release(
+    State(host): HostState,
+    by: Person,
+    Path(id): Path<String>,
+    body: Result<Json<Reason>, JsonRejection>,
+) -> Answer<Vec<Hold>> {
+    let (session, reason) = held(&id, body)?;
+    let releasing = host.clone();
+    blocking(move || {
+        let detail = [("session", &*session.to_string()), ("reason", &*reason)];
+        let record = || releasing.record(retention::RELEASED, &by, &detail);
+        match releasing.retainer().release(session, record)? {
+            true => Ok(()),
+            false => Err(missing(format!("session {session} isn't held"))
+                .with_remedy("`interceptor sessions holds` shows those that are")),
+        }
+    })
+    .await?;
+    host.journal().flush().await?;
+    Ok(Json(host.retainer().holds()))
+}
+
+/// The session that is to be held or released, and why.
+fn held(
+    id: &str,
+    body: Result<Json<Reason>, JsonRejection>,
+) -> Result<(SessionId, Box<str>), Failure> {
+    let session: SessionId = id.parse().map_err(invalid)?;
+    let Json(Reason { reason }) = body.map_err(invalid)?;
+    if reason.trim().is_empty() {
+        return Err(invalid("a legal hold begins and ends with a reason"));
+    }
+    Ok((session, reason.into()))
 }
 
 async fn export(

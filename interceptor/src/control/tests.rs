@@ -26,6 +26,7 @@ use crate::{
     confine::Places,
     journal::Journal,
     kernel::TagKind,
+    retention::{Retainer, Retention},
 };
 
 struct Fake {
@@ -34,6 +35,7 @@ struct Fake {
     agents: Mutex<Vec<Tagged>>,
     desk: ConsoleDesk,
     notes: Mutex<Vec<String>>,
+    retainer: Retainer,
     /// Whether whoever speaks is an agent.
     is_agent: AtomicBool,
 }
@@ -62,6 +64,9 @@ impl Host for Fake {
                 stopped: None,
                 copies: Vec::new(),
                 streams: Vec::new(),
+                bytes: 0,
+                bytes_max: None,
+                held: 0,
             },
             kernel: BTreeMap::new(),
             connects: Vec::new(),
@@ -167,6 +172,10 @@ impl Host for Fake {
     fn journal(&self) -> &Journal {
         &self.journal
     }
+
+    fn retainer(&self) -> &Retainer {
+        &self.retainer
+    }
 }
 
 impl Fake {
@@ -205,6 +214,7 @@ impl Bench {
                 told: Told::default(),
             },
             notes: Mutex::default(),
+            retainer: Retainer::new(Retention::default(), folder.path()),
             is_agent: AtomicBool::new(false),
         });
         let socket = ControlSocket::bind(&folder.path().join("run/control.sock")).unwrap();

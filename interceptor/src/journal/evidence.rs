@@ -21,6 +21,7 @@ use super::{
     block::{BLOCK_HEADER, BlockHeader, CHAINED, Hash, Layout, Part, Whose},
     checkpoint::{Bad, Checkpoint, PublicKey},
     io_error,
+    reader::Piece as Found,
     segment::Location,
     tree::{Prover, root_of},
 };
@@ -139,7 +140,18 @@ impl Reader {
             .map_err(|bad| contradicted(&bad.to_string()))?;
         let (mut prover, mut chosen) = (Prover::default(), Vec::new());
         let (mut index, mut before, mut unsigned_blocks) = (0, [0; 32], 0);
-        self.each_header(|location, header| {
+        self.each_piece(|piece| {
+            let (location, header) = match piece {
+                Found::Block(location, header) => (location, header),
+                Found::Husk(husk) => {
+                    for leaf in &husk.leaves {
+                        prover.push(leaf, false);
+                    }
+                    index += husk.leaves.len() as u64;
+                    before = husk.chain();
+                    return Ok(true);
+                }
+            };
             let is_wanted = match places {
                 Some(places) => places.contains(&location),
                 None => self.has_part(location, sessions)?,
@@ -178,8 +190,9 @@ impl Reader {
         if !take(&encode(&first)) {
             return Ok(shown);
         }
+        let mut begun = BTreeSet::new();
         for (chosen, proof) in chosen.into_iter().zip(proofs) {
-            if !take(&encode(&self.shown(chosen, proof, sessions)?)) {
+            if !take(&encode(&self.shown(chosen, proof, sessions, &mut begun)?)) {
                 break;
             }
             shown += 1;
@@ -208,12 +221,23 @@ impl Reader {
         chosen: Chosen,
         proof: Vec<Hash>,
         sessions: &BTreeSet<SessionId>,
+        begun: &mut BTreeSet<SessionId>,
     ) -> Result<Line, JournalError> {
-        self.of_block(chosen.location, |header, stored| {
+        let mut beheaded = None;
+        let line = self.of_block(chosen.location, |header, stored| {
             if let Layout::Whole(_) = header.layout {
                 return Err("an earlier version has put the records of all sessions together here, so these can't be shown without the others: give a copy of the state folder instead".to_owned());
             }
             let parts = header.parts(stored)?;
+            for part in &parts {
+                if let Whose::Session(session) = part.whose
+                    && sessions.contains(&session)
+                    && begun.insert(session)
+                    && part.nth > 0
+                {
+                    beheaded = Some(session);
+                }
+            }
             let parts = parts.iter().map(|part| match is_of(part, sessions) {
                 true => Piece::Bytes(STANDARD.encode(part.bytes)),
                 false => Piece::Sha256(Hexed(part.hash())),
@@ -225,7 +249,8 @@ impl Reader {
                 parts: parts.collect(),
                 proof: proof.into_iter().map(Hexed).collect(),
             })))
-        })
+        })?;
+        beheaded.map_or(Ok(line), |session| Err(JournalError::Beheaded(session)))
     }
 }
 

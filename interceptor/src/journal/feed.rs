@@ -257,10 +257,37 @@ impl Outlet {
         self.tail = position;
     }
 
-    /// Has whoever opens the file the next time go on here.
-    pub(crate) fn settle(&self) {
+    /// Has whoever opens the file the next time go on here, and nobody find there what was before.
+    pub(crate) fn settle(&mut self) {
+        let from = self.ring.header().tail.load(Ordering::Acquire);
+        self.wipe(from);
         let tail = &self.ring.header().tail;
         tail.fetch_max(self.tail, Ordering::AcqRel);
+    }
+
+    /// Overwrites the frames from `at` to where the reader is: what is removed from the journal isn't to stay here.
+    fn wipe(&mut self, mut at: u64) {
+        while at < self.tail && at.is_multiple_of(8) {
+            let offset = Ring::offset(at);
+            let room = HEADER_BYTES + RING_BYTES - offset;
+            let left = usize::try_from(self.tail - at).unwrap_or(usize::MAX);
+            // SAFETY: within the mapping, as positions are multiples of eight.
+            let length = unsafe { self.ring.start.add(offset).cast::<u32>().read_volatile() };
+            let (used, whole) = match length {
+                SKIP => (FRAME_BYTES, room),
+                length => {
+                    let used = FRAME_BYTES + length as usize;
+                    (used, used.next_multiple_of(8))
+                }
+            };
+            if used > room || whole > left {
+                // Not what was read: the writer can't be trusted, and loses what it has there.
+                return;
+            }
+            // SAFETY: `used` bytes from `offset` are within the mapping, and before the tail they are the reader's.
+            unsafe { self.ring.start.add(offset).write_bytes(0, used) };
+            at += whole as u64;
+        }
     }
 
     /// Goes on to the position whose lower half is `position`, if it is before what waits.

@@ -11,6 +11,7 @@ use super::{
     JournalError,
     block::BLOCK_HEADER,
     disk::Local,
+    husk::Husk,
     io_error,
     reader::read_block,
     segment::{self, SEGMENT_HEADER},
@@ -31,6 +32,13 @@ struct Place {
     path: PathBuf,
     file: File,
     offset: u64,
+}
+
+/// Where the record that comes next is.
+enum Found {
+    Place(Place),
+    /// It was removed, and this is what stays of its segment.
+    Husk(Husk),
 }
 
 impl Follower {
@@ -65,7 +73,18 @@ impl Follower {
         loop {
             let mut place = match self.place.take() {
                 Some(place) => place,
-                None => self.find()?,
+                None => match self.find()? {
+                    Found::Place(place) => place,
+                    Found::Husk(husk) => {
+                        let behind = std::mem::replace(&mut self.next_seq, husk.next_seq);
+                        let mut records = husk.records;
+                        records.retain(|record| record.seq >= behind);
+                        if records.is_empty() {
+                            continue;
+                        }
+                        return Ok(records);
+                    }
+                },
             };
             let damaged = |what: &str| JournalError::Damaged {
                 path: place.path.clone(),
@@ -79,7 +98,9 @@ impl Follower {
                     header.first_seq.saturating_add(header.count.into()) > self.next_seq
                 });
             let Some((header, payload)) = block.filter(|_| !self.begins_a_segment(&place)) else {
-                self.place = Some(self.next_segment(&place)?);
+                if !self.is_removed() {
+                    self.place = Some(self.next_segment(&place)?);
+                }
                 continue;
             };
             let mut records = header.records(&payload).map_err(|what| damaged(&what))?;
@@ -100,6 +121,12 @@ impl Follower {
         path != place.path && path.exists()
     }
 
+    /// Whether the record that comes next began a segment that is gone.
+    fn is_removed(&self) -> bool {
+        !segment::path(&self.directory, self.next_seq).exists()
+            && segment::husk_path(&self.directory, self.next_seq).exists()
+    }
+
     /// The beginning of the segment that begins with the record that comes next, which isn't in `place`'s.
     fn next_segment(&self, place: &Place) -> Result<Place, JournalError> {
         let path = segment::path(&self.directory, self.next_seq);
@@ -114,13 +141,18 @@ impl Follower {
     }
 
     /// Where the block stands that has the record that comes next.
-    fn find(&self) -> Result<Place, JournalError> {
-        let numbers = segment::list(&Local, &self.directory)?;
+    fn find(&self) -> Result<Found, JournalError> {
+        let names = segment::Names::read(&Local, &self.directory)?;
+        let numbers = names.merged();
         let number = numbers
             .iter()
             .rev()
             .find(|number| **number <= self.next_seq);
-        let path = segment::path(&self.directory, number.copied().unwrap_or(1));
+        let number = number.copied().unwrap_or(1);
+        if names.husks.contains(&number) {
+            return segment::husk(&Local, &self.directory, number).map(Found::Husk);
+        }
+        let path = segment::path(&self.directory, number);
         let mut place = open(path, SEGMENT_HEADER as u64)?;
         let scanned = segment::scan(&place.file).map_err(io_error("reading", &place.path))?;
         for (offset, header) in scanned.iter().flat_map(|scanned| &scanned.blocks) {
@@ -130,7 +162,7 @@ impl Follower {
             }
             place.offset = offset + BLOCK_HEADER as u64 + u64::from(header.stored);
         }
-        Ok(place)
+        Ok(Found::Place(place))
     }
 }
 

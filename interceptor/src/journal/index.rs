@@ -101,6 +101,14 @@ pub(super) struct Block {
     pub(super) parts: Parts,
 }
 
+/// What the index is to forget of a segment that is removed.
+#[derive(Debug)]
+pub(super) struct Forgotten {
+    /// Its blocks, by session and first record. A session of which there is no other is forgotten with the last, once
+    /// it is over.
+    pub(super) places: Vec<(SessionId, u64)>,
+}
+
 /// What records say of each session, in no order.
 pub(super) type Parts = FxHashMap<SessionId, Part>;
 
@@ -209,6 +217,25 @@ impl Index {
         place.untold.push(block);
         if place.untold.len() >= UNTOLD_MAX {
             place.tell();
+        }
+    }
+
+    /// Forgets what was in a segment, and the words of all before the segment `first_kept`.
+    pub(super) fn forget(&self, forgotten: Forgotten, first_kept: u64) {
+        let mut place = lock(&self.place);
+        place.tell();
+        match &mut place.at {
+            At::Sled(sled) => {
+                if !sled
+                    .jobs
+                    .send(move |trees| trees.forget(&forgotten, first_kept))
+                {
+                    place.lose();
+                }
+            }
+            At::Memory(known) => known.forget(&forgotten),
+            // Who reads the segments doesn't find it there, or finds that it is gone when it is asked for.
+            At::Lost | At::Reading => {}
         }
     }
 
@@ -517,6 +544,20 @@ impl Summaries {
         })
     }
 
+    fn forget(&mut self, forgotten: &Forgotten) {
+        for (session, first_seq) in &forgotten.places {
+            self.blocks.remove(&(session.0, *first_seq));
+        }
+        for (session, _) in &forgotten.places {
+            let of_session = (session.0, 0)..=(session.0, u64::MAX);
+            let is_gone = self.blocks.range(of_session).next().is_none();
+            let is_over = |summary: &SessionSummary| summary.ended.is_some();
+            if is_gone && self.sessions.get(session).is_some_and(is_over) {
+                self.sessions.remove(session);
+            }
+        }
+    }
+
     fn learn(&mut self, block: &Block) {
         for (session, part) in &block.parts {
             self.blocks
@@ -560,11 +601,15 @@ fn key_of(session: &SessionSummary) -> [u8; 16] {
 
 /// The same of one that began then.
 fn key_at(started: Timestamp, session: SessionId) -> [u8; 16] {
-    let (started, id) = (u64::MAX - started.0, session.0);
-    let mut key = [0; 16];
-    key[..8].copy_from_slice(&started.to_be_bytes());
-    key[8..].copy_from_slice(&id.to_be_bytes());
-    key
+    two(u64::MAX - started.0, session.0)
+}
+
+/// Two numbers that are in order as bytes.
+fn two(first: u64, second: u64) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&first.to_be_bytes());
+    bytes[8..].copy_from_slice(&second.to_be_bytes());
+    bytes
 }
 
 impl Trees {
@@ -588,14 +633,9 @@ impl Trees {
     fn learn_all(&mut self, blocks: Vec<Block>) -> sled::Result<()> {
         let mut batch = sled::Batch::default();
         for block in &blocks {
-            let mut value = [0; 16];
-            value[..8].copy_from_slice(&block.location.segment.to_be_bytes());
-            value[8..].copy_from_slice(&block.location.offset.to_be_bytes());
+            let value = two(block.location.segment, block.location.offset);
             for session in block.parts.keys() {
-                let mut key = [0; 16];
-                key[..8].copy_from_slice(&session.0.to_be_bytes());
-                key[8..].copy_from_slice(&block.first_seq.to_be_bytes());
-                batch.insert(&key, &value);
+                batch.insert(&two(session.0, block.first_seq), &value);
             }
         }
         self.blocks.apply_batch(batch)?;
@@ -606,6 +646,25 @@ impl Trees {
             self.put_live()?;
         }
         Ok(())
+    }
+
+    fn forget(&mut self, forgotten: &Forgotten, first_kept: u64) -> sled::Result<()> {
+        let mut batch = sled::Batch::default();
+        for (session, first_seq) in &forgotten.places {
+            batch.remove(&two(session.0, *first_seq));
+        }
+        self.blocks.apply_batch(batch)?;
+        for (session, _) in &forgotten.places {
+            let own = session.0.to_be_bytes();
+            let is_gone = self.blocks.scan_prefix(own).next().is_none();
+            if is_gone
+                && !self.live.contains_key(session)
+                && let Some(key) = self.starts.remove(own)?
+            {
+                self.sessions.remove(key)?;
+            }
+        }
+        self.words.forget(first_kept)
     }
 
     fn learn(&mut self, session: SessionId, mut part: Part) -> sled::Result<()> {

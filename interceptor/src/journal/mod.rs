@@ -12,9 +12,11 @@ mod export;
 mod feed;
 mod follow;
 mod glance;
+mod husk;
 mod index;
 mod manifest;
 mod reader;
+mod removal;
 mod seal;
 mod search;
 mod segment;
@@ -55,6 +57,7 @@ pub use self::{
         Asciicast, Csv, Extent, Filter, Form, Har, Html, Lines, Ocsf, Pcapng, Selection, Soc2,
         export_jsonl, parameter, to_json,
     },
+    husk::{RECORDS_REMOVED, SESSIONS_REMOVED},
     manifest::{Made, Manifest},
     reader::Reader,
     search::{Found, SEARCHED, Seen, Text, TextError},
@@ -66,14 +69,16 @@ pub(crate) use self::{
     feed::{Fresh, Full, Inlet, Outlet},
     follow::Follower,
     glance::{Fed, What},
+    removal::{Closed, Contents},
 };
 use crate::sync::lock;
 
 /// Version of the state folder's format; in its file `format`.
-const FORMAT: &str = "interceptor state 5\n";
+const FORMAT: &str = "interceptor state 6\n";
 
-/// The version before, whose blocks are read as they are: what is signed is not written anew.
-const BEFORE: &str = "interceptor state 4\n";
+/// Versions before, whose blocks are read as they are: what is signed is not written anew. Those of 4 have no parts, and
+/// 5 knows no segments that were removed.
+const BEFORE: [&str; 2] = ["interceptor state 4\n", "interceptor state 5\n"];
 
 /// Bytes of records that may wait to be written. Of what another process feeds no more are taken than can be
 /// kept; a message of the largest size can't.
@@ -94,6 +99,12 @@ const BLOCK_BYTES: usize = 2 << 20;
 
 /// Size at which a segment is closed: large enough for few files, small enough to ship.
 const SEGMENT_BYTES: u64 = 64 << 20;
+
+/// Size below which no segment is closed.
+const SEGMENT_BYTES_MIN: u64 = 1 << 20;
+
+/// Segments that what may be kept is divided into, at least: whole ones are removed.
+const SEGMENTS_KEPT: u64 = 16;
 
 /// How long who asks for proofs waits for what is on record to be signed: it is every second.
 const SIGNED_SOON: Duration = Duration::from_secs(3);
@@ -147,6 +158,14 @@ pub enum JournalError {
         /// What is wrong.
         what: String,
     },
+    /// What is asked for was removed by retention.
+    #[error("the segment that begins with record {0} was removed by retention, which is on record")]
+    Removed(u64),
+    /// A session can't be shown from its beginning.
+    #[error(
+        "the beginning of session {0} was removed by retention, which is on record; what is left of it can be exported in any other format, or with a copy of the state folder"
+    )]
+    Beheaded(SessionId),
     /// More is to be proved at once than fits into memory.
     #[error(
         "these sessions are in more than {0} blocks, which are too many for one evidence file; ask for fewer at once, by --since and --until or by session"
@@ -244,13 +263,28 @@ impl Journal {
     /// # Errors
     /// Where the folder is in use, newer, damaged or can't be written.
     pub fn open(directory: &Path) -> Result<Self, JournalError> {
-        Self::open_on(Local, directory)
+        Self::open_on(Local, directory, SEGMENT_BYTES)
     }
 
-    /// Opens it with its evidence on `disk`.
-    fn open_on<D: Disk>(disk: D, directory: &Path) -> Result<Self, JournalError> {
+    /// As [`Journal::open`], of which no more than `bytes_max` are to be kept: its segments are small enough that
+    /// one is little of that.
+    ///
+    /// # Errors
+    /// As of [`Journal::open`].
+    pub fn open_within(directory: &Path, bytes_max: Option<u64>) -> Result<Self, JournalError> {
+        let share = bytes_max.map_or(SEGMENT_BYTES, |max| max / SEGMENTS_KEPT);
+        let segment = share.clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES);
+        Self::open_on(Local, directory, segment)
+    }
+
+    /// Opens it with its evidence on `disk`, whose segments are closed from `segment_bytes` on.
+    fn open_on<D: Disk>(
+        disk: D,
+        directory: &Path,
+        segment_bytes: u64,
+    ) -> Result<Self, JournalError> {
         let lock_file = prepare(directory)?;
-        let (store, recovered) = Store::open(disk, directory.to_owned(), SEGMENT_BYTES)?;
+        let (store, recovered) = Store::open(disk, directory.to_owned(), segment_bytes)?;
         let key = store.key();
         let (index, broken) = index::Index::open(directory, key.clone(), &recovered)?;
         let next_seq = recovered.next_seq;
@@ -589,7 +623,11 @@ impl Journal {
         let reader = self.reader()?;
         let mut records = Vec::new();
         for location in self.shared.index.blocks_of(session) {
-            records.extend(reader.part(location, session)?);
+            match reader.part(location, session) {
+                // Since it was asked where they are.
+                Err(JournalError::Removed(_)) => {}
+                read => records.extend(read?),
+            }
         }
         Ok(records)
     }
@@ -624,6 +662,20 @@ impl Journal {
             what: "its checkpoint is gone".to_owned(),
         })?;
         Ok(Manifest::new(made, by, host, crate::clock::now(), &signed).sign(key))
+    }
+
+    /// Where it is.
+    fn directory(&self) -> &Path {
+        &self.shared.directory
+    }
+
+    fn index(&self) -> &index::Index {
+        &self.shared.index
+    }
+
+    /// Number of the last record that a checkpoint vouches for.
+    fn signed_seq(&self) -> u64 {
+        self.shared.progress.borrow().signed
     }
 
     /// Waits for a checkpoint that vouches for all that was appended; not for ever.
@@ -884,7 +936,7 @@ fn prepare(directory: &Path) -> Result<File, JournalError> {
     let path = directory.join("format");
     match fs::read_to_string(&path) {
         Ok(found) if found == FORMAT => {}
-        Ok(found) if found == BEFORE => {
+        Ok(found) if BEFORE.contains(&&*found) => {
             Local
                 .replace(&path, FORMAT.as_bytes())
                 .map_err(io_error("writing", &path))?;

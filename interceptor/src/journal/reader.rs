@@ -10,11 +10,20 @@ use interceptor_core::record::{Record, SessionId};
 
 use super::{
     JournalError,
-    block::{BLOCK_HEADER, BlockHeader, Part},
+    block::{BLOCK_HEADER, BlockHeader, Part, Whose},
     disk::{Content, Local},
+    husk::Husk,
     io_error,
     segment::{self, Location},
 };
+
+/// What a journal consists of for who reads it.
+pub(super) enum Piece<'a> {
+    /// What stays of a segment that was removed.
+    Husk(Husk),
+    /// A block.
+    Block(Location, &'a BlockHeader),
+}
 
 /// Reads the segments of a state folder. It needs no lock: what is written never changes.
 #[derive(Debug)]
@@ -60,6 +69,24 @@ impl Reader {
         })
     }
 
+    /// The how manieth of its session the part in one block is; `None` where a block has no parts.
+    ///
+    /// # Errors
+    /// Where it can't be read or is damaged.
+    pub(super) fn nth(
+        &self,
+        location: Location,
+        session: SessionId,
+    ) -> Result<Option<u32>, JournalError> {
+        self.of_block(location, |header, stored| {
+            let parts = header.parts(stored)?;
+            let mut own = parts
+                .iter()
+                .filter(|part| part.whose == Whose::Session(session));
+            Ok(own.next().map(|part| part.nth))
+        })
+    }
+
     /// Those of one block that begin a session or are operations.
     ///
     /// # Errors
@@ -95,7 +122,13 @@ impl Reader {
         look: impl FnOnce(&BlockHeader, &[u8]) -> Result<T, String>,
     ) -> Result<T, JournalError> {
         let path = segment::path(&self.directory, location.segment);
-        let file = File::open(&path).map_err(io_error("opening", &path))?;
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.is_removed(location) => {
+                return Err(JournalError::Removed(location.segment));
+            }
+            Err(error) => return Err(io_error("opening", &path)(error)),
+        };
         let damaged = |what: String| JournalError::Damaged {
             path: path.clone(),
             offset: location.offset,
@@ -107,12 +140,30 @@ impl Reader {
         look(&header, &stored).map_err(damaged)
     }
 
+    fn is_removed(&self, location: Location) -> bool {
+        segment::husk_path(&self.directory, location.segment).exists()
+    }
+
     /// The numbers of the segments' first records, in order; the last one is being written while a daemon runs.
     ///
     /// # Errors
     /// Where they can't be listed.
     pub(crate) fn segments(&self) -> Result<Vec<u64>, JournalError> {
         segment::list(&Local, &self.directory)
+    }
+
+    /// The same, each with the number of the first record behind it; of the last there is none.
+    ///
+    /// # Errors
+    /// Where they can't be listed.
+    pub(crate) fn followed(&self) -> Result<Vec<(u64, Option<u64>)>, JournalError> {
+        let names = segment::Names::read(&Local, &self.directory)?;
+        let all = names.merged();
+        let following = all.iter().skip(1).copied().map(Some).chain([None]);
+        let pairs = all.iter().copied().zip(following);
+        Ok(pairs
+            .filter(|(number, _)| !names.husks.contains(number))
+            .collect())
     }
 
     /// The file of the segment `number`, and how many bytes of it are on record: up to where record `next` follows,
@@ -144,12 +195,16 @@ impl Reader {
         Ok((path, end.map_or(whole, |(_, end)| end)))
     }
 
-    /// Every record, in order; `each` may end it by returning `false`.
+    /// Every record, in order; `each` may end it by returning `false`. Of segments that retention has removed these
+    /// are the records that stay and what stands in place of the others; see [`super::RECORDS_REMOVED`].
     ///
     /// # Errors
     /// Where a segment can't be read or is damaged.
     pub fn each(&self, mut each: impl FnMut(Record) -> bool) -> Result<(), JournalError> {
-        self.each_block(|_, records| records.drain(..).all(&mut each))
+        self.each_piece(|piece| match piece {
+            Piece::Husk(husk) => Ok(husk.records.into_iter().all(&mut each)),
+            Piece::Block(location, _) => Ok(self.block(location)?.into_iter().all(&mut each)),
+        })
     }
 
     /// Every record of `session`, in order; `each` may end it by returning `false`.
@@ -177,17 +232,40 @@ impl Reader {
         &self,
         mut each: impl FnMut(Location, &BlockHeader) -> Result<bool, JournalError>,
     ) -> Result<(), JournalError> {
-        let mut numbers = segment::list(&Local, &self.directory)?
-            .into_iter()
-            .peekable();
+        self.each_piece(|piece| match piece {
+            Piece::Husk(_) => Ok(true),
+            Piece::Block(location, header) => each(location, header),
+        })
+    }
+
+    /// Every block's header and, where segments were removed, what stays of them, in order; `each` may end it by
+    /// returning `false`.
+    pub(super) fn each_piece(
+        &self,
+        mut each: impl FnMut(Piece<'_>) -> Result<bool, JournalError>,
+    ) -> Result<(), JournalError> {
+        let names = segment::Names::read(&Local, &self.directory)?;
+        let mut numbers = names.merged().into_iter().peekable();
         while let Some(number) = numbers.next() {
+            let next = numbers.peek().copied();
             let path = segment::path(&self.directory, number);
-            let file = File::open(&path).map_err(io_error("opening", &path))?;
+            let file = match File::open(&path) {
+                Ok(file) => file,
+                // It was removed before this was asked for, or since.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    let husk = segment::husk(&Local, &self.directory, number)?;
+                    if !each(Piece::Husk(husk))? {
+                        return Ok(());
+                    }
+                    continue;
+                }
+                Err(error) => return Err(io_error("opening", &path)(error)),
+            };
             let scanned = segment::scan(&file).map_err(io_error("reading", &path))?;
             // A segment that has just been begun, or whose last block is being written, ends early.
             let Some(scanned) = scanned else { continue };
             for (offset, header) in scanned.blocks {
-                if numbers.peek().is_some_and(|next| header.first_seq >= *next) {
+                if next.is_some_and(|next| header.first_seq >= next) {
                     // A disk that failed has left it here; it was written to the next segment.
                     break;
                 }
@@ -195,7 +273,7 @@ impl Reader {
                     segment: number,
                     offset,
                 };
-                if !each(location, &header)? {
+                if !each(Piece::Block(location, &header))? {
                     return Ok(());
                 }
             }

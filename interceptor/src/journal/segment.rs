@@ -5,6 +5,7 @@
 //! noticing.
 
 use std::{
+    collections::BTreeSet,
     io::{self, Read},
     path::{Path, PathBuf},
 };
@@ -14,6 +15,7 @@ use super::{
     block::{BLOCK_HEADER, BlockHeader, Hash},
     checkpoint::Checkpoint,
     disk::{Content, Disk, Sequential},
+    husk::Husk,
     io_error,
     reader::read_block,
     tree::Tree,
@@ -39,8 +41,10 @@ pub(super) struct Recovered {
     pub(super) chain: Hash,
     /// Hash values of all blocks, the leaves of the tree that checkpoints sign.
     pub(super) leaves: Vec<Hash>,
-    /// Blocks with their first and last record.
+    /// Blocks with their first and last record, but for those of removed segments.
     pub(super) blocks: Vec<(Location, u64, u32)>,
+    /// Blocks of removed segments, and the record behind the last of them.
+    pub(super) gone: (u64, u64),
     /// Bytes of torn blocks that were cut off.
     pub(super) cut_bytes: u64,
     /// Blocks at the end that no checkpoint vouches for yet.
@@ -63,22 +67,72 @@ pub(super) fn path(directory: &Path, first_seq: u64) -> PathBuf {
     folder(directory).join(format!("{first_seq:020}.seg"))
 }
 
-/// The segments of a journal by the number of their first record, in order.
-pub(super) fn list<D: Disk>(disk: &D, directory: &Path) -> Result<Vec<u64>, JournalError> {
-    let folder = folder(directory);
-    let names = disk.list(&folder).map_err(io_error("listing", &folder))?;
-    let mut numbers: Vec<u64> = names.iter().filter_map(|name| number(name)).collect();
-    numbers.sort_unstable();
-    Ok(numbers)
+/// Where the husk of a segment is, once that was removed.
+pub(super) fn husk_path(directory: &Path, first_seq: u64) -> PathBuf {
+    path(directory, first_seq).with_extension("gone")
 }
 
-/// The number that a segment's name says; one segment has one name.
-pub(super) fn number(name: &str) -> Option<u64> {
+/// The segments of a journal by the number of their first record, in order.
+pub(super) fn list<D: Disk>(disk: &D, directory: &Path) -> Result<Vec<u64>, JournalError> {
+    Ok(Names::read(disk, directory)?.segments)
+}
+
+/// What there is of a journal, by the numbers of first records, in order.
+pub(super) struct Names {
+    pub(super) segments: Vec<u64>,
+    /// Of segments that aren't there any more: while one is there, its husk is not believed.
+    pub(super) husks: BTreeSet<u64>,
+}
+
+impl Names {
+    pub(super) fn read<D: Disk>(disk: &D, directory: &Path) -> Result<Self, JournalError> {
+        let folder = folder(directory);
+        let names = disk.list(&folder).map_err(io_error("listing", &folder))?;
+        let numbers = |ending| names.iter().filter_map(move |name| number(name, ending));
+        let mut segments: Vec<u64> = numbers(".seg").collect();
+        segments.sort_unstable();
+        let mut husks: BTreeSet<u64> = numbers(".gone").collect();
+        for segment in &segments {
+            husks.remove(segment);
+        }
+        Ok(Self { segments, husks })
+    }
+
+    /// All of them in order.
+    pub(super) fn merged(&self) -> Vec<u64> {
+        let mut numbers = self.segments.clone();
+        numbers.extend(&self.husks);
+        numbers.sort_unstable();
+        numbers
+    }
+}
+
+/// The number that a name with this `ending` says; one segment has one name, and so has its husk.
+pub(super) fn number(name: &str, ending: &str) -> Option<u64> {
     let digits = name
-        .strip_suffix(".seg")
+        .strip_suffix(ending)
         .filter(|digits| digits.len() == 20)?;
     let is_number = digits.bytes().all(|digit| digit.is_ascii_digit());
     is_number.then(|| digits.parse().ok()).flatten()
+}
+
+/// The husk of the segment `number`.
+///
+/// # Errors
+/// Where it can't be read, or isn't one.
+pub(super) fn husk<D: Disk>(disk: &D, directory: &Path, number: u64) -> Result<Husk, JournalError> {
+    let path = husk_path(directory, number);
+    let bytes = disk.read(&path).map_err(io_error("reading", &path))?;
+    let damaged = |what| JournalError::Damaged {
+        path: path.clone(),
+        offset: 0,
+        what,
+    };
+    let husk = Husk::decode(&bytes).map_err(damaged)?;
+    if husk.first_seq != number {
+        return Err(damaged("it is what stays of another segment".to_owned()));
+    }
+    Ok(husk)
 }
 
 pub(super) fn header(first_seq: u64, chain_before: &Hash) -> Vec<u8> {
@@ -160,10 +214,16 @@ pub(super) fn recover<D: Disk>(
     let mut recovered = Recovered::default();
     let mut mends = Vec::new();
     let signed_blocks = signed.map_or(0, |checkpoint| checkpoint.size);
-    let numbers = list(disk, directory)?;
+    let names = Names::read(disk, directory)?;
+    let numbers = names.merged();
     let mut index = 0;
     while let Some(number) = numbers.get(index) {
         index += 1;
+        if names.husks.contains(number) {
+            let husk = husk(disk, directory, *number)?;
+            recovered.pass(directory, &husk, signed_blocks)?;
+            continue;
+        }
         let segment = Segment::open(disk, directory, *number)?;
         if !recovered.follows(&segment)? {
             recovered.cut_bytes += segment.length;
@@ -176,7 +236,10 @@ pub(super) fn recover<D: Disk>(
             taken = recovered.take(&segment, taken, next, signed_blocks)?;
             // Where the next segment begins this one may go on. Then what failed here was written there; or
             // the next one is of an attempt that failed, and came back after it was removed.
-            if next != Some(recovered.next_seq) || !segment.has(taken, &recovered.chain)? {
+            if next != Some(recovered.next_seq)
+                || names.husks.contains(&recovered.next_seq)
+                || !segment.has(taken, &recovered.chain)?
+            {
                 break;
             }
             let next = Segment::open(disk, directory, recovered.next_seq)?;
@@ -299,6 +362,7 @@ impl Default for Recovered {
             chain: [0; 32],
             leaves: Vec::new(),
             blocks: Vec::new(),
+            gone: (0, 1),
             cut_bytes: 0,
             unsigned_blocks: 0,
         }
@@ -321,6 +385,26 @@ impl Recovered {
             }
             None => Err(segment.damaged(0, "its header is not a segment's")),
         }
+    }
+
+    /// Takes in what stays of a segment that was removed, of a journal whose first `signed` blocks are vouched for.
+    fn pass(&mut self, directory: &Path, husk: &Husk, signed: u64) -> Result<(), JournalError> {
+        let damaged = |what: &str| JournalError::Damaged {
+            path: husk_path(directory, husk.first_seq),
+            offset: 0,
+            what: what.to_owned(),
+        };
+        if husk.first_seq != self.next_seq || husk.before != self.chain {
+            return Err(damaged("it does not follow the segment before it"));
+        }
+        self.leaves.extend_from_slice(&husk.leaves);
+        if self.leaves.len() as u64 > signed {
+            return Err(damaged("no checkpoint vouches for what was removed"));
+        }
+        self.next_seq = husk.next_seq;
+        self.chain = husk.chain();
+        self.gone = (self.gone.0 + husk.leaves.len() as u64, husk.next_seq);
+        Ok(())
     }
 
     /// Takes in the blocks of `segment` from the one at `index` on, up to where the segment `next` begins or
@@ -450,13 +534,16 @@ impl Recovered {
                 "its blocks are not those that were signed".to_owned(),
             ));
         }
-        let last = match usize::try_from(signed.size).ok() {
+        // All that was removed is signed, so this is the place of the last signed block among those that are there.
+        let (gone, behind) = self.gone;
+        let last = match usize::try_from(signed.size.saturating_sub(gone)).ok() {
             Some(size @ 1..) => self.blocks.get(size - 1),
             _ => None,
         };
-        let last = last.map_or(0, |(_, first, count)| {
-            first.saturating_add(u64::from(*count)).saturating_sub(1)
+        let behind = last.map_or(behind, |(_, first, count)| {
+            first.saturating_add(u64::from(*count))
         });
+        let last = behind.saturating_sub(1);
         if last != signed.last_seq {
             return Err(contradicted(format!(
                 "records up to {} were signed, and its blocks say that they are those up to {last}",

@@ -72,15 +72,14 @@ impl Spill {
 
     fn open_one(path: &Path) -> io::Result<Self> {
         let file = private().open(path)?;
+        // What was in it is on disk elsewhere, and isn't to stay here.
+        file.set_len(0)?;
         // Room on the disk that nobody takes: a mapping without it ends the process where the disk is full.
         let bytes = i64::try_from(BYTES).unwrap_or(i64::MAX);
         fallocate(&file, FallocateFlags::empty(), 0, bytes)?;
-        let generation = read(path)?
-            .first_chunk()
-            .map_or(0, |bytes| u32::from_le_bytes(*bytes));
         let mut spill = Self {
             start: map(&file)?,
-            generation,
+            generation: 0,
             length: HEADER,
         };
         spill.clear();
@@ -116,12 +115,15 @@ impl Spill {
         true
     }
 
-    /// What is kept is on disk elsewhere.
+    /// What is kept is on disk elsewhere, and isn't to stay here when it is removed there.
     pub(super) fn clear(&mut self) {
         self.generation = self.generation.wrapping_add(1).max(1);
-        self.length = HEADER;
         // SAFETY: the mapping begins with the generation, and is aligned to a page.
         unsafe { self.start.cast::<u32>().write_volatile(self.generation) };
+        compiler_fence(Ordering::Release);
+        // SAFETY: the frames end at `length`, which is within the mapping; none of them counts any more.
+        unsafe { self.start.add(HEADER).write_bytes(0, self.length - HEADER) };
+        self.length = HEADER;
     }
 }
 

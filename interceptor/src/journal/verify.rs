@@ -18,6 +18,7 @@ use super::{
     block::{BLOCK_HEADER, BlockHeader, Hash},
     checkpoint::{Bad, Checkpoint, PublicKey},
     disk::{Content, Disk, Local},
+    husk::{self, Husk},
     io_error,
     reader::read_block,
     seal::{self, Sealed},
@@ -37,6 +38,10 @@ pub struct Report {
     pub blocks: u64,
     /// Records read.
     pub records: u64,
+    /// Segments that were removed by retention, each of which is on record.
+    pub removed_segments: u64,
+    /// Records that were removed with them.
+    pub removed_records: u64,
     /// The last record that a good checkpoint vouches for.
     pub signed_up_to: Option<u64>,
     /// The last record that a checkpoint kept elsewhere vouches for.
@@ -144,6 +149,8 @@ pub(super) fn verify_on<D: Disk>(
         is_adrift: false,
         progress,
         observe,
+        removed: BTreeMap::new(),
+        removals: BTreeSet::new(),
         done: 0,
         total: 0,
     };
@@ -151,10 +158,25 @@ pub(super) fn verify_on<D: Disk>(
     let (files, mut strange) = Segment::all(disk, directory)?;
     check.total = files.iter().map(|file| file.length).sum();
     check.report.problems.append(&mut strange);
+    let mut husks = segment::Names::read(disk, directory)?.husks;
+    for file in &files {
+        // One that says that it is another one is not in this one's place.
+        husks.remove(&file.number);
+    }
     for (index, file) in files.iter().enumerate() {
         let later = files.get(index + 1..).unwrap_or_default();
-        check.segment(file, later);
+        let behind = husks.split_off(&file.number);
+        for number in std::mem::replace(&mut husks, behind) {
+            check.husk(disk, directory, number);
+        }
+        let next = later.first().map(|next| next.number);
+        let next = next.into_iter().chain(husks.first().copied()).min();
+        check.segment(file, next);
     }
+    for number in husks {
+        check.husk(disk, directory, number);
+    }
+    check.hold_to_removals();
     if check.report.segments == 0 {
         // A journal without records may not have come to be signed.
         unreadable.retain(|problem| problem.kind != Kind::Unsigned);
@@ -298,11 +320,11 @@ impl<F: Content> Segment<F> {
                     kind,
                     file: name.clone(),
                     offset: 0,
-                    seq: segment::number(&name),
+                    seq: segment::number(&name, ".seg"),
                     what,
                 });
             };
-            let Some(number) = segment::number(&name) else {
+            let Some(number) = segment::number(&name, ".seg") else {
                 problem(Kind::Reordered, "no segment has such a name".to_owned());
                 continue;
             };
@@ -415,6 +437,10 @@ struct Check<P, O> {
     times: Vec<u64>,
     /// The block before couldn't say with which record the next begins.
     is_adrift: bool,
+    /// What stays of removed segments, by their numbers: the records that are gone and the hash.
+    removed: BTreeMap<u64, (u64, String)>,
+    /// Removals on record: of which segment, and what stayed of it.
+    removals: BTreeSet<(u64, String)>,
     progress: P,
     observe: O,
     done: u64,
@@ -422,7 +448,92 @@ struct Check<P, O> {
 }
 
 impl<P: FnMut(u64, u64), O: FnMut(&Record)> Check<P, O> {
-    fn segment<F: Content>(&mut self, segment: &Segment<F>, later: &[Segment<F>]) {
+    /// Takes in what stays of the segment `number`. That it was removed by who may is for the records to say.
+    fn husk<D: Disk>(&mut self, disk: &D, directory: &Path, number: u64) {
+        let path = segment::husk_path(directory, number);
+        let file = name(&path);
+        let read = disk.read(&path).map_err(|error| {
+            let what = format!("it can't be read: {error}");
+            (Kind::Unreadable, what)
+        });
+        let husk = read.and_then(|bytes| {
+            let husk = Husk::decode(&bytes).and_then(|husk| match husk.first_seq == number {
+                true => Ok(husk),
+                false => Err("it is what stays of another segment".to_owned()),
+            });
+            Ok((husk.map_err(|what| (Kind::Changed, what))?, bytes))
+        });
+        let (husk, bytes) = match husk {
+            Ok(husk) => husk,
+            Err((kind, what)) => {
+                self.problem(kind, &file, 0, Some(number), what);
+                return;
+            }
+        };
+        if number > self.next_seq && !self.is_adrift {
+            let (file, offset) = self.end.clone();
+            let from = self.next_seq;
+            let what = format!("records {from} to {} are missing behind it", number - 1);
+            self.problem(Kind::Missing, &file, offset, Some(from), what);
+        } else if number < self.next_seq && !self.is_adrift {
+            let what = format!("it begins with record {number}, which is there already");
+            self.problem(Kind::Reordered, &file, 0, Some(number), what);
+        } else if husk.before != self.chain {
+            let what = "it doesn't follow the records before it".to_owned();
+            self.problem(Kind::Changed, &file, 0, Some(number), what);
+        }
+        for leaf in &husk.leaves {
+            self.tree.push(leaf);
+            self.times.push(0);
+            self.root();
+        }
+        self.is_adrift = false;
+        self.chain = husk.chain();
+        self.next_seq = husk.next_seq.max(self.next_seq);
+        self.end = (file, bytes.len() as u64);
+        self.report.removed_segments += 1;
+        self.report.removed_records += husk.next_seq.saturating_sub(husk.first_seq);
+        self.removed
+            .insert(number, (husk.next_seq, husk::hash(&bytes)));
+        for record in &husk.records {
+            self.observe(record);
+        }
+    }
+
+    fn observe(&mut self, record: &Record) {
+        if let Some((segment, hash)) = husk::removal(record) {
+            self.removals.insert((segment, hash.to_owned()));
+        }
+        (self.observe)(record);
+    }
+
+    /// Compares what stays of removed segments with what is on record of their removal.
+    fn hold_to_removals(&mut self) {
+        for (number, (next, hash)) in std::mem::take(&mut self.removed) {
+            let file = format!("{number:020}.gone");
+            if self.removals.contains(&(number, hash)) {
+                continue;
+            }
+            let mut removals = self.removals.range((number, String::new())..);
+            let is_on_record = removals.next().is_some_and(|(of, _)| *of == number);
+            let (kind, what) = match is_on_record {
+                true => (
+                    Kind::Changed,
+                    "it isn't what stayed of the segment when that was removed".to_owned(),
+                ),
+                false => (
+                    Kind::Missing,
+                    format!(
+                        "records {number} to {} are gone, and nothing on record says that they were removed",
+                        next.saturating_sub(1)
+                    ),
+                ),
+            };
+            self.problem(kind, &file, 0, Some(number), what);
+        }
+    }
+
+    fn segment<F: Content>(&mut self, segment: &Segment<F>, next: Option<u64>) {
         self.report.segments += 1;
         let seq = segment.number;
         if segment.is_copy {
@@ -457,7 +568,7 @@ impl<P: FnMut(u64, u64), O: FnMut(&Record)> Check<P, O> {
                 self.chain = before;
             }
         }
-        if let Err(error) = self.blocks(segment, later.first().map(|next| next.number)) {
+        if let Err(error) = self.blocks(segment, next) {
             let what = format!("it can't be read: {error}");
             self.problem(
                 Kind::Unreadable,
@@ -577,7 +688,9 @@ impl<P: FnMut(u64, u64), O: FnMut(&Record)> Check<P, O> {
         };
         if let Ok((count, facts)) = records {
             self.report.records += count;
-            facts.iter().for_each(&mut self.observe);
+            for fact in &facts {
+                self.observe(fact);
+            }
         }
         self.chain = header.chain;
         self.push(header.chain, header.time_ns);

@@ -11,7 +11,7 @@ use interceptor_core::record::SessionId;
 use rustc_hash::FxHashMap;
 
 use super::{
-    BLOCK_BYTES, Progress, STALL, Shared, Stopped, Waiting,
+    BLOCK_BYTES, Progress, Reader, STALL, Shared, Stopped, Waiting,
     block::{BlockHeader, Packer},
     disk::Disk,
     index,
@@ -187,7 +187,7 @@ impl<D: Disk> Writer<D> {
         let mut payload = std::mem::take(&mut self.room.payload);
         let Self { packer, parts, .. } = self;
         let nth = |session| match session {
-            Some(session) => number(parts, session, &taken.parts, &self.shared.index),
+            Some(session) => number(parts, session, &taken.parts, &self.shared),
             None => 0,
         };
         let header = BlockHeader {
@@ -311,14 +311,14 @@ fn number(
     numbers: &mut FxHashMap<SessionId, u32>,
     session: SessionId,
     said: &index::Parts,
-    index: &index::Index,
+    shared: &Shared,
 ) -> u32 {
     let part = said.get(&session);
     let before = numbers.remove(&session).unwrap_or_else(|| {
         // One that begins has had none; of one that an earlier daemon has seen, or that was over, the index knows.
         match part.is_some_and(|part| part.started.is_some()) {
             true => 0,
-            false => u32::try_from(index.blocks_of(session).len()).unwrap_or(u32::MAX),
+            false => parts_of(session, shared),
         }
     });
     if part.is_none_or(|part| part.ended.is_none()) {
@@ -328,4 +328,15 @@ fn number(
         numbers.insert(session, before.saturating_add(1));
     }
     before
+}
+
+/// How many parts `session` has had, as its last one says.
+fn parts_of(session: SessionId, shared: &Shared) -> u32 {
+    let places = shared.index.blocks_of(session);
+    let last = places.last().zip(Reader::open(&shared.directory).ok());
+    let nth = last.and_then(|(last, reader)| reader.nth(*last, session).ok().flatten());
+    nth.map_or_else(
+        || u32::try_from(places.len()).unwrap_or(u32::MAX),
+        |nth| nth.saturating_add(1),
+    )
 }

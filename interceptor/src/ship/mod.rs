@@ -263,7 +263,13 @@ impl Ships {
         self.all.iter().map(Shipping::status).collect()
     }
 
-    /// What is wrong with them, for people.
+    /// Whether anybody has no copy of the segment yet.
+    pub(crate) fn waits_for(&self, segment: u64) -> bool {
+        let mut all = self.all.iter();
+        all.any(|shipping| lock(&shipping.state).remembered.segment(segment).is_none())
+    }
+
+    /// What is wrong with any of them, and what to do about it.
     pub(crate) fn troubles(&self) -> Vec<(String, &'static str)> {
         self.all.iter().flat_map(Shipping::troubles).collect()
     }
@@ -358,13 +364,12 @@ impl Shipping {
     /// The segments that nothing is added to any more, each with the one that follows it.
     async fn closed(&self, is_open: bool) -> Result<Vec<(u64, Option<u64>)>, String> {
         let directory = self.directory.clone();
-        let listed = spawn_blocking(move || Reader::open(&directory)?.segments()).await;
-        let numbers = listed
+        let listed = spawn_blocking(move || Reader::open(&directory)?.followed()).await;
+        let segments = listed
             .map_err(|error| error.to_string())?
             .map_err(|error| error.to_string())?;
-        let following = numbers.iter().skip(1).copied().map(Some).chain([None]);
-        let pairs = numbers.iter().copied().zip(following);
-        Ok(pairs
+        let segments = segments.into_iter();
+        Ok(segments
             .filter(|(_, next)| next.is_some() || !is_open)
             .collect())
     }

@@ -150,7 +150,11 @@ impl Looking<'_> {
         let known = self.blocks.iter().position(|(known, _)| *known == location);
         let block = match known.and_then(|known| self.blocks.remove(known)) {
             Some(block) => block,
-            None => (location, self.reader.attempts(location)?),
+            None => match self.reader.attempts(location) {
+                // Since it was asked where they are.
+                Err(JournalError::Removed(_)) => (location, Vec::new()),
+                attempts => (location, attempts?),
+            },
         };
         self.blocks.truncate(BLOCKS_KEPT - 1);
         self.blocks.push_front(block);

@@ -142,9 +142,13 @@ fn add(
     mut put: impl FnMut(Run) -> bool,
 ) -> Result<bool, JournalError> {
     let mut is_put = true;
-    reader.each_attempt(location, |record| {
+    match reader.each_attempt(location, |record| {
         is_put = is_put && gathering.take(record, &mut put);
-    })?;
+    }) {
+        // Before its words were looked at.
+        Err(JournalError::Removed(_)) => {}
+        read => read?,
+    }
     gathering.has_all_of(location);
     Ok(is_put)
 }

@@ -17,9 +17,19 @@ pub(in crate::journal) struct Shelf {
     runs: sled::Tree,
     /// By number and first word: its chunks.
     words: sled::Tree,
-    /// Numbers, oldest first, with when the newest session of each began.
-    known: Vec<(u64, u64)>,
+    /// Oldest first.
+    known: Vec<Known>,
     /// The last block that all words of are there.
+    up_to: Option<Location>,
+}
+
+/// What is known of a run without reading it.
+#[derive(Debug)]
+struct Known {
+    number: u64,
+    /// When its newest session began.
+    newest: u64,
+    /// The last block that it and those before it have all words of.
     up_to: Option<Location>,
 }
 
@@ -42,7 +52,11 @@ impl Shelf {
             if known.is_empty() {
                 up_to = head.up_to;
             }
-            known.push((number, head.newest));
+            known.push(Known {
+                number,
+                newest: head.newest,
+                up_to: head.up_to,
+            });
         }
         known.reverse();
         Ok(Self {
@@ -58,7 +72,7 @@ impl Shelf {
     /// # Errors
     /// Where it can't be written.
     pub(in crate::journal) fn put(&mut self, run: Run) -> sled::Result<()> {
-        let number = self.known.last().map_or(0, |(number, _)| number + 1);
+        let number = self.known.last().map_or(0, |last| last.number + 1);
         let mut batch = sled::Batch::default();
         for (first, chunk) in run.chunks {
             batch.insert(key(number, &first), chunk);
@@ -73,7 +87,34 @@ impl Shelf {
         value.extend_from_slice(&run.table);
         self.up_to = run.up_to;
         self.runs.insert(key(number, &[]), value)?;
-        self.known.push((number, run.newest));
+        self.known.push(Known {
+            number,
+            newest: run.newest,
+            up_to: run.up_to,
+        });
+        Ok(())
+    }
+
+    /// Takes out the runs that have only words of segments before `first_kept`.
+    ///
+    /// # Errors
+    /// Where they can't be.
+    pub(in crate::journal) fn forget(&mut self, first_kept: u64) -> sled::Result<()> {
+        let is_before = |known: &Known| known.up_to.is_some_and(|at| at.segment < first_kept);
+        let count = self
+            .known
+            .iter()
+            .rposition(is_before)
+            .map_or(0, |last| last + 1);
+        for known in self.known.drain(..count) {
+            let mut batch = sled::Batch::default();
+            let own = key(known.number, &[])..key_after(known.number);
+            for entry in self.words.range(own).keys() {
+                batch.remove(entry?);
+            }
+            self.words.apply_batch(batch)?;
+            self.runs.remove(key(known.number, &[]))?;
+        }
         Ok(())
     }
 
@@ -100,8 +141,8 @@ impl Shelf {
         let bounds: Vec<u64> = self
             .known
             .iter()
-            .map(|(_, of_run)| {
-                newest = newest.max(*of_run);
+            .map(|known| {
+                newest = newest.max(known.newest);
                 newest
             })
             .collect();
@@ -112,12 +153,12 @@ impl Shelf {
         for (member, mask) in fresh {
             matching.take(member, mask);
         }
-        for ((number, _), bound) in self.known.iter().zip(&bounds).rev() {
+        for (known, bound) in self.known.iter().zip(&bounds).rev() {
             // What began after everything that is left comes before all of it.
             if !matching.give(*bound, &mut each)? {
                 return Ok(());
             }
-            self.look_into(*number, text, &mut matching)?;
+            self.look_into(known.number, text, &mut matching)?;
         }
         matching.give(0, &mut each).map(drop)
     }

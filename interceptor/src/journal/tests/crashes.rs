@@ -16,10 +16,12 @@ use interceptor_core::record::{Event, Record, SessionId, Timestamp};
 
 use super::{
     super::{
-        Waiting,
+        RECORDS_REMOVED, SESSIONS_REMOVED, Waiting,
         block::{BlockHeader, Packer},
         checkpoint,
         disk::Disk,
+        husk, removal,
+        segment::Names,
         store::Store,
         verify::{Kept, verify_on},
     },
@@ -39,6 +41,8 @@ fn directory() -> PathBuf {
 struct Told {
     on_record: BTreeMap<u64, String>,
     asked: BTreeSet<(u64, String)>,
+    /// From and to before which records may be gone.
+    removed: BTreeSet<(u64, u64)>,
 }
 
 /// A journal on a disk that fails, and who is told what.
@@ -76,6 +80,12 @@ fn text(event: &Event) -> String {
         Event::Event(notice) => notice.detail.values().map(|text| &**text).collect(),
         other => panic!("nobody recorded {other:?}"),
     }
+}
+
+/// Whether it isn't a record of its own.
+fn stands_in(record: &Record) -> bool {
+    let names = [RECORDS_REMOVED, SESSIONS_REMOVED];
+    matches!(&record.event, Event::Event(notice) if names.contains(&&*notice.name))
 }
 
 impl Life {
@@ -126,29 +136,77 @@ impl Life {
             },
         );
         assert_eq!(report.unwrap().problems, [], "verify");
-        let seqs: Vec<u64> = found.iter().map(|record| record.seq).collect();
+        found.retain(|record| !stands_in(record));
+        let seqs: BTreeSet<u64> = found.iter().map(|record| record.seq).collect();
+        assert_eq!(seqs.len(), found.len(), "each record once");
+        let removed = self.told.removed.clone();
+        let is_removed = |seq: u64| removed.iter().any(|(from, to)| (*from..*to).contains(&seq));
+        let mut there = 1..next_seq;
         assert!(
-            seqs.iter().copied().eq(1..next_seq),
-            "{seqs:?} before {next_seq}"
+            there.all(|seq| seqs.contains(&seq) || is_removed(seq)),
+            "{seqs:?} before {next_seq}, without {removed:?}"
         );
+        assert!(seqs.last().is_none_or(|last| *last < next_seq));
+        let found: BTreeMap<u64, String> = found
+            .iter()
+            .map(|record| (record.seq, text(&record.event)))
+            .collect();
         for (seq, text) in &self.told.on_record {
-            let there = found
-                .get(*seq as usize - 1)
-                .map(|record| self::text(&record.event));
-            assert_eq!(
-                there.as_ref(),
-                Some(text),
-                "record {seq} was said to be there"
-            );
+            if found.contains_key(seq) || !is_removed(*seq) {
+                assert_eq!(
+                    found.get(seq),
+                    Some(text),
+                    "record {seq} was said to be there"
+                );
+            }
         }
-        for record in found {
-            let there = (record.seq, text(&record.event));
+        for there in found {
             assert!(
                 self.told.asked.contains(&there),
                 "nobody asked for {there:?}"
             );
             self.told.on_record.insert(there.0, there.1);
         }
+    }
+
+    /// Removes one of the segments that are closed, as far as the disk lets it.
+    fn remove(&mut self, store: &mut Store<Memory>) -> Option<()> {
+        store.sign().ok()?;
+        let names = Names::read(&self.disk, &directory()).ok()?;
+        let all = names.merged();
+        let closed: Vec<(u64, u64)> = all
+            .windows(2)
+            .map(|pair| (pair[0], pair[1]))
+            .filter(|(number, _)| !names.husks.contains(number))
+            .collect();
+        let (number, next) = *closed.get(self.random.below(closed.len().max(1)))?;
+        let made = removal::make(&self.disk, &directory(), (number, next)).ok()?;
+        let record = Record {
+            seq: store.next_seq(),
+            time: Timestamp(1),
+            session: None,
+            agent: Arc::from(""),
+            event: Event::notice(
+                husk::REMOVED,
+                [
+                    ("segment", number.to_string()),
+                    ("husk", husk::hash(&made.bytes)),
+                ],
+            ),
+        };
+        let mut waiting = Waiting {
+            next_seq: record.seq,
+            ..Waiting::default()
+        };
+        waiting.take(&record).unwrap();
+        let told = (record.seq, text(&record.event));
+        self.told.asked.insert(told.clone());
+        let mut payload = Vec::new();
+        let packed = self.packer.pack(&waiting.bytes, |_| 0, &mut payload);
+        store.add(packed.unwrap(), &payload).ok()?;
+        self.told.on_record.insert(told.0, told.1);
+        self.told.removed.insert((number, next));
+        removal::replace(&self.disk, &directory(), number, &made.bytes).ok()
     }
 
     fn block(&mut self, next_seq: u64) -> Block {
@@ -234,6 +292,9 @@ impl Life {
         };
         for _ in 0..self.random.below(8) {
             self.fail();
+            if self.random.once_in(3) {
+                self.remove(&mut store);
+            }
             let block = self.block(store.next_seq());
             let mut attempts = 0;
             while store.add(block.header, &block.payload).is_err() {
@@ -256,8 +317,9 @@ impl Life {
     }
 }
 
-/// Whole lives of a journal from `seed`: how many crashes and faults there were, and records on record.
-fn lives(seed: u64) -> (u64, u64, u64) {
+/// Whole lives of a journal from `seed`: how many crashes and faults there were, records on record and segments that
+/// were removed.
+fn lives(seed: u64) -> [u64; 4] {
     let _seed = Seed(format!(
         "seed {seed}: INTERCEPTOR_SEED={seed} tries it again"
     ));
@@ -275,7 +337,9 @@ fn lives(seed: u64) -> (u64, u64, u64) {
     life.crash(Crash::Nothing);
     life.open();
     let faults = life.disk.failed().0 as u64;
-    (life.crashes, faults, life.told.on_record.len() as u64)
+    let removed = life.told.removed.len() as u64;
+    let records = life.told.on_record.len() as u64;
+    [life.crashes, faults, records, removed]
 }
 
 #[test]
@@ -304,7 +368,7 @@ fn nothing_on_record_is_lost_by_any_crash_of_any_seed() {
         None => (0, number("INTERCEPTOR_SEEDS").unwrap_or(2_000)),
     };
     let next = AtomicU64::new(first);
-    let sums = Mutex::new([0; 3]);
+    let sums = Mutex::new([0; 4]);
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
@@ -313,18 +377,17 @@ fn nothing_on_record_is_lost_by_any_crash_of_any_seed() {
                     if seed >= last {
                         return;
                     }
-                    let (crashes, faults, records) = lives(seed);
-                    let mut sums = lock(&sums);
-                    sums[0] += crashes;
-                    sums[1] += faults;
-                    sums[2] += records;
+                    let counts = lives(seed);
+                    for (sum, count) in lock(&sums).iter_mut().zip(counts) {
+                        *sum += count;
+                    }
                 }
             });
         }
     });
-    let [crashes, faults, records] = *lock(&sums);
+    let [crashes, faults, records, removed] = *lock(&sums);
     println!(
-        "{} seeds: {crashes} crashes, {faults} operations of the disk failed, {records} records; 0 lost",
+        "{} seeds: {crashes} crashes, {faults} operations of the disk failed, {records} records, {removed} segments removed; 0 lost",
         last - first
     );
 }

@@ -129,7 +129,7 @@ impl Sound {
     }
 
     fn number(file: &str) -> u64 {
-        segment::number(file).unwrap()
+        segment::number(file, ".seg").unwrap()
     }
 
     /// The block that has the byte `at` of `file`.

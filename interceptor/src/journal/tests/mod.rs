@@ -7,6 +7,7 @@ mod killed;
 mod memory;
 mod migrated;
 mod proved;
+mod removed;
 mod stopping;
 
 use std::{

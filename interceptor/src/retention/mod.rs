@@ -1,0 +1,355 @@
+//! What the journal keeps, and for how long: closed segments go by age, by whose they are and by size, unless
+//! somebody holds what is in them. What becomes of a segment that goes is the journal's to know.
+
+mod config;
+mod holds;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use interceptor_core::record::{Event, Record, SessionId, Timestamp};
+use tokio::{task::spawn_blocking, time::sleep};
+
+use self::holds::Holds;
+pub(crate) use self::holds::{PLACED, RELEASED};
+pub use self::{config::Retention, holds::Hold};
+use crate::{
+    clock,
+    journal::{Closed, Contents, Journal, JournalError},
+    sync::lock,
+};
+
+/// How often it is looked how much there is, where that has a limit.
+const SIZE_EVERY: Duration = Duration::from_millis(500);
+
+/// How often it is looked how old things are, at the least.
+const AGE_EVERY: Duration = Duration::from_secs(60);
+
+/// The share of what may be kept that is left free for what is written until the next look.
+const SPARE: u64 = 8;
+
+/// Keeps to what is to be kept.
+#[derive(Debug)]
+pub struct Retainer {
+    config: Retention,
+    directory: PathBuf,
+    holds: Holds,
+    /// Of one removal at a time; and nobody begins to hold something while it is being removed.
+    turn: tokio::sync::Mutex<()>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// What the state folder takes.
+    bytes: u64,
+    /// Why something that should go doesn't.
+    blocked: Option<String>,
+    /// What is in closed segments.
+    contents: BTreeMap<u64, Contents>,
+}
+
+/// How it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// Bytes that the state folder takes.
+    pub bytes: u64,
+    /// Sessions that are held.
+    pub held: u64,
+}
+
+impl Retainer {
+    /// Keeps to `config` for the journal in `directory`.
+    #[must_use]
+    pub fn new(config: Retention, directory: &Path) -> Self {
+        Self {
+            config,
+            directory: directory.to_owned(),
+            holds: Holds::default(),
+            turn: tokio::sync::Mutex::default(),
+            state: Mutex::default(),
+        }
+    }
+
+    /// Takes note of a record from before the start, each in order.
+    pub fn observe(&self, record: &Record) {
+        self.holds.observe(record);
+    }
+
+    /// The sessions that are held.
+    #[must_use]
+    pub fn holds(&self) -> Vec<Hold> {
+        self.holds.all()
+    }
+
+    /// Holds what `hold` says, once `record` has put that on record; whether it wasn't held before. Blocks while
+    /// something is being removed.
+    ///
+    /// # Errors
+    /// As of `record`.
+    pub fn hold<E>(&self, hold: Hold, record: impl FnOnce() -> Result<(), E>) -> Result<bool, E> {
+        let _turn = self.turn.blocking_lock();
+        if self.holds.has(hold.session) {
+            return Ok(false);
+        }
+        record()?;
+        self.holds.put(hold);
+        Ok(true)
+    }
+
+    /// Lets go of `session`, once `record` has put that on record; whether it was held.
+    ///
+    /// # Errors
+    /// As of `record`.
+    pub fn release<E>(
+        &self,
+        session: SessionId,
+        record: impl FnOnce() -> Result<(), E>,
+    ) -> Result<bool, E> {
+        let _turn = self.turn.blocking_lock();
+        if !self.holds.has(session) {
+            return Ok(false);
+        }
+        record()?;
+        self.holds.remove(session);
+        Ok(true)
+    }
+
+    /// How it stands.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        let known = lock(&self.state).bytes;
+        Standing {
+            // Where nothing is looked at all the time it is now.
+            bytes: match (known, self.config.size) {
+                (0, _) | (_, None) => size_of(&self.directory).unwrap_or(known),
+                _ => known,
+            },
+            held: self.holds.all().len() as u64,
+        }
+    }
+
+    /// The most that the state folder may take, in bytes.
+    #[must_use]
+    pub const fn bytes_max(&self) -> Option<u64> {
+        self.config.size
+    }
+
+    /// What is wrong, and what to do about it.
+    #[must_use]
+    pub fn trouble(&self) -> Option<(String, &'static str)> {
+        let blocked = lock(&self.state).blocked.clone()?;
+        Some((
+            blocked,
+            "release what is held, mend what it is shipped to, or allow more in `journal: {retention: {size: …}}`",
+        ))
+    }
+
+    /// Removes what is not to be kept, for as long as the runtime runs. `waits` says which segments are to be copied
+    /// elsewhere first: for age there is time, for room there is none.
+    pub fn start(
+        self: &Arc<Self>,
+        journal: &Journal,
+        waits: impl Fn(u64) -> bool + Send + Sync + 'static,
+    ) {
+        if self.config == Retention::default() {
+            return;
+        }
+        let (own, journal) = (self.clone(), journal.clone());
+        let age_every = self.config.least_age().unwrap_or(AGE_EVERY).min(AGE_EVERY);
+        let every = self.config.size.map_or(age_every, |_| SIZE_EVERY);
+        tokio::spawn(async move {
+            let mut since_ages = age_every;
+            loop {
+                let with_ages = since_ages >= age_every;
+                since_ages = if with_ages { every } else { since_ages + every };
+                let blocked = match own.round(&journal, &waits, with_ages).await {
+                    Ok(blocked) => blocked,
+                    Err(error) => Some(format!("a segment can't be removed: {error}")),
+                };
+                own.note(&journal, blocked);
+                sleep(every).await;
+            }
+        });
+    }
+
+    /// Says on record, once, that something should go and doesn't.
+    fn note(&self, journal: &Journal, blocked: Option<String>) {
+        let mut state = lock(&self.state);
+        let is_new = blocked.is_some() && state.blocked.is_none();
+        state.blocked = blocked;
+        if let Some(why) = state.blocked.as_ref().filter(|_| is_new) {
+            tracing::error!("{why}");
+            let event = Event::notice("retention_blocked", [("why", why.clone())]);
+            // While nothing can be recorded, that is said elsewhere.
+            let _ = journal.append(None, &Arc::from(""), clock::now(), [event]);
+        }
+    }
+
+    /// Removes what is to go now; why something stays that shouldn't.
+    async fn round(
+        self: &Arc<Self>,
+        journal: &Journal,
+        waits: &(impl Fn(u64) -> bool + Sync),
+        with_ages: bool,
+    ) -> Result<Option<String>, String> {
+        if with_ages {
+            for closed in self.closed(journal).await? {
+                if waits(closed.number) {
+                    continue;
+                }
+                if let Some(why) = self.expiry(journal, closed).await? {
+                    self.remove(journal, closed, &why).await?;
+                }
+            }
+        }
+        let Some(limit) = self.config.size else {
+            return Ok(None);
+        };
+        let enough = limit - limit / SPARE;
+        let mut bytes = self.measure().await?;
+        for closed in self.closed(journal).await? {
+            if bytes <= enough {
+                break;
+            }
+            let why = match waits(closed.number) {
+                false => format!("more than {enough} of {limit} bytes"),
+                true => format!("more than {enough} of {limit} bytes, before it was shipped"),
+            };
+            self.remove(journal, closed, &why).await?;
+            bytes = self.measure().await?;
+        }
+        Ok((bytes > limit).then(|| {
+            format!("the state folder takes {bytes} of {limit} bytes, and nothing more of it may be removed")
+        }))
+    }
+
+    async fn measure(self: &Arc<Self>) -> Result<u64, String> {
+        let own = self.clone();
+        let bytes = spawn_blocking(move || size_of(&own.directory)).await;
+        let bytes = bytes.map_err(|error| error.to_string())?;
+        let bytes = bytes.map_err(|error| format!("{}: {error}", self.directory.display()))?;
+        lock(&self.state).bytes = bytes;
+        Ok(bytes)
+    }
+
+    /// The closed segments that nobody holds, oldest first.
+    async fn closed(self: &Arc<Self>, journal: &Journal) -> Result<Vec<Closed>, String> {
+        let (own, journal) = (self.clone(), journal.clone());
+        let listed = spawn_blocking(move || {
+            let held = own.held(&journal);
+            let mut closed = journal.closed()?;
+            let there: BTreeSet<u64> = closed.iter().map(|closed| closed.number).collect();
+            let contents = &mut lock(&own.state).contents;
+            contents.retain(|number, _| there.contains(number));
+            closed.retain(|closed| !held.contains(&closed.number));
+            Ok::<_, JournalError>(closed)
+        });
+        let listed = listed.await.map_err(|error| error.to_string())?;
+        listed.map_err(|error| error.to_string())
+    }
+
+    /// The segments that have something of a session that is held.
+    fn held(&self, journal: &Journal) -> BTreeSet<u64> {
+        let holds = self.holds.all();
+        let segments = holds.iter().map(|hold| journal.segments_of(hold.session));
+        segments.flatten().collect()
+    }
+
+    /// Why `closed` is to go for its age, if it is.
+    async fn expiry(
+        self: &Arc<Self>,
+        journal: &Journal,
+        closed: Closed,
+    ) -> Result<Option<String>, String> {
+        let Some(least) = self.config.least_age() else {
+            return Ok(None);
+        };
+        let (own, journal) = (self.clone(), journal.clone());
+        let read = spawn_blocking(move || {
+            let now = clock::now();
+            let known = lock(&own.state).contents.get(&closed.number).cloned();
+            let contents = match known {
+                Some(contents) => contents,
+                None => {
+                    if !is_over(journal.newest(&closed)?, least, now) {
+                        return Ok(None);
+                    }
+                    let contents = journal.contents(&closed)?;
+                    let contents_of = &mut lock(&own.state).contents;
+                    contents_of.entry(closed.number).or_insert(contents).clone()
+                }
+            };
+            Ok::<_, JournalError>(
+                own.config
+                    .age_of_all(&contents)
+                    .filter(|age| is_over(contents.newest, *age, now)),
+            )
+        });
+        let age = read.await.map_err(|error| error.to_string())?;
+        let age = age.map_err(|error| error.to_string())?;
+        Ok(age.map(|age| format!("older than {} seconds", age.as_secs())))
+    }
+
+    async fn remove(&self, journal: &Journal, closed: Closed, why: &str) -> Result<(), String> {
+        let _turn = self.turn.lock().await;
+        // It may have been held since it was listed.
+        let (held, asked) = (self.holds.all(), journal.clone());
+        let held = spawn_blocking(move || {
+            let mut segments = held.iter().map(|hold| asked.segments_of(hold.session));
+            segments.any(|segments| segments.contains(&closed.number))
+        });
+        if held.await.map_err(|error| error.to_string())? {
+            return Ok(());
+        }
+        journal
+            .remove(closed, why)
+            .await
+            .map_err(|error| error.to_string())
+    }
+}
+
+impl Retention {
+    /// How long a segment with `contents` is kept; `None` is for ever.
+    fn age_of_all(&self, contents: &Contents) -> Option<Duration> {
+        if contents.agents.is_empty() {
+            // Of nobody, or of somebody who isn't known: then it may be of whoever is kept longest.
+            let own = self.agents.iter().map(|(_, age)| *age).max();
+            return self.age.map(|age| own.map_or(age, |own| own.max(age)));
+        }
+        let mut longest = Duration::ZERO;
+        for agent in &contents.agents {
+            longest = longest.max(self.age_of(agent)?);
+        }
+        Some(longest)
+    }
+}
+
+/// Whether `age` has passed between `newest` and `now`.
+fn is_over(newest: Timestamp, age: Duration, now: Timestamp) -> bool {
+    let passed = now.0.saturating_sub(newest.0);
+    u128::from(passed) >= age.as_nanos()
+}
+
+/// What all files in `folder` take of the disk, in bytes: some have room ahead, some have holes.
+fn size_of(folder: &Path) -> io::Result<u64> {
+    let mut sum = 0;
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        // What is gone by now takes nothing.
+        let Ok(found) = entry.metadata() else {
+            continue;
+        };
+        sum += match found.is_dir() {
+            true => size_of(&entry.path()).unwrap_or(0),
+            false => found.blocks() * 512,
+        };
+    }
+    Ok(sum)
+}
