@@ -126,7 +126,7 @@ fn the_log_stays_within_its_size_and_what_is_held_stays() {
     let named = |name: &str| {
         let lines = journal.of_kind("event");
         lines
-            .filter(|line| line.at("/event").and_then(Value::as_str) == Some(name))
+            .filter(|line| line.at("/name").and_then(Value::as_str) == Some(name))
             .count()
     };
     assert!(named("segment_removed") > 0);
@@ -136,13 +136,14 @@ fn the_log_stays_within_its_size_and_what_is_held_stays() {
     assert_eq!(status["journal"]["held"], 1);
 
     // Killed in the middle of it, again and again, it goes on.
-    for _ in 0..3 {
+    for life in 0..3 {
+        let agent = format!("killed-{life}");
         thread::scope(|scope| {
             let flooding = scope.spawn(|| {
                 let row =
                     "SELECT string_agg(md5(random()::text), '') FROM generate_series(1, 8000)";
                 let sql = format!("--command={row} AS a, generate_series(1, 400) AS b GROUP BY b");
-                run::outcome(&mut Way::Guarded(&daemon, "flood").psql(&database, &[&sql]))
+                run::outcome(&mut Way::Guarded(&daemon, &agent).psql(&database, &[&sql]))
             });
             thread::sleep(Duration::from_millis(1_500));
             let pid = i32::try_from(daemon.pid().unwrap()).unwrap();
