@@ -37,6 +37,7 @@ pub mod reach;
 mod refusals;
 pub mod retention;
 pub mod rfc3339;
+mod rows;
 mod sandbox;
 mod seccomp;
 pub mod secret;

@@ -562,3 +562,49 @@ fn jetstream_gets_them_and_has_them_back() {
     is_the_same(&daemon, &to.join("host1"));
     assert!(!daemon.log().contains("s3cret"));
 }
+
+#[test]
+fn what_was_removed_before_it_could_be_shipped_is_said_in_the_copy() {
+    let retention = "journal: {retention: {age: 1s}";
+    let mut daemon = Daemon::configured(ALLOW_ALL, |_| format!("{retention}}}\n")).unwrap();
+    close(&mut daemon);
+    let copy = daemon.folder().join("copy");
+    fs::create_dir(&copy).unwrap();
+    let is_gone = |path: PathBuf| path.extension().is_some_and(|ending| ending == "gone");
+    run::wait_for("the first segment to go", SOON, || {
+        let husks = segments(&daemon.state())
+            .into_iter()
+            .filter(|path| is_gone(path.clone()));
+        Ok((husks.count() > 0).then_some(()))
+    })
+    .unwrap();
+    let path = daemon.configuration();
+    let before = fs::read_to_string(&path).unwrap();
+    let ship = format!("{retention}, ship: [{{folder: {}}}]}}", copy.display());
+    fs::write(&path, before.replace(&format!("{retention}}}"), &ship)).unwrap();
+    for _ in 0..3 {
+        close(&mut daemon);
+        is_well(&daemon);
+        // Whatever has gone there so far, it is a journal by itself; at first there may be nothing to go.
+        if !copy.join("segments").exists() {
+            continue;
+        }
+        let verified = daemon.ask(&["verify", copy.to_str().unwrap()]).unwrap();
+        assert!(verified.contains("intact"), "{verified}");
+    }
+    daemon.stop().unwrap();
+    // What was shipped in time is there whole, and of what wasn't that it was removed.
+    let verified = daemon.ask(&["verify", copy.to_str().unwrap()]).unwrap();
+    assert!(verified.contains("removed: "), "{verified}");
+    let state = daemon.state();
+    let records = |folder: &Path| {
+        let report = daemon
+            .ask_json(&["verify", folder.to_str().unwrap()])
+            .unwrap();
+        let of = |name: &str| report[name].as_u64().unwrap();
+        (of("signed_up_to"), of("removed_segments"))
+    };
+    let ((signed, removed), (of_it, more)) = (records(&copy), records(&state));
+    assert_eq!(signed, of_it);
+    assert!(removed >= 1 && more > removed, "{removed} and {more}");
+}

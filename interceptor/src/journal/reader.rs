@@ -166,6 +166,15 @@ impl Reader {
             .collect())
     }
 
+    /// The numbers of the segments that were removed.
+    ///
+    /// # Errors
+    /// Where they can't be listed.
+    pub(crate) fn husks(&self) -> Result<Vec<u64>, JournalError> {
+        let names = segment::Names::read(&Local, &self.directory)?;
+        Ok(names.husks.into_iter().collect())
+    }
+
     /// The file of the segment `number`, and how many bytes of it are on record: up to where record `next` follows,
     /// which the next segment begins with. Of the last segment `next` is `None`. What a disk that failed has left
     /// behind those is in the next segment; where nothing can be told the file is taken as it is.

@@ -1,11 +1,9 @@
 //! What is known of a process, from /proc.
 
 use std::{
-    collections::HashMap,
     fs, io,
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
     path::Path,
-    sync::{Arc, Mutex, Weak},
 };
 
 use interceptor_core::origin::{ANCESTORS_MAX, Ancestor, Process, Surroundings};
@@ -14,7 +12,7 @@ use nix::{
     unistd::{Uid, User},
 };
 
-use crate::sync::lock;
+use crate::rows::Rows;
 
 /// Longest command line that is kept of a process that connects, in bytes: the kernel itself allows megabytes.
 const ARGUMENTS_BYTES_MAX: usize = 8 << 10;
@@ -45,34 +43,6 @@ pub(super) struct Known {
     ancestors: Rows<Ancestor>,
 }
 
-/// A row a process.
-#[derive(Debug)]
-struct Rows<T>(Mutex<HashMap<u32, Weak<[T]>>>);
-
-impl<T> Default for Rows<T> {
-    fn default() -> Self {
-        Self(Mutex::default())
-    }
-}
-
-impl<T: PartialEq> Rows<T> {
-    /// `row`, or the same one that is kept of process `pid` already.
-    fn shared(&self, pid: u32, row: Vec<T>) -> Arc<[T]> {
-        let mut rows = lock(&self.0);
-        if let Some(kept) = rows.get(&pid).and_then(Weak::upgrade)
-            && *kept == *row
-        {
-            return kept;
-        }
-        if rows.len() == rows.capacity() {
-            rows.retain(|_, row| row.strong_count() > 0);
-        }
-        let row: Arc<[T]> = row.into();
-        rows.insert(pid, Arc::downgrade(&row));
-        row
-    }
-}
-
 /// What is around `process` now; nothing where another one has its number by now. The cgroup `own` is no container's:
 /// it is where agents are that were launched here.
 pub(super) fn surroundings(process: &Process, own: &str, known: &Known) -> Surroundings {
@@ -99,7 +69,7 @@ pub(super) fn surroundings(process: &Process, own: &str, known: &Known) -> Surro
         user: user.map(|user| user.name.into()),
         folder: folder.map(|path| path.to_string_lossy().into()),
         container: cgroups.find_map(super::find::container).map(Into::into),
-        ancestors: known.ancestors.shared(pid, ancestors),
+        ancestors: known.ancestors.shared(pid, ancestors.into()),
     }
 }
 
@@ -123,7 +93,7 @@ pub(super) fn describe_process(pid: u32, cgroup2: &Path, known: &Known) -> Proce
         executable: executable(pid),
         arguments: known
             .arguments
-            .shared(pid, arguments(pid, ARGUMENTS_BYTES_MAX)),
+            .shared(pid, arguments(pid, ARGUMENTS_BYTES_MAX).into()),
         cgroup: cgroup
             .map(|path| format!("/{}", path.display()).into())
             .unwrap_or_default(),
@@ -188,6 +158,8 @@ pub(super) fn kill(pid: u32, when: u64) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     #[test]
@@ -249,12 +221,6 @@ mod tests {
         let around = |process| surroundings(process, "interceptor", &known).ancestors;
         let (one, other) = (around(&one), around(&other));
         assert!(!one.is_empty() && Arc::ptr_eq(&one, &other));
-        drop((one, other));
-        for pid in 0..1_000 {
-            known.ancestors.shared(pid, Vec::new());
-        }
-        let kept = lock(&known.ancestors.0).len();
-        assert!(kept < 10, "{kept} of processes that nobody asks about");
         drop(child.stdin.take());
         child.wait().unwrap();
     }

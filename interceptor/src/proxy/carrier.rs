@@ -35,6 +35,7 @@ use crate::{
     credentials::Credentials,
     dns::{self, Forwarder, Servers},
     policies::InForce,
+    rows::Rows,
     sandbox,
     session::{Services, Session},
     socket::Socket,
@@ -128,6 +129,8 @@ struct Shared {
     servers: Arc<Servers>,
     shares: Shares,
     postgres: Arc<postgres::Shared>,
+    /// The command lines of processes that connect.
+    arguments: Rows<Box<str>>,
     /// What the kernel lacks to confine this process.
     weaker: Vec<String>,
 }
@@ -164,6 +167,7 @@ fn prepare(begin: Begin, passed: Vec<OwnedFd>) -> Result<(Shared, Vec<OwnedFd>),
         servers: Arc::new(Servers::new(config.dns.servers.clone())),
         shares: Shares::new(config.limits),
         postgres: Arc::new(postgres::Shared::new(config.limits.message_bytes)),
+        arguments: Rows::default(),
         config,
         begin,
         weaker,
@@ -348,7 +352,10 @@ impl Carrier {
         } = handed;
         let mut origin = Arc::unwrap_or_clone(origin);
         origin.names = names;
-        origin.process.network_namespace = (!network.is_host).then_some(network.cookie);
+        let process = &mut origin.process;
+        process.network_namespace = (!network.is_host).then_some(network.cookie);
+        let arguments = std::mem::take(&mut process.arguments);
+        process.arguments = self.shared.arguments.shared(process.pid, arguments);
         let origin = Arc::new(origin);
         let (handle, severed) = AbortHandle::new_pair();
         self.severable().insert(id, handle);

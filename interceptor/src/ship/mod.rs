@@ -16,7 +16,7 @@ mod s3;
 mod sigv4;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
@@ -46,7 +46,7 @@ pub(crate) use self::{
 use crate::{
     clock,
     fetch::{self, Fetch},
-    journal::{Journal, Reader},
+    journal::{Journal, JournalError, Reader},
     sync::lock,
 };
 
@@ -141,6 +141,21 @@ struct Round {
     asked_again: Option<Instant>,
     /// What is remembered isn't on disk.
     unsaved: bool,
+    /// Of removed segments that it never got it has what stays of these.
+    husks: BTreeSet<u64>,
+    /// The segment that was written to when the first of the others was seen: with it the target has the record of
+    /// their removal, without which nothing stays of them that counts.
+    behind: Option<u64>,
+}
+
+/// What there is to ship.
+struct Here {
+    /// Segments that nothing is added to any more, each with the one that follows it.
+    closed: Vec<(u64, Option<u64>)>,
+    /// What stays of those that were removed.
+    husks: Vec<u64>,
+    /// The last segment.
+    last: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -332,12 +347,21 @@ impl Shipping {
         }
         // Before the look: what is written during it is looked at next time.
         round.looked_up_to = on_disk.unwrap_or_default();
-        let closed = self.closed(journal.is_some()).await?;
+        let here = self.here(journal.is_some()).await?;
+        let closed = here.closed.clone();
         self.measure(&closed, journal);
         if !round.is_prepared || !is_idle {
-            self.prepare(&closed).await?;
+            self.prepare(&here).await?;
             round.is_prepared = true;
         }
+        // Nothing behind what it doesn't have is vouched for: the copy would look as if that had been taken away.
+        let before = |gap: Option<u64>| {
+            let closed = closed.iter().copied();
+            closed
+                .filter(|(number, _)| gap.is_none_or(|gap| *number < gap))
+                .collect::<Vec<_>>()
+        };
+        let vouched = before(self.gaps(&here, &round).first().copied());
         for (number, next) in &closed {
             if lock(&self.state).remembered.segment(*number).is_some() {
                 continue;
@@ -347,10 +371,11 @@ impl Shipping {
             }
             round.unsaved = true;
             self.save(&mut round).await;
-            self.vouch(checkpoints, &closed, &mut round).await?;
+            self.vouch(checkpoints, &vouched, &mut round).await?;
             self.measure(&closed, journal);
         }
-        self.vouch(checkpoints, &closed, &mut round).await?;
+        let gap = self.fill(&here, &mut round).await?;
+        self.vouch(checkpoints, &before(gap), &mut round).await?;
         self.measure(&closed, journal);
         let refused = lock(&self.state).waiting;
         if refused > 0 {
@@ -361,17 +386,66 @@ impl Shipping {
         self.audit(&mut round).await
     }
 
-    /// The segments that nothing is added to any more, each with the one that follows it.
-    async fn closed(&self, is_open: bool) -> Result<Vec<(u64, Option<u64>)>, String> {
+    async fn here(&self, is_open: bool) -> Result<Here, String> {
         let directory = self.directory.clone();
-        let listed = spawn_blocking(move || Reader::open(&directory)?.followed()).await;
-        let segments = listed
+        let listed = spawn_blocking(move || {
+            let reader = Reader::open(&directory)?;
+            Ok::<_, JournalError>((reader.followed()?, reader.husks()?))
+        });
+        let (segments, husks) = listed
+            .await
             .map_err(|error| error.to_string())?
             .map_err(|error| error.to_string())?;
-        let segments = segments.into_iter();
-        Ok(segments
-            .filter(|(_, next)| next.is_some() || !is_open)
-            .collect())
+        Ok(Here {
+            last: segments.last().map(|(number, _)| *number),
+            closed: segments
+                .into_iter()
+                .filter(|(_, next)| next.is_some() || !is_open)
+                .collect(),
+            husks,
+        })
+    }
+
+    /// The segments that were removed before the target got them, and of which it has nothing yet.
+    fn gaps(&self, here: &Here, round: &Round) -> Vec<u64> {
+        let state = lock(&self.state);
+        let husks = here.husks.iter().copied();
+        husks
+            .filter(|number| !round.husks.contains(number))
+            .filter(|number| state.remembered.segment(*number).is_none())
+            .collect()
+    }
+
+    /// Has the target have what stays of those segments; the first of which it still has nothing.
+    async fn fill(&self, here: &Here, round: &mut Round) -> Result<Option<u64>, String> {
+        let gaps = self.gaps(here, round);
+        let (Some(first), Some(last)) = (gaps.first(), here.last) else {
+            round.behind = None;
+            return Ok(None);
+        };
+        let behind = *round.behind.get_or_insert(last);
+        let is_closed = here.closed.iter().any(|(number, _)| *number == behind);
+        let is_there = lock(&self.state).remembered.segment(behind).is_some();
+        // One that was removed meanwhile was closed as well, and its record stays in its husk.
+        if !is_there && (is_closed || behind == last) {
+            return Ok(Some(*first));
+        }
+        for number in gaps {
+            let (directory, name) = (self.directory.clone(), husk_name(number));
+            let read = spawn_blocking(move || {
+                let path = directory.join(&name);
+                let bytes = std::fs::metadata(&path)?.len();
+                Piece::file(name, path, bytes)
+            });
+            let piece = read.await.map_err(|error| error.to_string())?;
+            let piece = piece.map_err(|error| error.to_string())?;
+            if self.place.held(&piece.name).await?.is_none() {
+                self.send(&piece).await?;
+            }
+            round.husks.insert(number);
+        }
+        round.behind = None;
+        Ok(None)
     }
 
     /// Counts what waits, and has the journal stop where that is too much.
@@ -400,7 +474,7 @@ impl Shipping {
     }
 
     /// Finds out whether the target is for this journal, and has it begin with what says whose copy it is.
-    async fn prepare(&self, closed: &[(u64, Option<u64>)]) -> Result<(), String> {
+    async fn prepare(&self, here: &Here) -> Result<(), String> {
         let key = self.own("journal.pub").await?;
         match self.place.read("journal.pub").await? {
             Some(held) if held == key => {}
@@ -425,8 +499,9 @@ impl Shipping {
         if self.place.read("format").await?.as_ref() != Some(&format) {
             self.send(&Piece::text("format", format)).await?;
         }
-        let here: Vec<u64> = closed.iter().map(|(number, _)| *number).collect();
-        lock(&self.state).remembered.keep_only(&here);
+        let closed = here.closed.iter().map(|(number, _)| number);
+        let known: BTreeSet<u64> = closed.chain(&here.husks).copied().collect();
+        lock(&self.state).remembered.keep_only(&known);
         Ok(())
     }
 
@@ -708,4 +783,9 @@ fn is_sent(held: &Held, sent: &Segment) -> bool {
 /// A segment's name in the state folder, and in every copy.
 fn name_of(number: u64) -> String {
     format!("segments/{number:020}.seg")
+}
+
+/// The name of what stays of a segment that was removed.
+fn husk_name(number: u64) -> String {
+    format!("segments/{number:020}.gone")
 }

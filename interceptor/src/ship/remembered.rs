@@ -3,7 +3,7 @@
 //! It spares looking, and proves nothing: a target is asked again, and what it no longer has goes to it again.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::DirBuilder,
     io::{self, ErrorKind},
     os::unix::fs::DirBuilderExt as _,
@@ -92,10 +92,8 @@ impl Remembered {
     }
 
     /// Forgets segments that aren't here any more: what became of them at the target is its own affair.
-    pub(super) fn keep_only(&mut self, here: &[u64]) {
-        self.kept
-            .segments
-            .retain(|number, _| here.binary_search(number).is_ok());
+    pub(super) fn keep_only(&mut self, here: &BTreeSet<u64>) {
+        self.kept.segments.retain(|number, _| here.contains(number));
     }
 
     pub(super) const fn vouch(&mut self, seq: u64) {
@@ -147,7 +145,7 @@ mod tests {
         save(&path, &bytes).unwrap();
         let mut again = Remembered::open(folder.path(), "/mnt/a");
         assert_eq!((again.segment(1), again.vouched()), (first.segment(1), 6));
-        again.keep_only(&[7, 9]);
+        again.keep_only(&[7, 9].into());
         assert_eq!(again.numbers(), [7]);
         assert!(Remembered::open(folder.path(), "/mnt/b").is_empty());
         std::fs::write(&path, b"{\"target\":").unwrap();
