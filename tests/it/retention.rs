@@ -212,4 +212,41 @@ fn what_is_old_goes_by_whose_it_is() {
         .unwrap();
     assert!(lines.contains("records_removed") && lines.contains("of short-b"));
     assert!(!lines.contains("of short-a"));
+    // What is damaged while a daemon runs stays: it is evidence. The others go.
+    let path = daemon.configuration();
+    let before = fs::read_to_string(&path).unwrap();
+    fs::write(&path, before.replace("age: 1h", "age: 10s")).unwrap();
+    daemon.restart().unwrap();
+    psql(&daemon, "long", &database, "SELECT 'of the first'");
+    daemon.restart().unwrap();
+    psql(&daemon, "long", &database, "SELECT 'of the second'");
+    daemon.restart().unwrap();
+    let segments = daemon.state().join("segments");
+    let named = |ending: &str| {
+        let names = fs::read_dir(&segments).unwrap();
+        let paths = names.map(|entry| entry.unwrap().path());
+        let mut paths: Vec<_> = paths
+            .filter(|path| path.extension().is_some_and(|found| found == ending))
+            .collect();
+        paths.sort();
+        paths
+    };
+    let closed = named("seg");
+    let [.., first, second, _] = &*closed else {
+        panic!("{closed:?}");
+    };
+    let whole = fs::read(first).unwrap();
+    let mut other = whole.clone();
+    *other.last_mut().unwrap() ^= 1;
+    fs::write(first, &other).unwrap();
+    run::wait_for("the second to go", SOON, || {
+        Ok((!second.exists()).then_some(()))
+    })
+    .unwrap();
+    assert!(first.exists());
+    let status = run::outcome(&mut daemon.command(["status"])).unwrap();
+    assert!(status.stdout.contains("isn't removed"), "{}", status.stdout);
+    fs::write(first, &whole).unwrap();
+    daemon.stop().unwrap();
+    assert_eq!(removed(&daemon), named("gone").len() as u64);
 }

@@ -69,7 +69,7 @@ pub(crate) use self::{
     feed::{Fresh, Full, Inlet, Outlet},
     follow::Follower,
     glance::{Fed, What},
-    removal::{Closed, Contents},
+    removal::{Closed, Contents, NotRemoved},
 };
 use crate::sync::lock;
 

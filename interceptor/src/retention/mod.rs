@@ -21,7 +21,7 @@ pub(crate) use self::holds::{PLACED, RELEASED};
 pub use self::{config::Retention, holds::Hold};
 use crate::{
     clock,
-    journal::{Closed, Contents, Journal, JournalError},
+    journal::{Closed, Contents, Journal, JournalError, NotRemoved},
     sync::lock,
 };
 
@@ -53,6 +53,8 @@ struct State {
     blocked: Option<String>,
     /// What is in closed segments.
     contents: BTreeMap<u64, Contents>,
+    /// Those that can't be read, and why.
+    damaged: BTreeMap<u64, String>,
 }
 
 /// How it stands.
@@ -147,7 +149,7 @@ impl Retainer {
         let blocked = lock(&self.state).blocked.clone()?;
         Some((
             blocked,
-            "release what is held, mend what it is shipped to, or allow more in `journal: {retention: {size: …}}`",
+            "release what is held, keep what is damaged as evidence elsewhere, or allow more in `journal: {retention: {size: …}}`",
         ))
     }
 
@@ -204,13 +206,15 @@ impl Retainer {
                 if waits(closed.number) {
                     continue;
                 }
-                if let Some(why) = self.expiry(journal, closed).await? {
-                    self.remove(journal, closed, &why).await?;
+                match self.expiry(journal, closed).await {
+                    Ok(None) => {}
+                    Ok(Some(why)) => self.remove(journal, closed, &why).await?,
+                    Err(error) => self.give_up(closed, error)?,
                 }
             }
         }
         let Some(limit) = self.config.size else {
-            return Ok(None);
+            return Ok(self.given_up());
         };
         let enough = limit - limit / SPARE;
         let mut bytes = self.measure().await?;
@@ -225,9 +229,29 @@ impl Retainer {
             self.remove(journal, closed, &why).await?;
             bytes = self.measure().await?;
         }
-        Ok((bytes > limit).then(|| {
-            format!("the state folder takes {bytes} of {limit} bytes, and nothing more of it may be removed")
-        }))
+        if bytes <= limit {
+            return Ok(self.given_up());
+        }
+        Ok(Some(format!(
+            "the state folder takes {bytes} of {limit} bytes, and nothing more of it may be removed"
+        )))
+    }
+
+    /// Leaves `closed` alone from now on if it is damaged: it is evidence, and the others can go.
+    fn give_up(&self, closed: Closed, error: NotRemoved) -> Result<(), String> {
+        let NotRemoved::Journal(JournalError::Damaged { .. }) = &error else {
+            return Err(error.to_string());
+        };
+        let mut state = lock(&self.state);
+        state.damaged.insert(closed.number, error.to_string());
+        Ok(())
+    }
+
+    /// What is damaged and stays for that.
+    fn given_up(&self) -> Option<String> {
+        let state = lock(&self.state);
+        let first = state.damaged.values().next();
+        first.map(|what| format!("a segment isn't removed: {what}"))
     }
 
     async fn measure(self: &Arc<Self>) -> Result<u64, String> {
@@ -246,9 +270,12 @@ impl Retainer {
             let held = own.held(&journal);
             let mut closed = journal.closed()?;
             let there: BTreeSet<u64> = closed.iter().map(|closed| closed.number).collect();
-            let contents = &mut lock(&own.state).contents;
-            contents.retain(|number, _| there.contains(number));
-            closed.retain(|closed| !held.contains(&closed.number));
+            let mut state = lock(&own.state);
+            state.contents.retain(|number, _| there.contains(number));
+            closed.retain(|closed| {
+                !held.contains(&closed.number) && !state.damaged.contains_key(&closed.number)
+            });
+            drop(state);
             Ok::<_, JournalError>(closed)
         });
         let listed = listed.await.map_err(|error| error.to_string())?;
@@ -267,7 +294,7 @@ impl Retainer {
         self: &Arc<Self>,
         journal: &Journal,
         closed: Closed,
-    ) -> Result<Option<String>, String> {
+    ) -> Result<Option<String>, NotRemoved> {
         let Some(least) = self.config.least_age() else {
             return Ok(None);
         };
@@ -282,8 +309,9 @@ impl Retainer {
                         return Ok(None);
                     }
                     let contents = journal.contents(&closed)?;
-                    let contents_of = &mut lock(&own.state).contents;
-                    contents_of.entry(closed.number).or_insert(contents).clone()
+                    let mut state = lock(&own.state);
+                    let known = state.contents.entry(closed.number);
+                    known.or_insert(contents).clone()
                 }
             };
             Ok::<_, JournalError>(
@@ -292,9 +320,10 @@ impl Retainer {
                     .filter(|age| is_over(contents.newest, *age, now)),
             )
         });
-        let age = read.await.map_err(|error| error.to_string())?;
-        let age = age.map_err(|error| error.to_string())?;
-        Ok(age.map(|age| format!("older than {} seconds", age.as_secs())))
+        let read = read
+            .await
+            .unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+        Ok(read?.map(|age| format!("older than {} seconds", age.as_secs())))
     }
 
     async fn remove(&self, journal: &Journal, closed: Closed, why: &str) -> Result<(), String> {
@@ -308,10 +337,10 @@ impl Retainer {
         if held.await.map_err(|error| error.to_string())? {
             return Ok(());
         }
-        journal
-            .remove(closed, why)
-            .await
-            .map_err(|error| error.to_string())
+        match journal.remove(closed, why).await {
+            Ok(()) => Ok(()),
+            Err(error) => self.give_up(closed, error),
+        }
     }
 }
 
