@@ -23,10 +23,11 @@ use rustc_hash::FxHashMap;
 use super::{
     JournalError,
     checkpoint::Key,
+    disk::taken_by,
     reader::Reader,
     seal::{self, Broken, Sealed},
     search::{Fresh, Gatherer, Shelf, Text},
-    segment::{Location, Recovered},
+    segment::{self, Location, Recovered},
     summary::{Part, SessionSummary, Wanted},
 };
 use crate::sync::lock;
@@ -145,7 +146,15 @@ impl Index {
         // From here on it is another one; a seal that stays is of an index that it doesn't fit.
         let lifted = seal::lift(directory);
         let is_whole = sealed == Sealed::Whole(recovered.next_seq);
-        let sled = if is_whole && lifted.is_ok() {
+        let [own, segments] =
+            [&path, &segment::folder(directory)].map(|folder| taken_by(folder).unwrap_or(0));
+        let is_bloated = is_bloated(own, segments);
+        if is_whole && is_bloated {
+            tracing::info!(
+                "the index takes {own} bytes for {segments} of segments: it is made anew"
+            );
+        }
+        let sled = if is_whole && !is_bloated && lifted.is_ok() {
             Sled::open(directory)
         } else {
             None
@@ -589,6 +598,15 @@ impl Block {
     }
 }
 
+/// Bytes that an index may take whatever there is of segments: sled makes room ahead.
+const BLOAT_MIN: u64 = 64 << 20;
+
+/// Whether it pays to make an index of `own` bytes anew from segments of so many. A fresh one takes a quarter of
+/// those at most; sled gives no room back for what it has forgotten.
+const fn is_bloated(own: u64, segments: u64) -> bool {
+    own > BLOAT_MIN && own > segments / 2
+}
+
 /// Where a session stands among all: newest first.
 fn place_of(session: &SessionSummary) -> (u64, u64) {
     (u64::MAX - session.started.0, session.session.0)
@@ -787,5 +805,18 @@ fn contained<T>(work: impl FnOnce() -> sled::Result<T>) -> Option<T> {
             None
         }
         Err(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_index_is_made_anew_when_most_of_what_it_knew_is_gone() {
+        const GIB: u64 = 1 << 30;
+        assert!(!is_bloated(GIB / 4, GIB));
+        assert!(is_bloated(GIB / 4, GIB / 4));
+        assert!(!is_bloated(8 << 20, 0), "it has room ahead");
     }
 }

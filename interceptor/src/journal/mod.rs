@@ -46,6 +46,14 @@ use std::{
 use interceptor_core::record::{Event, Record, SessionId, Timestamp};
 use tokio::sync::{broadcast, watch};
 
+pub(crate) use self::{
+    disk::taken_by,
+    export::plain,
+    feed::{Fresh, Full, Inlet, Outlet},
+    follow::Follower,
+    glance::{Fed, What},
+    removal::{Closed, Contents, NotRemoved},
+};
 use self::{
     disk::{Disk, Local},
     spill::Spill,
@@ -63,13 +71,6 @@ pub use self::{
     search::{Found, SEARCHED, Seen, Text, TextError},
     summary::{Decided, Deeds, SessionSummary, Some64, Wanted, sessions},
     verify::{Kept, Kind, Problem, Report, verify},
-};
-pub(crate) use self::{
-    export::plain,
-    feed::{Fresh, Full, Inlet, Outlet},
-    follow::Follower,
-    glance::{Fed, What},
-    removal::{Closed, Contents, NotRemoved},
 };
 use crate::sync::lock;
 

@@ -6,8 +6,6 @@ mod holds;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
-    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
@@ -21,12 +19,18 @@ pub(crate) use self::holds::{PLACED, RELEASED};
 pub use self::{config::Retention, holds::Hold};
 use crate::{
     clock,
-    journal::{Closed, Contents, Journal, JournalError, NotRemoved},
+    journal::{Closed, Contents, Journal, JournalError, NotRemoved, taken_by},
     sync::lock,
 };
 
 /// How often it is looked how much there is, where that has a limit.
 const SIZE_EVERY: Duration = Duration::from_millis(500);
+
+/// The same while there is plenty of room: a look takes some milliseconds for thousands of segments.
+const SIZE_SELDOM: Duration = Duration::from_secs(5);
+
+/// Room that no disk fills between two looks then, in bytes.
+const PLENTY: u64 = 8 << 30;
 
 /// How often it is looked how old things are, at the least.
 const AGE_EVERY: Duration = Duration::from_secs(60);
@@ -130,7 +134,7 @@ impl Retainer {
         Standing {
             // Where nothing is looked at all the time it is now.
             bytes: match (known, self.config.size) {
-                (0, _) | (_, None) => size_of(&self.directory).unwrap_or(known),
+                (0, _) | (_, None) => taken_by(&self.directory).unwrap_or(known),
                 _ => known,
             },
             held: self.holds.all().len() as u64,
@@ -170,15 +174,27 @@ impl Retainer {
             let mut since_ages = age_every;
             loop {
                 let with_ages = since_ages >= age_every;
-                since_ages = if with_ages { every } else { since_ages + every };
                 let blocked = match own.round(&journal, &waits, with_ages).await {
                     Ok(blocked) => blocked,
                     Err(error) => Some(format!("a segment can't be removed: {error}")),
                 };
                 own.note(&journal, blocked);
-                sleep(every).await;
+                let pause = if own.has_plenty() {
+                    every.max(SIZE_SELDOM).min(age_every)
+                } else {
+                    every
+                };
+                since_ages = if with_ages { pause } else { since_ages + pause };
+                sleep(pause).await;
             }
         });
+    }
+
+    /// Whether there is so much room that it needn't be looked after closely.
+    fn has_plenty(&self) -> bool {
+        let bytes = lock(&self.state).bytes;
+        let enough = self.config.size.map(|limit| limit - limit / SPARE);
+        enough.is_some_and(|enough| enough.saturating_sub(bytes) > PLENTY)
     }
 
     /// Says on record, once, that something should go and doesn't.
@@ -218,6 +234,9 @@ impl Retainer {
         };
         let enough = limit - limit / SPARE;
         let mut bytes = self.measure().await?;
+        if bytes <= enough {
+            return Ok(self.given_up());
+        }
         for closed in self.closed(journal).await? {
             if bytes <= enough {
                 break;
@@ -256,7 +275,7 @@ impl Retainer {
 
     async fn measure(self: &Arc<Self>) -> Result<u64, String> {
         let own = self.clone();
-        let bytes = spawn_blocking(move || size_of(&own.directory)).await;
+        let bytes = spawn_blocking(move || taken_by(&own.directory)).await;
         let bytes = bytes.map_err(|error| error.to_string())?;
         let bytes = bytes.map_err(|error| format!("{}: {error}", self.directory.display()))?;
         lock(&self.state).bytes = bytes;
@@ -364,21 +383,4 @@ impl Retention {
 fn is_over(newest: Timestamp, age: Duration, now: Timestamp) -> bool {
     let passed = now.0.saturating_sub(newest.0);
     u128::from(passed) >= age.as_nanos()
-}
-
-/// What all files in `folder` take of the disk, in bytes: some have room ahead, some have holes.
-fn size_of(folder: &Path) -> io::Result<u64> {
-    let mut sum = 0;
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        // What is gone by now takes nothing.
-        let Ok(found) = entry.metadata() else {
-            continue;
-        };
-        sum += match found.is_dir() {
-            true => size_of(&entry.path()).unwrap_or(0),
-            false => found.blocks() * 512,
-        };
-    }
-    Ok(sum)
 }
