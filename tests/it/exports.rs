@@ -341,6 +341,20 @@ fn the_same_records_give_the_same_bytes() {
             !first.is_empty() && first == second,
             "{format} of everything"
         );
+        // One that was interrupted is gone on with, and is the same then; what is another's isn't.
+        let name = format!("resumed.{format}");
+        let partial = daemon.folder().join(format!("{name}.partial"));
+        fs::write(&partial, &first[..first.len() / 2]).unwrap();
+        let resumed = [&arguments[..], &["--resume"]].concat();
+        let made = fs::read(export(&daemon, &name, &resumed)).unwrap();
+        assert!(made == first && !partial.exists(), "{format} resumed");
+        let mut other = first[..first.len() / 2].to_vec();
+        other[first.len() / 4] ^= 1;
+        fs::write(&partial, &other).unwrap();
+        let mut command = daemon.command(["export", "--output"]);
+        let said = run::outcome(command.arg(daemon.folder().join(&name)).args(&resumed)).unwrap();
+        assert!(said.stderr.contains("not the beginning"), "{}", said.stderr);
+        assert!(fs::read(&partial).unwrap() == other, "{format} is left");
     }
 }
 

@@ -1,5 +1,7 @@
 //! `interceptor export`: the journal for other programs.
 
+mod file;
+
 use std::{
     fs,
     io::{self, BufWriter, IsTerminal as _, Write},
@@ -9,11 +11,11 @@ use std::{
     time::Duration,
 };
 
-use aws_lc_rs::digest;
 use clap::ValueEnum;
 use interceptor_core::record::{Record, SessionId, Timestamp};
 use serde_json::Value;
 
+use self::file::Target;
 use super::{
     Context, Outcome, client::Reading, display::message, failed::Failed, offline,
     timeline::Timeline,
@@ -39,6 +41,7 @@ use crate::{
   interceptor export --session 8d3f00a1b2c4e5f6 --format asciicast | asciinema play -
   interceptor export --session 8d3f00a1b2c4e5f6 --format evidence --output session.evidence
   interceptor export --evidence session.evidence --format html --output session.html
+  interceptor export --until 2026-11-01T00:00:00Z --output all.jsonl --resume
   interceptor export --state /path/to/copy --session 8d3f00a1b2c4e5f6")]
 pub(super) struct Arguments {
     /// Only this session
@@ -62,6 +65,10 @@ pub(super) struct Arguments {
     /// Write to this file, readable by its owner alone, instead of stdout
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Go on with FILE.partial, which an export that was interrupted has left. What is in it is compared and not written
+    /// again
+    #[arg(long, requires = "output")]
+    resume: bool,
     /// Read this state folder (of a stopped daemon, or a copy) instead of asking the daemon
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
@@ -238,8 +245,10 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> Outcome {
             Ok(ExitCode::SUCCESS)
         }
         Err(failed) => {
-            // It may never have been made.
-            _ = fs::remove_file(&partial);
+            // What is there is what `--resume` goes on with; of nothing nobody does.
+            if fs::metadata(&partial).is_ok_and(|left| left.len() == 0) {
+                _ = fs::remove_file(&partial);
+            }
             Err(failed)
         }
     }
@@ -269,47 +278,25 @@ fn private(path: &Path) -> io::Result<fs::File> {
         .open(path)
 }
 
-/// Writes to a file, and what it writes has a hash.
-struct Hashing {
-    file: fs::File,
-    hash: digest::Context,
-    bytes: u64,
-}
-
-impl Write for Hashing {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.file.write(bytes)?;
-        self.hash.update(bytes.get(..written).unwrap_or_default());
-        self.bytes += written as u64;
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
-    }
-}
-
 /// Writes what was asked for to the file at `path`; says how much, and what it is then.
 fn to_file(context: &Context, arguments: &Arguments, path: &Path) -> Result<(u64, Made), Failed> {
-    let file = private(path).map_err(|error| unwritable(path, &error))?;
-    let mut out = BufWriter::new(Hashing {
-        file,
-        hash: digest::Context::new(&digest::SHA256),
-        bytes: 0,
-    });
+    let unwritable = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound if arguments.resume => {
+            Failed::because(format!("there is no {} to go on with", path.display()))
+                .with_remedy("begin anew without --resume")
+        }
+        _ => unwritable(path, &error),
+    };
+    let mut out = BufWriter::new(Target::open(path, arguments.resume).map_err(unwritable)?);
     let count = write(context, arguments, &mut out)?;
-    let out = out
+    let target = out
         .into_inner()
-        .map_err(|error| unwritable(path, error.error()))?;
-    out.file
-        .sync_all()
-        .map_err(|error| unwritable(path, &error))?;
-    let mut sha256 = [0; 32];
-    sha256.copy_from_slice(out.hash.finish().as_ref());
+        .map_err(|error| unwritable(error.into_error()))?;
+    let (bytes, sha256) = target.finish().map_err(unwritable)?;
     let format = arguments.format.to_possible_value();
     let made = Made {
         sha256,
-        bytes: out.bytes,
+        bytes,
         format: format.map_or_else(String::new, |format| format.get_name().to_owned()),
         asked: arguments.title(),
     };
