@@ -1,7 +1,7 @@
 //! Copies of the journal off this host: each segment as soon as it is closed, with what `interceptor verify` and
 //! `interceptor export` need to work on the copy alone.
 //!
-//! A copy has the names of the state folder: `segments/N.seg`, `checkpoint`, `journal.pub`, `format`. A segment goes
+//! A copy has the names of the state folder: `segments/N.seg`, `checkpoint`, `journal.pub`, `journal.keys`, `format`. A segment goes
 //! there once and is never replaced: where a target has another one under its name, both are evidence. What a target
 //! is said to have it was asked for, and where it can't tell a digest it is read back. Nothing is queued: what isn't
 //! there yet stands in the journal. A target that is dead delays nobody, unless it is required.
@@ -46,7 +46,7 @@ pub(crate) use self::{
 use crate::{
     clock,
     fetch::{self, Fetch},
-    journal::{Journal, Reader},
+    journal::{Journal, Reader, is_of_one_journal, is_signed_with},
     sync::lock,
 };
 
@@ -133,6 +133,8 @@ enum Place {
 struct Round {
     /// The target was seen to have a copy of this journal and no other.
     is_prepared: bool,
+    /// The public key that stands there.
+    key: Vec<u8>,
     /// Up to which record the journal was looked through.
     looked_up_to: u64,
     /// Whose turn it is to be asked for.
@@ -327,6 +329,7 @@ impl Shipping {
         let on_disk = journal.map(Journal::durable_seq);
         let is_idle = lock(&self.state).waiting == 0 && lock(&self.state).failing.is_none();
         if round.is_prepared && is_idle && on_disk == Some(round.looked_up_to) {
+            self.show_key(&mut round).await?;
             self.save(&mut round).await;
             return self.audit(&mut round).await;
         }
@@ -335,7 +338,7 @@ impl Shipping {
         let closed = self.closed(journal.is_some()).await?;
         self.measure(&closed, journal);
         if !round.is_prepared || !is_idle {
-            self.prepare(&closed).await?;
+            round.key = self.prepare(&closed).await?;
             round.is_prepared = true;
         }
         for (number, next) in &closed {
@@ -351,6 +354,7 @@ impl Shipping {
             self.measure(&closed, journal);
         }
         self.vouch(checkpoints, &closed, &mut round).await?;
+        self.show_key(&mut round).await?;
         self.measure(&closed, journal);
         let refused = lock(&self.state).waiting;
         if refused > 0 {
@@ -399,16 +403,23 @@ impl Shipping {
         journal.withhold(&self.name, why);
     }
 
-    /// Finds out whether the target is for this journal, and has it begin with what says whose copy it is.
-    async fn prepare(&self, closed: &[(u64, Option<u64>)]) -> Result<(), String> {
-        let key = self.own("journal.pub").await?;
+    /// Finds out whether the target is for this journal, and has it begin with what says whose copy it is: the public
+    /// key, which may be an earlier one of this journal's.
+    async fn prepare(&self, closed: &[(u64, Option<u64>)]) -> Result<Vec<u8>, String> {
+        let mut key = self.own("journal.pub").await?;
         match self.place.read("journal.pub").await? {
             Some(held) if held == key => {}
-            Some(_) => {
-                return Err(
-                    "it has the copy of another journal: give this one another folder or prefix"
-                        .to_owned(),
-                );
+            Some(held) => {
+                let (directory, earlier) = (self.directory.clone(), held.clone());
+                let is_ours =
+                    spawn_blocking(move || is_of_one_journal(&directory, &earlier, &key)).await;
+                if !is_ours.map_err(|error| error.to_string())? {
+                    return Err(
+                        "it has the copy of another journal: give this one another folder or prefix"
+                            .to_owned(),
+                    );
+                }
+                key = held;
             }
             None => {
                 let is_new = lock(&self.state).remembered.is_empty();
@@ -418,7 +429,7 @@ impl Shipping {
                             .to_owned(),
                     );
                 }
-                self.send(&Piece::text("journal.pub", key)).await?;
+                self.send(&Piece::text("journal.pub", key.clone())).await?;
             }
         }
         let format = self.own("format").await?;
@@ -427,6 +438,24 @@ impl Shipping {
         }
         let here: Vec<u64> = closed.iter().map(|(number, _)| *number).collect();
         lock(&self.state).remembered.keep_only(&here);
+        Ok(key)
+    }
+
+    /// Has the copy show the key in force once that has signed what it has; until then the one that it shows leads
+    /// there by the records.
+    async fn show_key(&self, round: &mut Round) -> Result<(), String> {
+        let key = self.own("journal.pub").await?;
+        if key == round.key {
+            return Ok(());
+        }
+        let there = self.place.read("checkpoint").await?;
+        if !there.is_some_and(|note| is_signed_with(&note, &key)) {
+            return Ok(());
+        }
+        let statements = self.own("journal.keys").await?;
+        self.send(&Piece::text("journal.keys", statements)).await?;
+        self.send(&Piece::text("journal.pub", key.clone())).await?;
+        round.key = key;
         Ok(())
     }
 
