@@ -575,7 +575,7 @@ mod tests {
         assert_eq!(
             text(&report, Path::new("/s"), false),
             "intact: /s: 30 records in 2 blocks, 1 segment, signed up to record 30\n\
-             removed: 7,000 records in 2 segments by retention, each on record\n"
+             removed: 7000 records in 2 segments by retention, each on record\n"
         );
         report.problems.push(Problem {
             kind: Kind::Changed,

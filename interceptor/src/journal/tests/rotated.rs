@@ -1,19 +1,22 @@
 //! Keys that follow one another: whoever kept any of them can check, whoever has an old one can't go on, and no crash
 //! leaves a journal without its key.
 
-use std::os::unix::fs::PermissionsExt as _;
+use std::{
+    os::unix::fs::PermissionsExt as _,
+    time::{Duration, Instant},
+};
 
 use super::{
     super::{
         KEY_ROTATED, Kind, Made, Manifest, Problem, Report,
         checkpoint::{Checkpoint, Key},
-        disk::Local,
+        disk::{Disk as _, Local},
         evidence, is_of_one_journal, prove,
         succession::{self, Rotation},
         tree::Tree,
     },
     crashes::Life,
-    memory::{CRASHES, Crash, Fault, When},
+    memory::{CRASHES, Crash, Fault, Memory, When},
     *,
 };
 
@@ -308,4 +311,91 @@ fn no_crash_takes_the_key() {
         }
     }
     assert!(finished > 100, "{finished}");
+}
+
+/// What a daemon leaves in a folder of its own whose evidence was on `disk` and the rest in `directory`.
+fn left(disk: &Memory, directory: &Path) -> TempDir {
+    let folder = folder();
+    let to = folder.path();
+    fs::create_dir(to.join("segments")).unwrap();
+    for entry in fs::read_dir(directory).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_file() && entry.file_name() != "lock" {
+            fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        }
+    }
+    for part in ["", "segments"] {
+        for name in disk.list(&directory.join(part)).unwrap() {
+            let bytes = disk.read(&directory.join(part).join(&name));
+            if let Ok(bytes) = bytes {
+                fs::write(to.join(part).join(name), bytes).unwrap();
+            }
+        }
+    }
+    folder
+}
+
+#[test]
+fn a_daemon_that_is_killed_at_it_is_gone_on_with() {
+    let (mut replayed, mut done, mut undone) = (0, 0, 0);
+    for n in 0..45 {
+        let here = folder();
+        let disk = Memory::new(n);
+        let journal = Journal::open_on(disk.clone(), here.path(), 1 << 20).unwrap();
+        signed(&journal, 1, "before");
+        let first = disk.read(&here.path().join("journal.pub")).unwrap();
+        let first = String::from_utf8(first).unwrap();
+        let when = When::Nth {
+            left: n as usize,
+            stays: true,
+        };
+        disk.fail(when, Fault::Error);
+        let rotating = journal.clone();
+        let asked = std::thread::spawn(move || rotating.rotate("somebody", "why not").is_ok());
+        let until = Instant::now() + Duration::from_secs(5);
+        while !asked.is_finished() && disk.failed().0 < 3 && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        // It goes on with what waits behind the rotation, as far as it takes any.
+        let behind = [notice("behind")];
+        let agent = Arc::from("agent");
+        let _ = journal.append(Some(SessionId(1)), &agent, Timestamp(1), behind);
+        let how = CRASHES[n as usize % 2];
+        let killed = disk.crash(how);
+        killed.fail(When::Never, Fault::Error);
+        let there = left(&killed, here.path());
+        disk.fail(When::Never, Fault::Error);
+        let was_done = asked.join().unwrap();
+        journal.close();
+
+        // A block that is torn is cut off by the start; all else is as it has to be before that as well.
+        let found = report(there.path(), &first, &[]);
+        let mut others = found.problems.iter();
+        assert!(
+            others.all(|problem| problem.kind == Kind::Truncated),
+            "{n}: {:?}",
+            found.problems
+        );
+        let on_record = found.rotations;
+        let next = Journal::open(there.path()).unwrap();
+        signed(&next, 1, "behind all");
+        next.close();
+        let checked = report(there.path(), &first, &[]);
+        assert_eq!(checked.problems, [], "{n}");
+        assert_eq!(problems(there.path()), Vec::<String>::new(), "{n}");
+        assert_eq!(
+            checked.rotations == 1,
+            public(there.path()) != first,
+            "{n}: {was_done}"
+        );
+        assert!(!there.path().join("journal.key.next").exists());
+        replayed += checked.rotations - on_record;
+        done += on_record;
+        undone += 1 - checked.rotations;
+    }
+    // Before it was on record, kept and not written, and written.
+    assert!(
+        undone > 0 && replayed > 0 && done > 0,
+        "{undone} {replayed} {done}"
+    );
 }
