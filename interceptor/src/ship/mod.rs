@@ -1,10 +1,10 @@
 //! Copies of the journal off this host: each segment as soon as it is closed, with what `interceptor verify` and
 //! `interceptor export` need to work on the copy alone.
 //!
-//! A copy has the names of the state folder: `segments/N.seg`, `checkpoint`, `journal.pub`, `journal.keys`, `format`. A segment goes
-//! there once and is never replaced: where a target has another one under its name, both are evidence. What a target
-//! is said to have it was asked for, and where it can't tell a digest it is read back. Nothing is queued: what isn't
-//! there yet stands in the journal. A target that is dead delays nobody, unless it is required.
+//! A copy has the names of the state folder: `segments/N.seg`, `checkpoint`, `journal.pub`, `journal.keys`, `format`. A
+//! segment goes there once and is never replaced: where a target has another one under its name, both are evidence.
+//! What a target is said to have it was asked for, and where it can't tell a digest it is read back. Nothing is queued:
+//! what isn't there yet stands in the journal. A target that is dead delays nobody, unless it is required.
 
 mod checkpoints;
 mod config;
@@ -46,7 +46,7 @@ pub(crate) use self::{
 use crate::{
     clock,
     fetch::{self, Fetch},
-    journal::{Journal, Reader, is_of_one_journal, is_signed_with},
+    journal::{Journal, Reader, identity, is_of_one_journal, is_signed_with},
     sync::lock,
 };
 
@@ -429,6 +429,10 @@ impl Shipping {
                             .to_owned(),
                     );
                 }
+                // The first checkpoint there may be one of a key before the one in force.
+                let directory = self.directory.clone();
+                let first = spawn_blocking(move || identity(&directory)).await;
+                key = first.map_err(|error| error.to_string())?;
                 self.send(&Piece::text("journal.pub", key.clone())).await?;
             }
         }
