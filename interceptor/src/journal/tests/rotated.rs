@@ -337,65 +337,75 @@ fn left(disk: &Memory, directory: &Path) -> TempDir {
 
 #[test]
 fn a_daemon_that_is_killed_at_it_is_gone_on_with() {
-    let (mut replayed, mut done, mut undone) = (0, 0, 0);
-    for n in 0..45 {
-        let here = folder();
-        let disk = Memory::new(n);
-        let journal = Journal::open_on(disk.clone(), here.path(), 1 << 20).unwrap();
-        signed(&journal, 1, "before");
-        let first = disk.read(&here.path().join("journal.pub")).unwrap();
-        let first = String::from_utf8(first).unwrap();
-        let when = When::Nth {
-            left: n as usize,
-            stays: true,
-        };
-        disk.fail(when, Fault::Error);
-        let rotating = journal.clone();
-        let asked = std::thread::spawn(move || rotating.rotate("somebody", "why not").is_ok());
-        let until = Instant::now() + Duration::from_secs(5);
-        while !asked.is_finished() && disk.failed().0 < 3 && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        // It goes on with what waits behind the rotation, as far as it takes any.
-        let behind = [notice("behind")];
-        let agent = Arc::from("agent");
-        let _ = journal.append(Some(SessionId(1)), &agent, Timestamp(1), behind);
-        let how = CRASHES[n as usize % 2];
-        let killed = disk.crash(how);
-        killed.fail(When::Never, Fault::Error);
-        let there = left(&killed, here.path());
-        disk.fail(When::Never, Fault::Error);
-        let was_done = asked.join().unwrap();
-        journal.close();
-
-        // A block that is torn is cut off by the start; all else is as it has to be before that as well.
-        let found = report(there.path(), &first, &[]);
-        let mut others = found.problems.iter();
-        assert!(
-            others.all(|problem| problem.kind == Kind::Truncated),
-            "{n}: {:?}",
-            found.problems
-        );
-        let on_record = found.rotations;
-        let next = Journal::open(there.path()).unwrap();
-        signed(&next, 1, "behind all");
-        next.close();
-        let checked = report(there.path(), &first, &[]);
-        assert_eq!(checked.problems, [], "{n}");
-        assert_eq!(problems(there.path()), Vec::<String>::new(), "{n}");
-        assert_eq!(
-            checked.rotations == 1,
-            public(there.path()) != first,
-            "{n}: {was_done}"
-        );
-        assert!(!there.path().join("journal.key.next").exists());
-        replayed += checked.rotations - on_record;
-        done += on_record;
-        undone += 1 - checked.rotations;
-    }
+    // Each waits for checkpoints most of the time.
+    let lives = |first| (first..45).step_by(6).map(killed_at);
+    let found: Vec<[u64; 3]> = std::thread::scope(|scope| {
+        let threads = [0, 1, 2, 3, 4, 5].map(|first| scope.spawn(move || lives(first).collect()));
+        let found = threads.map(|thread: std::thread::ScopedJoinHandle<'_, Vec<_>>| thread.join());
+        found.into_iter().flat_map(Result::unwrap).collect()
+    });
     // Before it was on record, kept and not written, and written.
+    for place in 0..3 {
+        assert!(found.iter().any(|life| life[place] > 0), "{found:?}");
+    }
+}
+
+/// The disk fails from the `n`-th operation of a rotation on, and the daemon is killed: whether the rotation was not
+/// kept, kept and not written, or written.
+fn killed_at(n: u64) -> [u64; 3] {
+    let here = folder();
+    let disk = Memory::new(n);
+    let journal = Journal::open_on(disk.clone(), here.path(), 1 << 20).unwrap();
+    signed(&journal, 1, "before");
+    let first = disk.read(&here.path().join("journal.pub")).unwrap();
+    let first = String::from_utf8(first).unwrap();
+    let when = When::Nth {
+        left: n as usize,
+        stays: true,
+    };
+    disk.fail(when, Fault::Error);
+    let rotating = journal.clone();
+    let asked = std::thread::spawn(move || rotating.rotate("somebody", "why not").is_ok());
+    let until = Instant::now() + Duration::from_secs(5);
+    while !asked.is_finished() && disk.failed().0 < 3 && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    // It goes on with what waits behind the rotation, as far as it takes any.
+    let behind = [notice("behind")];
+    let agent = Arc::from("agent");
+    let _ = journal.append(Some(SessionId(1)), &agent, Timestamp(1), behind);
+    let how = CRASHES[n as usize % 2];
+    let killed = disk.crash(how);
+    killed.fail(When::Never, Fault::Error);
+    let there = left(&killed, here.path());
+    disk.fail(When::Never, Fault::Error);
+    let was_done = asked.join().unwrap();
+    journal.close();
+
+    // A block that is torn is cut off by the start; all else is as it has to be before that as well.
+    let found = report(there.path(), &first, &[]);
+    let mut others = found.problems.iter();
     assert!(
-        undone > 0 && replayed > 0 && done > 0,
-        "{undone} {replayed} {done}"
+        others.all(|problem| problem.kind == Kind::Truncated),
+        "{n}: {:?}",
+        found.problems
     );
+    let on_record = found.rotations;
+    let next = Journal::open(there.path()).unwrap();
+    signed(&next, 1, "behind all");
+    next.close();
+    let checked = report(there.path(), &first, &[]);
+    assert_eq!(checked.problems, [], "{n}");
+    assert_eq!(problems(there.path()), Vec::<String>::new(), "{n}");
+    assert_eq!(
+        checked.rotations == 1,
+        public(there.path()) != first,
+        "{n}: {was_done}"
+    );
+    assert!(!there.path().join("journal.key.next").exists());
+    [
+        1 - checked.rotations,
+        checked.rotations - on_record,
+        on_record,
+    ]
 }
