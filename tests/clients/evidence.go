@@ -22,6 +22,7 @@ import (
 type line struct {
 	Kind       string
 	Checkpoint string
+	Rotations  []string
 	Index      int64
 	Before     string
 	Header     string
@@ -56,6 +57,29 @@ func leaf(block line) []byte {
 	return hash[:]
 }
 
+// follow gives the key that the rotations lead to from one that was kept: each is signed by the key before the one that
+// it names. Those before the kept key are signed by others, and lead nowhere.
+func follow(verifier note.Verifier, rotations []string) (note.Verifier, error) {
+	for _, rotation := range rotations {
+		signed, err := note.Open([]byte(rotation), note.VerifierList(verifier))
+		var unverified *note.UnverifiedNoteError
+		if errors.As(err, &unverified) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		lines := strings.Split(signed.Text, "\n")
+		if len(lines) < 3 || lines[0] != "interceptor/journal-key" || !strings.HasPrefix(lines[2], "new ") {
+			continue
+		}
+		if verifier, err = note.NewVerifier(strings.TrimPrefix(lines[2], "new ")); err != nil {
+			return nil, err
+		}
+	}
+	return verifier, nil
+}
+
 func check(key, file string) (int, error) {
 	text, err := os.ReadFile(key)
 	if err != nil {
@@ -80,6 +104,9 @@ func check(key, file string) (int, error) {
 			return proved, err
 		}
 		if next.Kind == "evidence" {
+			if verifier, err = follow(verifier, next.Rotations); err != nil {
+				return proved, err
+			}
 			signed, err := note.Open([]byte(next.Checkpoint), note.VerifierList(verifier))
 			if err != nil {
 				return proved, err

@@ -30,7 +30,7 @@ static CHECKER: LazyLock<(TempDir, PathBuf)> = LazyLock::new(|| {
 });
 
 /// How many blocks the checker finds proved.
-fn checked(key: &Path, file: &Path) -> Result<usize, String> {
+pub(crate) fn checked(key: &Path, file: &Path) -> Result<usize, String> {
     let outcome = run::outcome(Command::new(&CHECKER.1).arg(key).arg(file)).unwrap();
     match outcome.status.success() {
         true => Ok(outcome.stdout.trim().parse().unwrap()),
@@ -38,7 +38,7 @@ fn checked(key: &Path, file: &Path) -> Result<usize, String> {
     }
 }
 
-fn verified(daemon: &Daemon, key: &Path, file: &Path) -> (Value, bool) {
+pub(crate) fn verified(daemon: &Daemon, key: &Path, file: &Path) -> (Value, bool) {
     let arguments = ["-o", "json", "verify", "--key"];
     let mut command = daemon.command(arguments);
     let outcome = run::outcome(command.arg(key).arg(file)).unwrap();

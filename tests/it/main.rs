@@ -42,6 +42,7 @@ mod redirect;
 mod refusals;
 mod replay;
 mod retention;
+mod rotation;
 mod search;
 mod ship;
 mod stream;

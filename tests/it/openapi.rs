@@ -446,6 +446,16 @@ fn everything_that_is_answered_is_documented() {
         let (status, said) = bench.post(by, &format!("{session}/{way}"), body);
         assert_eq!(status, expected, "{by:?} {way}: {said}");
     }
+    for (by, body, expected) in [
+        (By::Viewer, reason("yearly"), 403),
+        (By::Token, reason(" "), 400),
+        (By::Token, reason("yearly"), 200),
+        (By::Cookie, reason("once more"), 200),
+        (By::Socket, reason("and again"), 200),
+    ] {
+        let (status, said) = bench.post(by, "/v1/journal/key", body);
+        assert_eq!(status, expected, "{by:?}: {said}");
+    }
     let nobody = "/v1/sessions/0000000000000000/hold";
     assert_eq!(bench.post(By::Token, nobody, reason("x")).0, 404);
     for by in WAYS {

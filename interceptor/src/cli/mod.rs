@@ -14,6 +14,7 @@ mod doctor;
 mod engines;
 mod export;
 mod failed;
+mod journal;
 mod launch;
 mod offline;
 mod policy;
@@ -95,6 +96,8 @@ enum Command {
     Policy(policy::Command),
     Export(export::Arguments),
     Verify(verify::Arguments),
+    #[command(subcommand)]
+    Journal(journal::Command),
     #[command(subcommand)]
     Ca(ca::Command),
     Status(status::Arguments),
@@ -180,6 +183,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Console(command) => console::run(&context, &command),
         Command::Export(arguments) => export::run(&context, &arguments),
         Command::Verify(arguments) => verify::run(&context, &arguments),
+        Command::Journal(command) => journal::run(&context, command),
         Command::Ca(command) => ca::run(&context, &command),
         Command::Status(arguments) => status::run(&context, &arguments),
         Command::Doctor(arguments) => doctor::run(&context, &arguments),

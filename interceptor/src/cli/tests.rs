@@ -54,6 +54,7 @@ fn what_the_documentation_shows_parses() {
         "interceptor export --format asciicast --pause-max 1m",
         "interceptor verify",
         "interceptor verify /path/to/copy --key journal.pub",
+        "interceptor journal rotate-key --reason yearly",
         "interceptor status -o json",
         "interceptor completions bash",
         "interceptor man /tmp/man",
@@ -98,6 +99,7 @@ fn usage_errors_end_with_2_and_say_what_is_right() {
             "cannot be used with",
         ),
         ("interceptor policy suggest", "--agent <NAME>"),
+        ("interceptor journal rotate-key", "--reason <TEXT>"),
         ("interceptor agnets", "similar"),
         ("interceptor serve --instance a/b", "can't name an instance"),
     ] {

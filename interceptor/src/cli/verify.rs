@@ -39,8 +39,9 @@ pub(super) struct Arguments {
     /// A state folder, a copy of one, or an evidence file of some sessions, or the manifest
     /// of an exported file [default: this host's journal]
     path: Option<PathBuf>,
-    /// The public key to check signatures with, kept apart from the journal [default: the
-    /// journal's own, which whoever rewrites all of it could replace]
+    /// The public key to check signatures with, kept apart from the journal: the one in force or an
+    /// earlier one, from which on the records of rotations lead to it [default: the journal's own, which
+    /// whoever rewrites all of it could replace]
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
     /// A copy of the journal's file `checkpoint` that was kept apart from it: shows whether the journal
@@ -107,7 +108,13 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> Outcome {
             })?;
             let kept = String::from_utf8_lossy(&note);
             let name = path.display().to_string();
-            Ok(notes(&kept).map(move |note| (name.clone(), note)).collect())
+            // A file that is no note is one that was changed.
+            let notes = match journal::notes(&kept) {
+                notes if notes.is_empty() => vec![kept.into_owned()],
+                notes => notes,
+            };
+            let notes = notes.into_iter().map(|note| (name.clone(), note));
+            Ok(notes.collect())
         })
         .collect::<Result<Vec<Vec<_>>, Failed>>()?
         .concat();
@@ -320,16 +327,6 @@ fn unproven((seq, what): (u64, String)) -> Problem {
     }
 }
 
-/// The checkpoints in a file: one, or one behind the other with an empty line between them, as a witness keeps them.
-fn notes(kept: &str) -> impl Iterator<Item = String> {
-    // A note is a text and its signatures, with an empty line between the two.
-    let parts: Vec<&str> = kept.trim_end_matches('\n').split("\n\n").collect();
-    let notes = parts
-        .chunks(2)
-        .map(|note| format!("{}\n", note.join("\n\n")));
-    notes.collect::<Vec<_>>().into_iter()
-}
-
 /// What a look found.
 #[derive(Debug, PartialEq, Eq, serde::Serialize)]
 struct Checked {
@@ -451,8 +448,16 @@ fn text(report: &Report, folder: &Path, color: bool) -> String {
                 count(segments, "segment"),
             ),
         };
+        let rotated = match report.rotations {
+            0 => String::new(),
+            rotations => format!(
+                "{}: {} of the journal's key, each signed by the key before\n",
+                paint(Style::Good, "keys", color),
+                count(rotations, "rotation"),
+            ),
+        };
         return format!(
-            "{}: {folder}: {what}, {signed}{witnessed}\n{removed}",
+            "{}: {folder}: {what}, {signed}{witnessed}\n{removed}{rotated}",
             paint(Style::Good, "intact", color)
         );
     }
@@ -550,6 +555,7 @@ mod tests {
             records: 30,
             removed_segments: 0,
             removed_records: 0,
+            rotations: 0,
             signed_up_to: Some(30),
             witnessed_up_to: None,
             problems: Vec::new(),
@@ -558,7 +564,14 @@ mod tests {
             text(&report, Path::new("/s"), false),
             "intact: /s: 30 records in 2 blocks, 1 segment, signed up to record 30\n"
         );
+        report.rotations = 1;
+        assert_eq!(
+            text(&report, Path::new("/s"), false),
+            "intact: /s: 30 records in 2 blocks, 1 segment, signed up to record 30\n\
+             keys: 1 rotation of the journal's key, each signed by the key before\n"
+        );
         (report.removed_segments, report.removed_records) = (2, 7_000);
+        report.rotations = 0;
         assert_eq!(
             text(&report, Path::new("/s"), false),
             "intact: /s: 30 records in 2 blocks, 1 segment, signed up to record 30\n\

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     approval::{Approvals, VoteError, Voter},
     confine::Places,
-    journal::{Journal, JournalError, Stopped},
+    journal::{Journal, JournalError, NotRotated, Stopped},
     kernel::KernelError,
     retention::Retainer,
     secret::Source,
@@ -249,6 +249,17 @@ impl From<KernelError> for Failure {
 impl From<JournalError> for Failure {
     fn from(error: JournalError) -> Self {
         Self::new(FailureKind::Broken, error)
+    }
+}
+
+impl From<NotRotated> for Failure {
+    fn from(error: NotRotated) -> Self {
+        let kind = match &error {
+            NotRotated::Busy => FailureKind::Conflict,
+            NotRotated::Stopped(stopped) => return stopped.clone().into(),
+            NotRotated::Disk(_) | NotRotated::Unfinished => FailureKind::Unavailable,
+        };
+        Self::new(kind, error)
     }
 }
 

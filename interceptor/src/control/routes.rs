@@ -42,7 +42,7 @@ use crate::{
     },
     clock,
     confine::Places,
-    journal::{Extent, Filter, Made, Wanted},
+    journal::{Extent, Filter, Made, Rotated, Wanted},
     past::{self, Observed},
     retention::{self, Hold},
 };
@@ -100,6 +100,7 @@ pub(super) fn everyones() -> Vec<Route> {
         Route::get("/v1/holds", Viewer, holds),
         Route::post("/v1/sessions/{id}/hold", Operator, hold),
         Route::post("/v1/sessions/{id}/release", Administrator, release),
+        Route::post("/v1/journal/key", Administrator, rotate_key),
         Route::get("/v1/tail", Viewer, tail),
         Route::get("/v1/export", Viewer, export),
         Route::get("/v1/evidence", Viewer, evidence),
@@ -306,6 +307,26 @@ async fn release(
     .await?;
     host.journal().flush().await?;
     Ok(Json(host.retainer().holds()))
+}
+
+/// Longest reason for another key, in bytes.
+const REASON_BYTES_MAX: usize = 1_000;
+
+/// Has the journal be signed with a new key from now on.
+async fn rotate_key(
+    State(host): HostState,
+    by: Person,
+    body: Result<Json<Reason>, JsonRejection>,
+) -> Answer<Rotated> {
+    let Json(Reason { reason }) = body.map_err(invalid)?;
+    let is_fit = reason.len() <= REASON_BYTES_MAX && !reason.contains(char::is_control);
+    if reason.trim().is_empty() || !is_fit {
+        return Err(invalid(
+            "a key is replaced for a reason, of at most 1,000 bytes in one line",
+        ));
+    }
+    let rotated = blocking(move || Ok(host.journal().rotate(&by.to_string(), &reason)?)).await?;
+    Ok(Json(rotated))
 }
 
 /// The session that is to be held or released, and why.

@@ -79,17 +79,37 @@ impl Key {
                     }
                     Err(error) => return Err(io_error("reading", &path_of(directory))(error)),
                 }
-                let mut seed = [0; 32];
-                aws_lc_rs::rand::fill(&mut seed)
-                    .map_err(|_| bad("the system has no randomness"))?;
-                format!("{}\n", hex::encode(seed))
+                return Self::fresh().map_err(bad);
             }
             Err(error) => return Err(io_error("reading", &path)(error)),
         };
-        let seed = hex::decode(text.trim()).map_err(|_| bad("it is not 64 hexadecimal digits"))?;
-        let pair = Ed25519KeyPair::from_seed_unchecked(&seed)
-            .map_err(|_| bad("it is not an Ed25519 seed"))?;
+        Self::parse(text).map_err(bad)
+    }
+
+    /// A key that nobody had before.
+    ///
+    /// # Errors
+    /// Where the system has no randomness; for people.
+    pub(super) fn fresh() -> Result<Self, &'static str> {
+        let mut seed = [0; 32];
+        aws_lc_rs::rand::fill(&mut seed).map_err(|_| "the system has no randomness")?;
+        Self::parse(format!("{}\n", hex::encode(seed)))
+    }
+
+    /// The key whose file has `text`.
+    ///
+    /// # Errors
+    /// Where that is none; for people.
+    pub(super) fn parse(text: String) -> Result<Self, &'static str> {
+        let seed = hex::decode(text.trim()).map_err(|_| "it is not 64 hexadecimal digits")?;
+        let pair =
+            Ed25519KeyPair::from_seed_unchecked(&seed).map_err(|_| "it is not an Ed25519 seed")?;
         Ok(Self { pair, text })
+    }
+
+    /// What its file has.
+    pub(super) fn secret(&self) -> &str {
+        &self.text
     }
 
     /// Has a journal that has no block yet begin: with its key on disk for good, and with a checkpoint, so that
@@ -185,6 +205,11 @@ impl PublicKey {
         Checkpoint::parse(&text).ok_or(Bad::Changed("a checkpoint's text is malformed"))
     }
 
+    /// Whether it is said to have signed `note`: where its signature is wrong, somebody has changed that.
+    pub(super) fn is_named_in(&self, note: &str) -> bool {
+        !matches!(self.text(note), Err(Bad::AnotherKey))
+    }
+
     /// The text of a signed note.
     pub(super) fn text(&self, note: &str) -> Result<String, Bad> {
         let (text, signatures) = note
@@ -213,7 +238,8 @@ impl PublicKey {
     }
 }
 
-fn path_of(directory: &Path) -> PathBuf {
+/// Where a state folder's checkpoint is.
+pub(super) fn path_of(directory: &Path) -> PathBuf {
     directory.join("checkpoint")
 }
 
@@ -225,6 +251,12 @@ impl Checkpoint {
             root: tree.root(),
             last_seq,
         }
+    }
+
+    /// What `note` says, whoever has signed it: what to look for, and nothing to believe.
+    pub(super) fn claimed(note: &str) -> Option<Self> {
+        let (text, _) = note.split_once("\n\n")?;
+        Self::parse(&format!("{text}\n"))
     }
 
     /// The checkpoint of a state folder, checked with its key; `None` where there is none.

@@ -175,7 +175,7 @@ pub(crate) fn taken_by(folder: &Path) -> io::Result<u64> {
 }
 
 /// Where a file is made before it takes the place of `path`.
-fn draft_of(path: &Path) -> PathBuf {
+pub(super) fn draft_of(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".draft");
     name.into()

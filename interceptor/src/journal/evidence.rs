@@ -23,6 +23,7 @@ use super::{
     io_error,
     reader::Piece as Found,
     segment::Location,
+    succession::{self, Rotation},
     tree::{Prover, root_of},
 };
 
@@ -50,6 +51,9 @@ enum Line {
         sessions: Vec<SessionId>,
         /// Blocks of these sessions that are on record and that no checkpoint vouched for yet.
         unsigned_blocks: u64,
+        /// How the key came to be in force: what the keys before it have signed, one behind the other.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        rotations: Vec<String>,
     },
     /// Every other.
     Block(Box<Shown>),
@@ -94,6 +98,15 @@ struct Chosen {
     before: Hash,
 }
 
+/// A checkpoint, and what it can be checked with.
+#[derive(Debug)]
+pub(super) struct Vouched {
+    pub(super) key: PublicKey,
+    pub(super) note: String,
+    /// Statements of the keys before it.
+    pub(super) rotations: Vec<String>,
+}
+
 /// Gives `take` the lines that prove `sessions` of the state folder that `reader` reads, against its own checkpoint;
 /// see [`Reader::evidence`].
 ///
@@ -114,29 +127,44 @@ pub fn evidence(
         path: reader.directory().join("journal.pub"),
         what: "it is not a public key of a journal".to_owned(),
     })?;
-    reader.evidence((&key, &read("checkpoint")?), sessions, places, take)
+    let rotations = succession::beside(reader.directory());
+    let note = read("checkpoint")?;
+    // What shows the key is written last when another one follows.
+    let signer = succession::follow(key.clone(), &rotations)
+        .into_iter()
+        .find(|key| key.is_named_in(&note));
+    let vouched = Vouched {
+        key: signer.unwrap_or(key),
+        note,
+        rotations,
+    };
+    reader.evidence(vouched, sessions, places, take)
 }
 
 impl Reader {
-    /// Gives `take` the lines that prove `sessions` against the checkpoint `note`, which `key` has signed. `places`
-    /// says which blocks have parts of them, where that is known; else every block is looked at. How many blocks are
+    /// Gives `take` the lines that prove `sessions` against the checkpoint that is `vouched`. `places` says which blocks have parts of them, where that is known; else every block is looked at. How many blocks are
     /// shown; `take` may end it by returning `false`.
     ///
     /// # Errors
     /// Where a segment can't be read, or isn't what was signed.
     pub(super) fn evidence(
         &self,
-        (key, note): (&PublicKey, &str),
+        vouched: Vouched,
         sessions: &BTreeSet<SessionId>,
         places: Option<&BTreeSet<Location>>,
         mut take: impl FnMut(&[u8]) -> bool,
     ) -> Result<u64, JournalError> {
+        let Vouched {
+            key,
+            note,
+            rotations,
+        } = vouched;
         let contradicted = |what: &str| JournalError::Contradicted {
             path: self.directory().to_owned(),
             what: what.to_owned(),
         };
         let checkpoint = key
-            .verify(note)
+            .verify(&note)
             .map_err(|bad| contradicted(&bad.to_string()))?;
         let (mut prover, mut chosen) = (Prover::default(), Vec::new());
         let (mut index, mut before, mut unsigned_blocks) = (0, [0; 32], 0);
@@ -182,9 +210,10 @@ impl Reader {
         let first = Line::Evidence {
             version: VERSION,
             key: key.to_text(),
-            checkpoint: note.to_owned(),
+            checkpoint: note,
             sessions: sessions.iter().copied().collect(),
             unsigned_blocks,
+            rotations,
         };
         let mut shown = 0;
         if !take(&encode(&first)) {
@@ -328,6 +357,7 @@ pub fn prove(
                 checkpoint,
                 sessions,
                 unsigned_blocks,
+                rotations,
             }) if check.offset == 0 => {
                 if version != VERSION {
                     check.problem(
@@ -337,7 +367,7 @@ pub fn prove(
                     );
                     break;
                 }
-                check.begin(key, &own, &checkpoint);
+                check.begin(key, &own, (&checkpoint, &rotations));
                 check.proved.unsigned_blocks = unsigned_blocks;
                 let nothing = |session| (session, Extent::default());
                 check.proved.sessions = sessions.into_iter().map(nothing).collect();
@@ -398,17 +428,30 @@ impl Check<'_> {
         });
     }
 
-    fn begin(&mut self, kept: Option<&str>, own: &str, note: &str) {
-        if kept.is_some_and(|kept| kept.trim_end() != own.trim_end()) {
-            self.problem(
-                Kind::AnotherKey,
-                None,
-                "its key is another one than the one that was kept elsewhere",
-            );
-        }
-        let Some(key) = PublicKey::parse(kept.unwrap_or(own)) else {
+    fn begin(&mut self, kept: Option<&str>, own: &str, (note, rotations): (&str, &[String])) {
+        let parsed = (PublicKey::parse(kept.unwrap_or(own)), PublicKey::parse(own));
+        let (Some(kept), Some(own)) = parsed else {
             self.problem(Kind::Changed, None, "it has no public key of a journal");
             return;
+        };
+        let forged = rotations.iter().find_map(|note| Rotation::read(note).err());
+        if let Some(what) = forged {
+            let what =
+                format!("a statement that its key was replaced is not what was signed: {what}");
+            self.problem(Kind::Changed, None, &what);
+        }
+        // From the key that was kept on: each says which one follows.
+        let keys = succession::follow(kept, rotations);
+        let key = match keys.into_iter().find(|key| *key == own) {
+            Some(key) => key,
+            None => {
+                self.problem(
+                    Kind::AnotherKey,
+                    None,
+                    "its key is another one than the one that was kept elsewhere, and none that followed it; of a journal whose key was replaced since this was made an earlier key is needed",
+                );
+                return;
+            }
         };
         match key.verify(note) {
             Ok(checkpoint) => {

@@ -22,15 +22,15 @@ use rustc_hash::FxHashMap;
 
 use super::{
     JournalError,
-    checkpoint::Key,
     disk::taken_by,
     reader::Reader,
     seal::{self, Broken, Sealed},
     search::{Fresh, Gatherer, Shelf, Text},
     segment::{self, Location, Recovered},
+    store::InForce,
     summary::{Part, SessionSummary, Wanted},
 };
-use crate::sync::lock;
+use crate::sync::{lock, read};
 
 /// The index. sled answers some damage with a panic, in its own threads as well, after which who asks may wait
 /// for ever; so it is asked in a thread of its own, and given up when it fails or doesn't answer. From then on
@@ -38,7 +38,7 @@ use crate::sync::lock;
 #[derive(Debug)]
 pub(super) struct Index {
     directory: PathBuf,
-    key: Arc<Key>,
+    key: InForce,
     place: Mutex<Place>,
     /// One at a time reads the segments.
     reading: Mutex<()>,
@@ -138,11 +138,11 @@ impl Index {
     /// what was wrong with one that a daemon had closed.
     pub(super) fn open(
         directory: &Path,
-        key: Arc<Key>,
+        key: InForce,
         recovered: &Recovered,
     ) -> Result<(Self, Option<Broken>), JournalError> {
         let path = seal::folder(directory);
-        let sealed = seal::check(directory, &key.public());
+        let sealed = seal::check(directory, &read(&key).public());
         // From here on it is another one; a seal that stays is of an index that it doesn't fit.
         let lifted = seal::lift(directory);
         let is_whole = sealed == Sealed::Whole(recovered.next_seq);
@@ -379,7 +379,7 @@ impl Index {
         };
         drop(place);
         if sled.close()
-            && let Err(error) = seal::set(&self.directory, &self.key, next)
+            && let Err(error) = seal::set(&self.directory, &read(&self.key), next)
         {
             tracing::warn!(%error, "the index can't be sealed: the next start makes it anew");
         }

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     block::Hash,
-    checkpoint::{Checkpoint, Key, PublicKey},
+    checkpoint::{Bad, Checkpoint, Key, PublicKey},
+    succession,
 };
 use crate::rfc3339;
 
@@ -85,10 +86,10 @@ impl Manifest {
         }
     }
 
-    /// As a signed note.
-    pub(super) fn sign(&self, key: &Key) -> String {
+    /// As a signed note, with the statements of the keys that were before `key` behind it.
+    pub(super) fn sign(&self, key: &Key, rotations: &[String]) -> String {
         let (size, root) = &self.journal;
-        key.note(&format!(
+        let note = key.note(&format!(
             "{ORIGIN}\nsha256 {}\nbytes {}\nformat {}\nasked {}\nby {}\nhost {}\ntime {}\njournal {size} {} {}\n",
             hex::encode(self.made.sha256),
             self.made.bytes,
@@ -99,7 +100,10 @@ impl Manifest {
             self.time,
             STANDARD.encode(root),
             self.signed_up_to,
-        ))
+        ));
+        let rotations = rotations.iter().map(String::as_str);
+        let all: Vec<&str> = [&*note].into_iter().chain(rotations).collect();
+        all.join("\n")
     }
 
     /// Whether `text` begins as a manifest does.
@@ -109,15 +113,25 @@ impl Manifest {
             .is_some_and(|rest| rest.starts_with(b"\n"))
     }
 
-    /// Reads the manifest `note`, signed with `key`, a verifier key.
+    /// Reads the manifest in `text`, signed with `key`, a verifier key, or with one that followed it as the statements
+    /// behind the manifest say.
     ///
     /// # Errors
     /// Where the key is none, or the note isn't what it has signed; for people.
-    pub fn verify(note: &str, key: &str) -> Result<Self, String> {
+    pub fn verify(text: &str, key: &str) -> Result<Self, String> {
         let key = PublicKey::parse(key).ok_or("the key is not a public key of a journal")?;
-        let text = key
-            .text(note)
-            .map_err(|bad| bad.to_string().replace("a checkpoint", "the manifest"))?;
+        let notes = succession::notes(text);
+        let (note, rotations) = match notes.split_first() {
+            Some((note, rotations)) if !rotations.is_empty() => (note.as_str(), rotations),
+            // What is no note is told so as it is.
+            _ => (text, &[][..]),
+        };
+        let followed = succession::follow(key.clone(), rotations);
+        let signer = followed.into_iter().find(|key| key.is_named_in(note));
+        let text = signer.unwrap_or(key).text(note).map_err(|bad| match bad {
+            Bad::AnotherKey => "the manifest is signed with another key, and with none that followed the one that was given; if the journal's key was replaced since it was made, an earlier one is needed".to_owned(),
+            Bad::Changed(_) => bad.to_string().replace("a checkpoint", "the manifest"),
+        })?;
         Self::parse(&text).ok_or_else(|| "what was signed is not a manifest".to_owned())
     }
 

@@ -14,14 +14,17 @@ mod follow;
 mod glance;
 mod husk;
 mod index;
+mod keyring;
 mod manifest;
 mod reader;
 mod removal;
+mod rotate;
 mod seal;
 mod search;
 mod segment;
 mod spill;
 mod store;
+mod succession;
 mod summary;
 #[cfg(test)]
 mod tests;
@@ -53,6 +56,7 @@ pub(crate) use self::{
     follow::Follower,
     glance::{Fed, What},
     removal::{Closed, Contents, NotRemoved},
+    succession::{identity, is_of_one_journal, is_signed_with, notes},
 };
 use self::{
     disk::{Disk, Local},
@@ -68,11 +72,13 @@ pub use self::{
     husk::{RECORDS_REMOVED, SESSIONS_REMOVED},
     manifest::{Made, Manifest},
     reader::Reader,
+    rotate::{NotRotated, Rotated},
     search::{Found, SEARCHED, Seen, Text, TextError},
+    succession::KEY_ROTATED,
     summary::{Decided, Deeds, SessionSummary, Some64, Wanted, sessions},
     verify::{Kept, Kind, Problem, Report, verify},
 };
-use crate::sync::lock;
+use crate::sync::{lock, read};
 
 /// Version of the state folder's format; in its file `format`.
 const FORMAT: &str = "interceptor state 6\n";
@@ -209,7 +215,7 @@ struct Shared {
     progress: watch::Sender<Progress>,
     followers: broadcast::Sender<Arc<Record>>,
     index: index::Index,
-    key: Arc<checkpoint::Key>,
+    key: store::InForce,
     writer: Mutex<Option<JoinHandle<()>>>,
     /// Every record up to this one outlives the process.
     kept: AtomicU64,
@@ -229,6 +235,10 @@ struct Waiting {
     next_seq: u64,
     /// What the index has to learn from `bytes`.
     parts: index::Parts,
+    /// What one of them says of another key that follows.
+    statement: Option<Box<str>>,
+    /// Who wants another key.
+    rotate: Option<rotate::Asked>,
     /// Where they are kept until they are written.
     spill: Option<Spill>,
     /// Up to where the feed is drained.
@@ -285,7 +295,7 @@ impl Journal {
         segment_bytes: u64,
     ) -> Result<Self, JournalError> {
         let lock_file = prepare(directory)?;
-        let (store, recovered) = Store::open(disk, directory.to_owned(), segment_bytes)?;
+        let (mut store, recovered) = Store::open(disk, directory.to_owned(), segment_bytes)?;
         let key = store.key();
         let (index, broken) = index::Index::open(directory, key.clone(), &recovered)?;
         let next_seq = recovered.next_seq;
@@ -319,6 +329,13 @@ impl Journal {
         let mut feed = Outlet::open(directory)
             .map_err(io_error("making room for records that wait in", directory))?;
         let left = left_behind(directory, next_seq, &mut feed)?;
+        // One that was prepared is in force once it is on record, which it is with what is left.
+        if !left
+            .iter()
+            .any(|record| succession::statement(record).is_some())
+        {
+            store.discard();
+        }
         let (cut, unsigned) = (recovered.cut_bytes, recovered.unsigned_blocks);
         let writer = writer::start(shared.clone(), store)
             .map_err(io_error("starting the writer of", directory))?;
@@ -646,7 +663,21 @@ impl Journal {
         self.await_checkpoint();
         let of = |session: &SessionId| self.shared.index.blocks_of(*session);
         let places = sessions.iter().flat_map(of).collect();
-        evidence(&self.reader()?, sessions, Some(&places), take)
+        self.reader()?
+            .evidence(self.vouched()?, sessions, Some(&places), take)
+    }
+
+    /// The checkpoint and the key that has signed it.
+    fn vouched(&self) -> Result<evidence::Vouched, JournalError> {
+        let directory = &self.shared.directory;
+        let path = directory.join("checkpoint");
+        // As long as this is held both stay as they are.
+        let key = read(&self.shared.key);
+        Ok(evidence::Vouched {
+            key: key.public(),
+            note: fs::read_to_string(&path).map_err(io_error("reading", &path))?,
+            rotations: succession::beside(directory),
+        })
     }
 
     /// The signed manifest of a file that `by` has made on `host` of what is on record, as a note; it says up to
@@ -656,13 +687,15 @@ impl Journal {
     /// Where the checkpoint can't be read.
     pub fn manifest(&self, made: Made, by: &str, host: &str) -> Result<String, JournalError> {
         self.await_checkpoint();
-        let (directory, key) = (&self.shared.directory, &self.shared.key);
+        let directory = &self.shared.directory;
+        let key = read(&self.shared.key);
         let signed = checkpoint::Checkpoint::read(&Local, directory, &key.public())?;
         let signed = signed.ok_or_else(|| JournalError::Contradicted {
             path: directory.clone(),
             what: "its checkpoint is gone".to_owned(),
         })?;
-        Ok(Manifest::new(made, by, host, crate::clock::now(), &signed).sign(key))
+        let manifest = Manifest::new(made, by, host, crate::clock::now(), &signed);
+        Ok(manifest.sign(&key, &succession::beside(directory)))
     }
 
     /// Where it is.
@@ -824,6 +857,9 @@ impl Waiting {
     /// Appends `record`, the next one.
     fn take(&mut self, record: &Record) -> Result<(), Stopped> {
         self.encode(record)?;
+        if let Some(statement) = succession::statement(record) {
+            self.statement = Some(statement.into());
+        }
         self.next_seq += 1;
         self.count += 1;
         if let Some(session) = record.session {

@@ -7,6 +7,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::Range,
     path::Path,
 };
 
@@ -23,6 +24,7 @@ use super::{
     reader::read_block,
     seal::{self, Sealed},
     segment::{self, SEGMENT_HEADER},
+    succession::{self, Rotation, Succession},
     tree::Tree,
 };
 
@@ -42,6 +44,8 @@ pub struct Report {
     pub removed_segments: u64,
     /// Records that were removed with them.
     pub removed_records: u64,
+    /// How often the journal's key was replaced, each on record and signed by the key before.
+    pub rotations: u64,
     /// The last record that a good checkpoint vouches for.
     pub signed_up_to: Option<u64>,
     /// The last record that a checkpoint kept elsewhere vouches for.
@@ -111,10 +115,8 @@ pub fn verify(
     progress: impl FnMut(u64, u64),
     observe: impl FnMut(&Record),
 ) -> Result<Report, JournalError> {
-    let mut report = verify_on(&Local, directory, kept, progress, observe)?;
+    let (mut report, key) = checked(&Local, directory, kept, progress, observe)?;
     // The index is no evidence, but whoever asks is answered out of it.
-    let beside = std::fs::read_to_string(directory.join("journal.pub")).ok();
-    let key = kept.key.or(beside.as_deref()).and_then(PublicKey::parse);
     if let Some(Sealed::Broken(broken)) = key.map(|key| seal::check(directory, &key)) {
         report.problems.push(Problem {
             kind: Kind::Changed,
@@ -128,6 +130,7 @@ pub fn verify(
 }
 
 /// As [`verify`], of what is on `disk`.
+#[cfg(test)]
 pub(super) fn verify_on<D: Disk>(
     disk: &D,
     directory: &Path,
@@ -135,15 +138,27 @@ pub(super) fn verify_on<D: Disk>(
     progress: impl FnMut(u64, u64),
     observe: impl FnMut(&Record),
 ) -> Result<Report, JournalError> {
+    let (report, _) = checked(disk, directory, kept, progress, observe)?;
+    Ok(report)
+}
+
+/// What a check of what is on `disk` finds, and the key in force at its end, if one can be believed.
+fn checked<D: Disk>(
+    disk: &D,
+    directory: &Path,
+    kept: &Kept<'_>,
+    progress: impl FnMut(u64, u64),
+    observe: impl FnMut(&Record),
+) -> Result<(Report, Option<PublicKey>), JournalError> {
     // Before the segments: what a daemon that runs adds meanwhile is only more than was signed.
-    let (notes, mut unreadable) = Notes::read(disk, directory, kept);
+    let claims = Claims::read(disk, directory);
     let mut check = Check {
         report: Report::default(),
         chain: [0; 32],
         next_seq: 1,
         end: (name(&segment::path(directory, 1)), 0),
         tree: Tree::default(),
-        wanted: notes.sizes(),
+        wanted: claims.sizes(kept),
         roots: BTreeMap::new(),
         times: Vec::new(),
         is_adrift: false,
@@ -151,6 +166,7 @@ pub(super) fn verify_on<D: Disk>(
         observe,
         removed: BTreeMap::new(),
         removals: BTreeSet::new(),
+        succession: Succession::default(),
         done: 0,
         total: 0,
     };
@@ -177,6 +193,9 @@ pub(super) fn verify_on<D: Disk>(
         check.husk(disk, directory, number);
     }
     check.hold_to_removals();
+    check.report.rotations = check.succession.rotations();
+    // Which key has signed what is for the records to say.
+    let (notes, mut unreadable) = claims.verified(kept, &check.succession);
     if check.report.segments == 0 {
         // A journal without records may not have come to be signed.
         unreadable.retain(|problem| problem.kind != Kind::Unsigned);
@@ -186,23 +205,41 @@ pub(super) fn verify_on<D: Disk>(
     if notes.is_current(disk, directory) {
         check.hold_to_time(&notes);
     }
-    Ok(check.report)
+    Ok((check.report, notes.key))
 }
 
-/// Checkpoints, with what is known of each.
-struct Notes {
-    /// The folder's own as it was read, and what it vouches for.
-    own: Option<(Vec<u8>, Checkpoint)>,
-    /// Those that were kept elsewhere.
-    kept: Vec<(String, Checkpoint)>,
+/// What stands beside the segments, as it was read: nothing of it is believed yet.
+struct Claims {
+    beside: std::io::Result<String>,
+    own: std::io::Result<Vec<u8>>,
 }
 
-impl Notes {
-    /// Reads the folder's checkpoint and those that were kept; says what is wrong with any of them.
-    fn read<D: Disk>(disk: &D, directory: &Path, kept: &Kept<'_>) -> (Self, Vec<Problem>) {
-        let mut notes = Self {
+impl Claims {
+    fn read<D: Disk>(disk: &D, directory: &Path) -> Self {
+        // In this order: what shows a new key is written when that has signed.
+        let beside = disk.read(&directory.join("journal.pub"));
+        Self {
+            beside: beside.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()),
+            own: disk.read(&directory.join("checkpoint")),
+        }
+    }
+
+    /// How many blocks each checkpoint says that it vouches for.
+    fn sizes(&self, kept: &Kept<'_>) -> BTreeSet<u64> {
+        let own = self.own.iter().map(|note| String::from_utf8_lossy(note));
+        let kept = kept.checkpoints.iter().map(|(_, note)| note.into());
+        let claimed = own
+            .chain(kept)
+            .filter_map(|note| Checkpoint::claimed(&note));
+        claimed.map(|checkpoint| checkpoint.size).collect()
+    }
+
+    /// Checkpoints that are signed by the key that was in force where they belong, and what is wrong with any other.
+    fn verified(self, kept: &Kept<'_>, succession: &Succession) -> (Notes, Vec<Problem>) {
+        let mut notes = Notes {
             own: None,
             kept: Vec::new(),
+            key: None,
         };
         let mut problems = Vec::new();
         let mut problem = |kind, file: &str, what: String| {
@@ -214,16 +251,8 @@ impl Notes {
                 what,
             });
         };
-        let beside = disk.read(&directory.join("journal.pub"));
-        let beside = beside.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-        if let (Some(key), Ok(beside)) = (kept.key, &beside)
-            && key.trim_end() != beside.trim_end()
-        {
-            let what = "it is another key than the one that was kept elsewhere";
-            problem(Kind::AnotherKey, "journal.pub", what.to_owned());
-        }
-        let text = match (kept.key, beside) {
-            (Some(key), _) => key.to_owned(),
+        let text = match (kept.key, &self.beside) {
+            (Some(key), _) => key,
             (None, Ok(text)) => text,
             (None, Err(error)) => {
                 let what = format!("the public key can't be read: {error}");
@@ -231,23 +260,44 @@ impl Notes {
                 return (notes, problems);
             }
         };
-        let Some(key) = PublicKey::parse(&text) else {
+        let believed = PublicKey::parse(text).map(|key| succession.believe(key));
+        if let (Some(key), Ok(beside)) = (kept.key, &self.beside)
+            && key.trim_end() != beside.trim_end()
+        {
+            let beside = PublicKey::parse(beside);
+            let is_known = believed
+                .as_ref()
+                .zip(beside)
+                .is_some_and(|(believed, beside)| believed.knows(&beside));
+            if !is_known {
+                let what = "it is another key than the one that was kept elsewhere, and no record says that one follows the other";
+                problem(Kind::AnotherKey, "journal.pub", what.to_owned());
+            }
+        } else if believed
+            .as_ref()
+            .is_some_and(|believed| believed.is_stranger)
+            && succession.rotations() > 0
+        {
+            let what = "the records say which keys this journal had, and it is none of them";
+            problem(Kind::AnotherKey, "journal.pub", what.to_owned());
+        }
+        let Some(believed) = believed else {
             let what = "it is not a public key of a journal".to_owned();
             problem(Kind::Changed, "journal.pub", what);
             return (notes, problems);
         };
-        let of_note = |note: &[u8]| {
+        let of_note = |note: &[u8], is_latest| {
             let note = String::from_utf8_lossy(note);
-            key.verify(&note).map_err(|what| {
-                let kind = match what {
+            believed.verify(&note, is_latest).map_err(|(bad, what)| {
+                let kind = match bad {
                     Bad::AnotherKey => Kind::AnotherKey,
                     Bad::Changed(_) => Kind::Changed,
                 };
-                (kind, what.to_string())
+                (kind, what)
             })
         };
-        match disk.read(&directory.join("checkpoint")) {
-            Ok(note) => match of_note(&note) {
+        match self.own {
+            Ok(note) => match of_note(&note, true) {
                 Ok(checkpoint) => notes.own = Some((note, checkpoint)),
                 Err((kind, what)) => problem(kind, "checkpoint", what),
             },
@@ -261,28 +311,36 @@ impl Notes {
             }
         }
         for (name, note) in kept.checkpoints {
-            match of_note(note.as_bytes()) {
+            match of_note(note.as_bytes(), false) {
                 Ok(checkpoint) => notes.kept.push((name.clone(), checkpoint)),
-                Err((kind, what)) => problem(
-                    kind,
-                    name,
-                    format!(
-                        "{what}; it was kept elsewhere, so it is this journal's key that isn't"
-                    ),
-                ),
+                Err((kind, what)) => {
+                    problem(
+                        kind,
+                        name,
+                        format!(
+                            "{what}; it was kept elsewhere, so either it isn't this journal's or this journal isn't what it was"
+                        ),
+                    );
+                }
             }
         }
         notes.kept.sort_by_key(|(_, checkpoint)| checkpoint.size);
+        notes.key = believed.last().cloned();
         (notes, problems)
     }
+}
 
-    /// How many blocks each of them vouches for.
-    fn sizes(&self) -> BTreeSet<u64> {
-        let own = self.own.iter().map(|(_, checkpoint)| checkpoint.size);
-        let kept = self.kept.iter().map(|(_, checkpoint)| checkpoint.size);
-        own.chain(kept).collect()
-    }
+/// Checkpoints, with what is known of each.
+struct Notes {
+    /// The folder's own as it was read, and what it vouches for.
+    own: Option<(Vec<u8>, Checkpoint)>,
+    /// Those that were kept elsewhere.
+    kept: Vec<(String, Checkpoint)>,
+    /// The key in force.
+    key: Option<PublicKey>,
+}
 
+impl Notes {
     /// Whether the folder's checkpoint is still the one that was read first: nobody writes.
     fn is_current<D: Disk>(&self, disk: &D, directory: &Path) -> bool {
         let now = disk.read(&directory.join("checkpoint")).ok();
@@ -441,6 +499,8 @@ struct Check<P, O> {
     removed: BTreeMap<u64, (u64, String)>,
     /// Removals on record: of which segment, and what stayed of it.
     removals: BTreeSet<(u64, String)>,
+    /// The journal's keys, as far as was read.
+    succession: Succession,
     progress: P,
     observe: O,
     done: u64,
@@ -482,6 +542,12 @@ impl<P: FnMut(u64, u64), O: FnMut(&Record)> Check<P, O> {
             let what = "it doesn't follow the records before it".to_owned();
             self.problem(Kind::Changed, &file, 0, Some(number), what);
         }
+        let rotations = husk.records.iter().filter_map(succession::statement);
+        let rotations = rotations.filter_map(|statement| Rotation::read(statement).ok());
+        self.wanted
+            .extend(rotations.map(|rotation| rotation.up_to.size));
+        let from = self.tree.size();
+        self.root();
         for leaf in &husk.leaves {
             self.tree.push(leaf);
             self.times.push(0);
@@ -490,21 +556,49 @@ impl<P: FnMut(u64, u64), O: FnMut(&Record)> Check<P, O> {
         self.is_adrift = false;
         self.chain = husk.chain();
         self.next_seq = husk.next_seq.max(self.next_seq);
-        self.end = (file, bytes.len() as u64);
+        self.end = (file.clone(), bytes.len() as u64);
         self.report.removed_segments += 1;
         self.report.removed_records += husk.next_seq.saturating_sub(husk.first_seq);
         self.removed
             .insert(number, (husk.next_seq, husk::hash(&bytes)));
         for record in &husk.records {
-            self.observe(record);
+            // In one of the blocks that were there.
+            self.observe(record, (&file, 0), from..self.tree.size());
         }
     }
 
-    fn observe(&mut self, record: &Record) {
+    /// Takes in a record of `file`, which is in one of these `blocks`.
+    fn observe(&mut self, record: &Record, place: (&str, u64), blocks: Range<u64>) {
+        if let Some(statement) = succession::statement(record)
+            && let Err(what) = self.succeed(statement, record.seq, blocks)
+        {
+            let (file, offset) = place;
+            let what = format!(
+                "record {} says that the journal's key was replaced: {what}",
+                record.seq
+            );
+            self.problem(Kind::Unproven, file, offset, Some(record.seq), what);
+        }
         if let Some((segment, hash)) = husk::removal(record) {
             self.removals.insert((segment, hash.to_owned()));
         }
         (self.observe)(record);
+    }
+
+    /// Takes in that another key follows, where that is signed by the one before and is where it says.
+    fn succeed(&mut self, statement: &str, seq: u64, blocks: Range<u64>) -> Result<(), String> {
+        let rotation = Rotation::read(statement)?;
+        let size = rotation.up_to.size;
+        let root = match self.tree.size() {
+            now if now == size => Some(self.tree.root()),
+            _ => self.roots.get(&size).copied(),
+        };
+        let is_there = blocks.contains(&size) && root == Some(rotation.up_to.root);
+        // Where something was changed before, that is what isn't as it was.
+        if !is_there && self.report.problems.is_empty() {
+            return Err("it was signed for another place, or another history".to_owned());
+        }
+        Ok(self.succession.take(rotation, seq)?)
     }
 
     /// Compares what stays of removed segments with what is on record of their removal.
@@ -688,8 +782,9 @@ impl<P: FnMut(u64, u64), O: FnMut(&Record)> Check<P, O> {
         };
         if let Ok((count, facts)) = records {
             self.report.records += count;
+            let index = self.tree.size();
             for fact in &facts {
-                self.observe(fact);
+                self.observe(fact, (file, offset), index..index + 1);
             }
         }
         self.chain = header.chain;

@@ -7,14 +7,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use interceptor_core::record::SessionId;
+use interceptor_core::record::{Record, SessionId};
 use rustc_hash::FxHashMap;
 
 use super::{
     BLOCK_BYTES, Progress, Reader, STALL, Shared, Stopped, Waiting,
     block::{BlockHeader, Packer},
+    checkpoint::PublicKey,
     disk::Disk,
     index,
+    rotate::{Asked, NotRotated, Rotated},
     segment::Location,
     spill::Spill,
     store::Store,
@@ -57,6 +59,10 @@ struct Writer<D: Disk> {
     parts: FxHashMap<SessionId, u32>,
     room: Room,
     signed_at: Option<Instant>,
+    /// Somebody wants another key, which is on disk.
+    prepared: Option<Asked>,
+    /// Who waits for it to be in force, and what to say then.
+    rotating: Option<(Asked, Rotated)>,
 }
 
 pub(super) fn start<D: Disk>(shared: Arc<Shared>, store: Store<D>) -> io::Result<JoinHandle<()>> {
@@ -67,6 +73,8 @@ pub(super) fn start<D: Disk>(shared: Arc<Shared>, store: Store<D>) -> io::Result
         parts: FxHashMap::default(),
         room: Room::default(),
         signed_at: None,
+        prepared: None,
+        rotating: None,
     };
     let watched = Arc::downgrade(&writer.shared);
     std::thread::Builder::new()
@@ -109,7 +117,10 @@ fn watch(shared: &Weak<Shared>) {
 impl<D: Disk> Writer<D> {
     fn run(&mut self) {
         loop {
-            let (taken, closing) = self.take();
+            let (mut taken, closing) = self.take();
+            if let Some(asked) = taken.rotate.take() {
+                self.prepare(asked);
+            }
             if taken.count > 0 {
                 match self.block(taken) {
                     Ok(block) => self.write(block, closing),
@@ -130,15 +141,19 @@ impl<D: Disk> Writer<D> {
 
     /// Waits for records, lets more gather, and takes them.
     fn take(&mut self) -> (Waiting, bool) {
-        let mut waiting = lock(&self.shared.waiting);
-        while waiting.count == 0 && !waiting.closing {
+        let shared = self.shared.clone();
+        let mut waiting = lock(&shared.waiting);
+        while waiting.count == 0
+            && !waiting.closing
+            && waiting.rotate.is_none()
+            && self.prepared.is_none()
+        {
             let idle = if self.store.is_signed() {
                 Duration::from_secs(3600)
             } else {
                 CHECKPOINT
             };
-            let (guard, timeout) = self
-                .shared
+            let (guard, timeout) = shared
                 .wake
                 .wait_timeout(waiting, idle)
                 .unwrap_or_else(PoisonError::into_inner);
@@ -147,14 +162,22 @@ impl<D: Disk> Writer<D> {
                 return (Waiting::default(), false);
             }
         }
+        if let Some(asked) = waiting.rotate.take() {
+            // Keys go to disk while others append.
+            let taken = Waiting {
+                rotate: Some(asked),
+                ..Waiting::default()
+            };
+            return (taken, false);
+        }
+        self.announce(&mut waiting);
         let until = Instant::now() + GATHER;
-        while !waiting.urgent && !waiting.closing {
+        while !waiting.urgent && !waiting.closing && waiting.count > 0 {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
             }
-            let (guard, _) = self
-                .shared
+            let (guard, _) = shared
                 .wake
                 .wait_timeout(waiting, left)
                 .unwrap_or_else(PoisonError::into_inner);
@@ -168,10 +191,70 @@ impl<D: Disk> Writer<D> {
             count: std::mem::take(&mut waiting.count),
             next_seq: waiting.next_seq,
             spill,
+            statement: waiting.statement.take(),
             parts: std::mem::take(&mut waiting.parts),
             ..Waiting::default()
         };
         (taken, waiting.closing)
+    }
+
+    /// Puts the key that who `asked` gets on disk, before anything says that it follows.
+    fn prepare(&mut self, asked: Asked) {
+        if self.rotating.is_some() || self.prepared.is_some() {
+            asked.answer(Err(NotRotated::Busy));
+            return;
+        }
+        match self.store.prepare() {
+            Ok(_) => self.prepared = Some(asked),
+            Err(error) => {
+                self.store.discard();
+                asked.answer(Err(NotRotated::Disk(error)));
+            }
+        }
+    }
+
+    /// Appends the record that another key follows. It says what was before its block, so it is written with what
+    /// waits now and nothing else.
+    fn announce(&mut self, waiting: &mut Waiting) {
+        let Some(asked) = self.prepared.take() else {
+            return;
+        };
+        let refused = match waiting.stopped() {
+            Some(stopped) => Some(stopped.clone()),
+            None if waiting.closing => Some(Stopped("the daemon stops".into())),
+            None => None,
+        };
+        let made = self.store.rotation(&asked.by, &asked.reason);
+        let (Some((rotation, event)), None) = (made, &refused) else {
+            self.store.discard();
+            let stopped = refused.unwrap_or_else(|| Stopped("there is no key".into()));
+            asked.answer(Err(NotRotated::Stopped(stopped)));
+            return;
+        };
+        let record = Record {
+            seq: waiting.next_seq,
+            time: crate::clock::now(),
+            session: None,
+            agent: Arc::from(""),
+            event,
+        };
+        let start = waiting.bytes.len();
+        if let Err(stopped) = waiting.take(&record) {
+            self.store.discard();
+            asked.answer(Err(NotRotated::Stopped(stopped)));
+            return;
+        }
+        waiting.keep(start);
+        waiting.urgent = true;
+        let text = |key: &PublicKey| key.to_text().trim_end().to_owned();
+        let rotated = Rotated {
+            seq: record.seq,
+            old: text(&rotation.old),
+            new: text(&rotation.new),
+            up_to: rotation.up_to.last_seq,
+        };
+        self.rotating = Some((asked, rotated));
+        let _ = self.shared.followers.send(Arc::new(record));
     }
 
     /// Takes where the records are kept, and leaves room for the next.
@@ -246,6 +329,15 @@ impl<D: Disk> Writer<D> {
             records: again(taken.bytes),
             payload: again(payload),
         };
+        if let Some(statement) = &taken.statement {
+            if !self.store.hand_over(statement) {
+                tracing::error!(
+                    "a rotation of the journal's key is on record, and not of the key that was prepared"
+                );
+            }
+            // At once: until the new key has signed, nothing vouches for it.
+            self.signed_at = None;
+        }
         if let Some(mut spill) = taken.spill {
             spill.clear();
             *lock(&self.shared.spare) = Some(spill);
@@ -289,6 +381,11 @@ impl<D: Disk> Writer<D> {
         self.signed_at = Some(Instant::now());
         if let Err(error) = &signed {
             tracing::error!(%error, "a checkpoint can't be written");
+        }
+        if self.store.is_signed()
+            && let Some((asked, rotated)) = self.rotating.take()
+        {
+            asked.answer(Ok(rotated));
         }
         let last = self.store.next_seq() - 1;
         let learn = |progress: &mut Progress| {

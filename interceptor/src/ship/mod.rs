@@ -1,10 +1,10 @@
 //! Copies of the journal off this host: each segment as soon as it is closed, with what `interceptor verify` and
 //! `interceptor export` need to work on the copy alone.
 //!
-//! A copy has the names of the state folder: `segments/N.seg`, `checkpoint`, `journal.pub`, `format`. A segment goes
-//! there once and is never replaced: where a target has another one under its name, both are evidence. What a target
-//! is said to have it was asked for, and where it can't tell a digest it is read back. Nothing is queued: what isn't
-//! there yet stands in the journal. A target that is dead delays nobody, unless it is required.
+//! A copy has the names of the state folder: `segments/N.seg`, `checkpoint`, `journal.pub`, `journal.keys`, `format`. A
+//! segment goes there once and is never replaced: where a target has another one under its name, both are evidence.
+//! What a target is said to have it was asked for, and where it can't tell a digest it is read back. Nothing is queued:
+//! what isn't there yet stands in the journal. A target that is dead delays nobody, unless it is required.
 
 mod checkpoints;
 mod config;
@@ -46,7 +46,7 @@ pub(crate) use self::{
 use crate::{
     clock,
     fetch::{self, Fetch},
-    journal::{Journal, JournalError, Reader},
+    journal::{Journal, JournalError, Reader, identity, is_of_one_journal, is_signed_with},
     sync::lock,
 };
 
@@ -133,6 +133,8 @@ enum Place {
 struct Round {
     /// The target was seen to have a copy of this journal and no other.
     is_prepared: bool,
+    /// The public key that stands there.
+    key: Vec<u8>,
     /// Up to which record the journal was looked through.
     looked_up_to: u64,
     /// Whose turn it is to be asked for.
@@ -342,6 +344,7 @@ impl Shipping {
         let on_disk = journal.map(Journal::durable_seq);
         let is_idle = lock(&self.state).waiting == 0 && lock(&self.state).failing.is_none();
         if round.is_prepared && is_idle && on_disk == Some(round.looked_up_to) {
+            self.show_key(&mut round).await?;
             self.save(&mut round).await;
             return self.audit(&mut round).await;
         }
@@ -351,7 +354,7 @@ impl Shipping {
         let closed = here.closed.clone();
         self.measure(&closed, journal);
         if !round.is_prepared || !is_idle {
-            self.prepare(&here).await?;
+            round.key = self.prepare(&here).await?;
             round.is_prepared = true;
         }
         // Nothing behind what it doesn't have is vouched for: the copy would look as if that had been taken away.
@@ -376,6 +379,7 @@ impl Shipping {
         }
         let gap = self.fill(&here, &mut round).await?;
         self.vouch(checkpoints, &before(gap), &mut round).await?;
+        self.show_key(&mut round).await?;
         self.measure(&closed, journal);
         let refused = lock(&self.state).waiting;
         if refused > 0 {
@@ -473,16 +477,23 @@ impl Shipping {
         journal.withhold(&self.name, why);
     }
 
-    /// Finds out whether the target is for this journal, and has it begin with what says whose copy it is.
-    async fn prepare(&self, here: &Here) -> Result<(), String> {
-        let key = self.own("journal.pub").await?;
+    /// Finds out whether the target is for this journal, and has it begin with what says whose copy it is: the public
+    /// key, which may be an earlier one of this journal's.
+    async fn prepare(&self, here: &Here) -> Result<Vec<u8>, String> {
+        let mut key = self.own("journal.pub").await?;
         match self.place.read("journal.pub").await? {
             Some(held) if held == key => {}
-            Some(_) => {
-                return Err(
-                    "it has the copy of another journal: give this one another folder or prefix"
-                        .to_owned(),
-                );
+            Some(held) => {
+                let (directory, earlier) = (self.directory.clone(), held.clone());
+                let is_ours =
+                    spawn_blocking(move || is_of_one_journal(&directory, &earlier, &key)).await;
+                if !is_ours.map_err(|error| error.to_string())? {
+                    return Err(
+                        "it has the copy of another journal: give this one another folder or prefix"
+                            .to_owned(),
+                    );
+                }
+                key = held;
             }
             None => {
                 let is_new = lock(&self.state).remembered.is_empty();
@@ -492,7 +503,11 @@ impl Shipping {
                             .to_owned(),
                     );
                 }
-                self.send(&Piece::text("journal.pub", key)).await?;
+                // The first checkpoint there may be one of a key before the one in force.
+                let directory = self.directory.clone();
+                let first = spawn_blocking(move || identity(&directory)).await;
+                key = first.map_err(|error| error.to_string())?;
+                self.send(&Piece::text("journal.pub", key.clone())).await?;
             }
         }
         let format = self.own("format").await?;
@@ -502,6 +517,24 @@ impl Shipping {
         let closed = here.closed.iter().map(|(number, _)| number);
         let known: BTreeSet<u64> = closed.chain(&here.husks).copied().collect();
         lock(&self.state).remembered.keep_only(&known);
+        Ok(key)
+    }
+
+    /// Has the copy show the key in force once that has signed what it has; until then the one that it shows leads
+    /// there by the records.
+    async fn show_key(&self, round: &mut Round) -> Result<(), String> {
+        let key = self.own("journal.pub").await?;
+        if key == round.key {
+            return Ok(());
+        }
+        let there = self.place.read("checkpoint").await?;
+        if !there.is_some_and(|note| is_signed_with(&note, &key)) {
+            return Ok(());
+        }
+        let statements = self.own("journal.keys").await?;
+        self.send(&Piece::text("journal.keys", statements)).await?;
+        self.send(&Piece::text("journal.pub", key.clone())).await?;
+        round.key = key;
         Ok(())
     }
 

@@ -290,7 +290,8 @@ impl Streaming {
         let receiver = match &self.sink {
             Sink::Syslog(_) => None,
             Sink::Otlp(parts) => {
-                let key = std::fs::read(self.directory.join("journal.pub")).unwrap_or_default();
+                // The same whichever key is in force, so that receivers know a record that they had.
+                let key = crate::journal::identity(&self.directory);
                 let (config, fetch) = (parts.config.clone(), parts.fetch.clone());
                 Some(otlp::Receiver::new(config, fetch, &key))
             }

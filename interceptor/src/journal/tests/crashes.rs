@@ -55,6 +55,9 @@ pub(super) struct Life {
     segment_bytes: u64,
     count: u64,
     crashes: u64,
+    rotations: u64,
+    /// Its first public key.
+    first: Option<String>,
 }
 
 /// Says which seed it was when something goes wrong.
@@ -100,32 +103,80 @@ impl Life {
             packer: Packer::new().unwrap(),
             count: 0,
             crashes: 0,
+            rotations: 0,
+            first: None,
         }
     }
 
     fn try_open(&mut self) -> Option<Store<Memory>> {
         let opened = Store::open(self.disk.clone(), directory(), self.segment_bytes);
-        opened.ok().map(|(store, _)| store)
+        opened.ok().map(|(mut store, _)| {
+            store.discard();
+            store
+        })
     }
 
     /// Opens the journal on a disk that works: that never fails, and nothing is lost.
-    fn open(&mut self) -> Store<Memory> {
+    pub(super) fn open(&mut self) -> Store<Memory> {
         self.disk.fail(When::Never, Fault::Error);
         let opened = Store::open(self.disk.clone(), directory(), self.segment_bytes);
-        let (store, recovered) = match opened {
+        let (mut store, recovered) = match opened {
             Ok(opened) => opened,
             Err(error) => panic!("a crash left what can't be opened: {error}"),
         };
         assert_eq!(store.next_seq(), recovered.next_seq);
         self.look(store.next_seq());
+        store.discard();
+        if self.first.is_none() {
+            let key = self.disk.read(&directory().join("journal.pub"));
+            self.first = Some(String::from_utf8(key.unwrap()).unwrap());
+        }
         store
+    }
+
+    /// Replaces the key, as far as the disk lets it. Whether the journal can be gone on with: of a record that may be
+    /// there or not, a daemon that goes on makes sure.
+    pub(super) fn rotate(&mut self, store: &mut Store<Memory>) -> bool {
+        if store.prepare().is_err() {
+            store.discard();
+            return true;
+        }
+        let (_, event) = store.rotation("somebody", "why not").unwrap();
+        let record = Record {
+            seq: store.next_seq(),
+            time: Timestamp(1),
+            session: None,
+            agent: Arc::from(""),
+            event,
+        };
+        let mut waiting = Waiting {
+            next_seq: record.seq,
+            ..Waiting::default()
+        };
+        waiting.take(&record).unwrap();
+        let told = (record.seq, text(&record.event));
+        self.told.asked.insert(told.clone());
+        let mut payload = Vec::new();
+        let packed = self.packer.pack(&waiting.bytes, |_| 0, &mut payload);
+        if store.add(packed.unwrap(), &payload).is_err() {
+            return false;
+        }
+        self.told.on_record.insert(told.0, told.1);
+        assert!(store.hand_over(&waiting.statement.unwrap()));
+        self.rotations += 1;
+        let _ = store.sign();
+        true
     }
 
     /// Everything that was said to be on record is there, nothing else than what was asked to be, and `verify`
     /// finds nothing. What is there counts as said from now on.
     fn look(&mut self, next_seq: u64) {
         let mut found: Vec<Record> = Vec::new();
-        let kept = Kept::default();
+        // With the key that shows, or with the first one, from which on the others follow.
+        let kept = Kept {
+            key: self.first.as_deref().filter(|_| self.random.once_in(2)),
+            checkpoints: &[],
+        };
         let report = verify_on(
             &self.disk,
             &directory(),
@@ -255,7 +306,25 @@ impl Life {
         store.sign().unwrap();
     }
 
-    fn crash(&mut self, how: Crash) {
+    /// Has the disk fail from now on.
+    pub(super) fn fails(&self, when: When, fault: Fault) {
+        self.disk.fail(when, fault);
+    }
+
+    /// Whether it is signed with another key than at first.
+    pub(super) fn is_rotated(&self, store: &Store<Memory>) -> bool {
+        let key = crate::sync::read(&store.key()).public().to_text();
+        self.first.as_ref() != Some(&key)
+    }
+
+    /// The files that have a private key.
+    pub(super) fn secrets(&self) -> Vec<String> {
+        let mut names = self.disk.list(&directory()).unwrap();
+        names.retain(|name| name == "journal.key" || name.starts_with("journal.key."));
+        names
+    }
+
+    pub(super) fn crash(&mut self, how: Crash) {
         self.crashes += 1;
         self.disk = self.disk.crash(how);
     }
@@ -295,6 +364,9 @@ impl Life {
             if self.random.once_in(3) {
                 self.remove(&mut store);
             }
+            if self.random.once_in(4) && !self.rotate(&mut store) {
+                return;
+            }
             let block = self.block(store.next_seq());
             let mut attempts = 0;
             while store.add(block.header, &block.payload).is_err() {
@@ -318,8 +390,8 @@ impl Life {
 }
 
 /// Whole lives of a journal from `seed`: how many crashes and faults there were, records on record and segments that
-/// were removed.
-fn lives(seed: u64) -> [u64; 4] {
+/// were removed, and how often the key was replaced.
+fn lives(seed: u64) -> [u64; 5] {
     let _seed = Seed(format!(
         "seed {seed}: INTERCEPTOR_SEED={seed} tries it again"
     ));
@@ -339,7 +411,7 @@ fn lives(seed: u64) -> [u64; 4] {
     let faults = life.disk.failed().0 as u64;
     let removed = life.told.removed.len() as u64;
     let records = life.told.on_record.len() as u64;
-    [life.crashes, faults, records, removed]
+    [life.crashes, faults, records, removed, life.rotations]
 }
 
 #[test]
@@ -368,7 +440,7 @@ fn nothing_on_record_is_lost_by_any_crash_of_any_seed() {
         None => (0, number("INTERCEPTOR_SEEDS").unwrap_or(2_000)),
     };
     let next = AtomicU64::new(first);
-    let sums = Mutex::new([0; 4]);
+    let sums = Mutex::new([0; 5]);
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
@@ -385,9 +457,9 @@ fn nothing_on_record_is_lost_by_any_crash_of_any_seed() {
             });
         }
     });
-    let [crashes, faults, records, removed] = *lock(&sums);
+    let [crashes, faults, records, removed, rotations] = *lock(&sums);
     println!(
-        "{} seeds: {crashes} crashes, {faults} operations of the disk failed, {records} records, {removed} segments removed; 0 lost",
+        "{} seeds: {crashes} crashes, {faults} operations of the disk failed, {records} records, {removed} segments removed, {rotations} keys replaced; 0 lost",
         last - first
     );
 }

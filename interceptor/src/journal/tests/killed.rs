@@ -40,6 +40,13 @@ fn writes_until_it_is_killed() {
     say(format!("\nopen {}\n", journal.last_seq()));
     let life = std::process::id();
     thread::scope(|scope| {
+        // Its key is replaced all the time.
+        scope.spawn(|| {
+            loop {
+                let _ = journal.rotate("somebody", "to be killed at it");
+                thread::sleep(Duration::from_millis(2));
+            }
+        });
         for writer in 0..3_u64 {
             let journal = &journal;
             scope.spawn(move || {

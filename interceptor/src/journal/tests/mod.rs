@@ -8,6 +8,7 @@ mod memory;
 mod migrated;
 mod proved;
 mod removed;
+mod rotated;
 mod stopping;
 
 use std::{
