@@ -35,8 +35,8 @@ const PLENTY: u64 = 8 << 30;
 /// How often it is looked how old things are, at the least.
 const AGE_EVERY: Duration = Duration::from_secs(60);
 
-/// The share of what may be kept that is left free for what is written until the next look.
-const SPARE: u64 = 8;
+/// Room that is left free for what is written until the next look: as much as a disk takes meanwhile, in bytes.
+const SPARE_BYTES: u64 = 64 << 20;
 
 /// Keeps to what is to be kept.
 #[derive(Debug)]
@@ -193,7 +193,7 @@ impl Retainer {
     /// Whether there is so much room that it needn't be looked after closely.
     fn has_plenty(&self) -> bool {
         let bytes = lock(&self.state).bytes;
-        let enough = self.config.size.map(|limit| limit - limit / SPARE);
+        let enough = self.config.size.map(enough);
         enough.is_some_and(|enough| enough.saturating_sub(bytes) > PLENTY)
     }
 
@@ -232,7 +232,7 @@ impl Retainer {
         let Some(limit) = self.config.size else {
             return Ok(self.given_up());
         };
-        let enough = limit - limit / SPARE;
+        let enough = enough(limit);
         let mut bytes = self.measure().await?;
         if bytes <= enough {
             return Ok(self.given_up());
@@ -377,6 +377,11 @@ impl Retention {
         }
         Some(longest)
     }
+}
+
+/// What may be there of `limit` bytes before segments are removed.
+fn enough(limit: u64) -> u64 {
+    limit - SPARE_BYTES.min(limit / 4).max(limit / 32)
 }
 
 /// Whether `age` has passed between `newest` and `now`.
