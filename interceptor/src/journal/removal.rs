@@ -50,6 +50,13 @@ pub(crate) enum NotRemoved {
     Stopped(#[from] Stopped),
 }
 
+impl NotRemoved {
+    /// Where the work of it didn't come to its end: the daemon stops.
+    pub(crate) fn cut_short(error: tokio::task::JoinError) -> Self {
+        Self::Stopped(Stopped(error.to_string().into()))
+    }
+}
+
 /// What becomes of a segment.
 pub(super) struct Made {
     pub(super) bytes: Vec<u8>,
@@ -134,7 +141,7 @@ impl Journal {
             journal.index().forget(made.forgotten, first_kept);
             Ok(())
         };
-        Ok(blocking(replacing).await?)
+        blocking(replacing).await
     }
 
     /// The closed segments that have something of `session`.
@@ -146,9 +153,9 @@ impl Journal {
 
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, JournalError> + Send + 'static,
-) -> Result<T, JournalError> {
+) -> Result<T, NotRemoved> {
     let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+    Ok(done.map_err(NotRemoved::cut_short)??)
 }
 
 /// Makes the husk of the segment `number`, which record `next` follows.

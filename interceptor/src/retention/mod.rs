@@ -339,10 +339,8 @@ impl Retainer {
                     .filter(|age| is_over(contents.newest, *age, now)),
             )
         });
-        let read = read
-            .await
-            .unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
-        Ok(read?.map(|age| format!("older than {} seconds", age.as_secs())))
+        let age = read.await.map_err(NotRemoved::cut_short)??;
+        Ok(age.map(|age| format!("older than {} seconds", age.as_secs())))
     }
 
     async fn remove(&self, journal: &Journal, closed: Closed, why: &str) -> Result<(), String> {

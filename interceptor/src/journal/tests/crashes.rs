@@ -142,27 +142,10 @@ impl Life {
             return true;
         }
         let (_, event) = store.rotation("somebody", "why not").unwrap();
-        let record = Record {
-            seq: store.next_seq(),
-            time: Timestamp(1),
-            session: None,
-            agent: Arc::from(""),
-            event,
-        };
-        let mut waiting = Waiting {
-            next_seq: record.seq,
-            ..Waiting::default()
-        };
-        waiting.take(&record).unwrap();
-        let told = (record.seq, text(&record.event));
-        self.told.asked.insert(told.clone());
-        let mut payload = Vec::new();
-        let packed = self.packer.pack(&waiting.bytes, |_| 0, &mut payload);
-        if store.add(packed.unwrap(), &payload).is_err() {
+        let Some(added) = self.put(store, event) else {
             return false;
-        }
-        self.told.on_record.insert(told.0, told.1);
-        assert!(store.hand_over(&waiting.statement.unwrap()));
+        };
+        assert!(store.hand_over(&added.statement.unwrap()));
         self.rotations += 1;
         let _ = store.sign();
         true
@@ -232,18 +215,23 @@ impl Life {
             .collect();
         let (number, next) = *closed.get(self.random.below(closed.len().max(1)))?;
         let made = removal::make(&self.disk, &directory(), (number, next)).ok()?;
+        let detail = [
+            ("segment", number.to_string()),
+            ("husk", husk::hash(&made.bytes)),
+        ];
+        self.put(store, Event::notice(husk::REMOVED, detail))?;
+        self.told.removed.insert((number, next));
+        removal::replace(&self.disk, &directory(), number, &made.bytes).ok()
+    }
+
+    /// Adds a record of the host's to `store`, if the disk lets it: what was taken for it.
+    fn put(&mut self, store: &mut Store<Memory>, event: Event) -> Option<Waiting> {
         let record = Record {
             seq: store.next_seq(),
             time: Timestamp(1),
             session: None,
             agent: Arc::from(""),
-            event: Event::notice(
-                husk::REMOVED,
-                [
-                    ("segment", number.to_string()),
-                    ("husk", husk::hash(&made.bytes)),
-                ],
-            ),
+            event,
         };
         let mut waiting = Waiting {
             next_seq: record.seq,
@@ -256,8 +244,7 @@ impl Life {
         let packed = self.packer.pack(&waiting.bytes, |_| 0, &mut payload);
         store.add(packed.unwrap(), &payload).ok()?;
         self.told.on_record.insert(told.0, told.1);
-        self.told.removed.insert((number, next));
-        removal::replace(&self.disk, &directory(), number, &made.bytes).ok()
+        Some(waiting)
     }
 
     fn block(&mut self, next_seq: u64) -> Block {
