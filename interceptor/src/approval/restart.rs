@@ -389,3 +389,93 @@ fn is_decided(left: &Left) -> bool {
     let objected = left.votes.iter().any(|vote| vote.choice == Choice::Deny);
     objected || agreed(&left.votes).count() >= left.request.terms.quorum.max(1) as usize
 }
+
+#[cfg(test)]
+mod tests {
+    use interceptor_core::{
+        record::{OperationRecord, SessionStart},
+        ruling::HoldTerms,
+    };
+
+    use super::{super::tests::request, *};
+
+    /// What is taken up of a question that was asked, and agreed to for several of the same if `is_agreed`, with a
+    /// gap behind it or not: how many questions and how many grants.
+    fn taken_up(is_agreed: bool, has_gap: bool) -> (usize, usize) {
+        let asked = request("agent", 1, 600, &[]);
+        let terms = HoldTerms {
+            retry: Duration::from_secs(600),
+            ..asked.terms.clone()
+        };
+        let decision = Decision {
+            verdict: Verdict::Hold(terms),
+            ..(*asked.decision).clone()
+        };
+        let step = |step| {
+            Event::Approval(ApprovalRecord {
+                approval: ApprovalId(7),
+                number: 1,
+                digest: asked.digest,
+                step,
+            })
+        };
+        let mut events = vec![
+            Event::SessionStart(SessionStart {
+                origin: asked.origin.clone(),
+                client: None,
+            }),
+            Event::Operation(OperationRecord {
+                number: 1,
+                operation: asked.operation.clone(),
+            }),
+            Event::Decision(interceptor_core::record::DecisionRecord {
+                number: 1,
+                decision: Arc::new(decision),
+            }),
+            step(ApprovalStep::Requested {
+                until: Timestamp(600_000_000_000),
+                context: asked.context,
+                shape: None,
+            }),
+        ];
+        if is_agreed {
+            let window = Window {
+                scope: WindowScope::Operation,
+                seconds: 600,
+                at_most: 5,
+            };
+            events.push(step(ApprovalStep::Approved {
+                window: Some(window),
+            }));
+        }
+        let mut unfinished = Unfinished::default();
+        for (seq, event) in (1..).zip(events) {
+            unfinished.observe(&Record {
+                seq,
+                time: Timestamp(seq),
+                session: Some(asked.session),
+                agent: Arc::from("agent"),
+                event,
+            });
+        }
+        if has_gap {
+            unfinished.observe(&Record {
+                seq: 50,
+                time: Timestamp(50),
+                session: None,
+                agent: Arc::from(""),
+                event: Event::notice(RECORDS_REMOVED, []),
+            });
+        }
+        let recovered = unfinished.recovered(Timestamp(100));
+        (recovered.left.len(), recovered.granted.len())
+    }
+
+    #[test]
+    fn nothing_passes_by_what_may_have_been_used_where_records_are_gone() {
+        assert_eq!(taken_up(false, false), (1, 0));
+        assert_eq!(taken_up(true, false), (0, 1));
+        assert_eq!(taken_up(false, true), (0, 0));
+        assert_eq!(taken_up(true, true), (0, 0));
+    }
+}

@@ -113,14 +113,24 @@ impl Journal {
         Ok(Timestamp(last.map_or(0, |(_, header)| header.time_ns)))
     }
 
-    /// Removes `closed`, and says on record that and why.
+    /// Removes `closed`, and says on record that and why; but not where it has something of a session that is `held`,
+    /// which it says itself: an index that has lost something lets go of nothing.
     ///
     /// # Errors
     /// Where it isn't what it was, nothing can be recorded, or the disk fails.
-    pub(crate) async fn remove(&self, closed: Closed, why: &str) -> Result<(), NotRemoved> {
+    pub(crate) async fn remove(
+        &self,
+        closed: Closed,
+        held: &BTreeSet<SessionId>,
+        why: &str,
+    ) -> Result<(), NotRemoved> {
         let journal = self.clone();
         let making = move || make(&Local, journal.directory(), (closed.number, closed.next));
         let made = blocking(making).await?;
+        let mut places = made.forgotten.places.iter();
+        if places.any(|(session, _)| held.contains(session)) {
+            return Ok(());
+        }
         let event = Event::notice(
             husk::REMOVED,
             [

@@ -346,15 +346,8 @@ impl Retainer {
     async fn remove(&self, journal: &Journal, closed: Closed, why: &str) -> Result<(), String> {
         let _turn = self.turn.lock().await;
         // It may have been held since it was listed.
-        let (held, asked) = (self.holds.all(), journal.clone());
-        let held = spawn_blocking(move || {
-            let mut segments = held.iter().map(|hold| asked.segments_of(hold.session));
-            segments.any(|segments| segments.contains(&closed.number))
-        });
-        if held.await.map_err(|error| error.to_string())? {
-            return Ok(());
-        }
-        match journal.remove(closed, why).await {
+        let held = self.holds.all().iter().map(|hold| hold.session).collect();
+        match journal.remove(closed, &held, why).await {
             Ok(()) => Ok(()),
             Err(error) => self.give_up(closed, error),
         }
