@@ -20,6 +20,7 @@ use crate::{
     confine::Places,
     console::{ConsoleConfig, Roles},
     credentials::{Credential, Servers},
+    journal::MasterKey,
     kernel::{OnEscape, SocketName, UnixSockets},
     notify::NotifierConfig,
     patience::Patience,
@@ -117,6 +118,34 @@ pub struct JournalConfig {
     pub stream: Vec<Stream>,
     /// How long it is kept; without it everything stays.
     pub retention: Retention,
+    /// What its sessions are encrypted with; without it they are in clear.
+    #[serde(deserialize_with = "given")]
+    pub encryption: Option<EncryptionConfig>,
+}
+
+/// What the session log's sessions are encrypted with.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EncryptionConfig {
+    /// Where the key stands that opens all of them; without it one is made in the state folder.
+    #[serde(deserialize_with = "given")]
+    pub key: Option<Source>,
+}
+
+impl EncryptionConfig {
+    /// The key that stands there now, if it is to stand anywhere.
+    ///
+    /// # Errors
+    /// Where it can't be read, or is none; for people.
+    pub fn master(&self) -> Result<Option<MasterKey>, String> {
+        let Some(source) = &self.key else {
+            return Ok(None);
+        };
+        let secret = source.read().map_err(|error| error.to_string())?;
+        let master =
+            MasterKey::parse(secret.expose()).map_err(|what| format!("{source} {what}"))?;
+        Ok(Some(master))
+    }
 }
 
 impl Default for JournalConfig {
@@ -127,6 +156,7 @@ impl Default for JournalConfig {
             ship: Vec::new(),
             stream: Vec::new(),
             retention: Retention::default(),
+            encryption: None,
         }
     }
 }
@@ -191,6 +221,8 @@ impl Config {
         let (ship, stream) = (&self.journal.ship, &self.journal.stream);
         let secrets = secrets.chain(ship.iter().flat_map(Ship::secrets));
         let secrets = secrets.chain(stream.iter().flat_map(Stream::secrets));
+        let encryption = self.journal.encryption.iter();
+        let secrets = secrets.chain(encryption.filter_map(|encryption| encryption.key.as_ref()));
         let keys = self.tls.client_certificates.iter();
         let console = self.console.as_ref();
         let mut hidden = vec![Path::new("/run").join(self.instance.as_str())];

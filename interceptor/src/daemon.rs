@@ -1,5 +1,7 @@
 //! The daemon put together: kernel, journal, policies, approvals, listeners, control API.
 
+mod log;
+
 use std::{
     path::Path,
     sync::{Arc, OnceLock},
@@ -9,7 +11,7 @@ use std::{
 use interceptor_core::{
     origin::Agent,
     policy::PolicyError,
-    record::{Event, Timestamp},
+    record::{Event, SessionId, Timestamp},
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -18,8 +20,8 @@ use tokio::{
 
 use crate::{
     accept::Acceptor,
-    approval::{Approvals, KeyError, Recovered, Reviewers, SecurityKeys, Unfinished, Voter},
-    books::{Books, Ledger},
+    approval::{Approvals, KeyError, Reviewers, SecurityKeys, Voter},
+    books::Books,
     clock,
     config::{Config, OldSockets},
     confine::Places,
@@ -27,7 +29,7 @@ use crate::{
     control::{
         self, AgentConnects, ConsoleDesk, ConsoleStatus, ControlSocket, Deed, Done, Failure,
         FailureKind, Host, JournalStatus, Links, NewDeed, NewTag, OldSocketCounts, Person,
-        PolicyFile, PolicyStatus, PolicyText, Role, SocketError, Status, TagTarget, Tagged, Told,
+        PolicyFile, PolicyStatus, PolicyText, Role, SocketError, Status, TagTarget, Tagged,
         Trouble, Way,
     },
     cores::Cores,
@@ -88,6 +90,9 @@ pub enum ServeError {
     /// Nobody can be served.
     #[error("can't listen on 127.0.0.1, where agents are met: {0}")]
     Listen(String),
+    /// Sessions can't be encrypted as they are to be.
+    #[error("the session log can't be encrypted: {0}")]
+    Encryption(String),
     /// The operating system.
     #[error("{what}: {error}")]
     Io {
@@ -151,11 +156,11 @@ pub fn serve(config: Config, remove_hooks: bool) -> Result<(), ServeError> {
     let ships = Ships::new(&config.journal.ship, &config.state, &config.tls.roots)
         .map_err(io("reading what TLS is to believe"))?;
     let retainer = Retainer::new(config.journal.retention.clone(), &config.state);
-    let journal = Journal::open_within(&config.state, retainer.bytes_max())?;
+    let journal = Journal::open_with(&config.state, &log::options(&config, &retainer)?)?;
     let authority = Authority::open(&config.state, &config.tls.ca.name, config.tls.ca.days)?;
     let mut streams = Streams::new(&config.journal.stream, &config.state, &config.tls.roots)
         .map_err(io("reading what TLS is to believe"))?;
-    let (recovered, past, told) = take_up(&journal, &mut streams, &retainer)?;
+    let (recovered, past, told) = log::take_up(&journal, &mut streams, &retainer)?;
     let control = ControlSocket::bind(&config.control)?;
     // Moves this process into its own cgroup: every socket opened from here on is the daemon's.
     let kernel = Arc::new(Kernel::open(config.instance.as_str())?);
@@ -246,31 +251,6 @@ pub fn serve(config: Config, remove_hooks: bool) -> Result<(), ServeError> {
         tokio::join!(daemon.witnesses.last(state), ships, streams);
     });
     result
-}
-
-/// What is left of earlier daemons: questions and approvals, of which those that are over are recorded as such, and
-/// what they had on record of each agent's connects, and of who was told of what.
-fn take_up(
-    journal: &Journal,
-    streams: &mut Streams,
-    retainer: &Retainer,
-) -> Result<(Recovered, Ledger, Told), ServeError> {
-    let mut unfinished = Unfinished::default();
-    let mut ledger = Ledger::default();
-    let told = Told::default();
-    journal.reader()?.each(|record| {
-        unfinished.observe(&record);
-        ledger.observe(&record);
-        told.observe(&record);
-        streams.observe(&record);
-        retainer.observe(&record);
-        true
-    })?;
-    let mut recovered = unfinished.recovered(clock::now());
-    for (session, agent, event) in recovered.ends.drain(..) {
-        journal.append(session, &agent, clock::now(), [event])?;
-    }
-    Ok((recovered, ledger, told))
 }
 
 /// Has as many descriptors as the hard limit allows: two a connection, and some for the rest.
@@ -715,6 +695,8 @@ impl Host for Daemon {
                 bytes: retained.bytes,
                 bytes_max: self.retainer.bytes_max(),
                 held: retained.held,
+                encrypted: self.journal.encrypts(),
+                erased: retained.erased,
             },
             kernel: serde_json::from_value(counters).unwrap_or_default(),
             connects,
@@ -920,5 +902,9 @@ impl Host for Daemon {
 
     fn retainer(&self) -> &Retainer {
         &self.retainer
+    }
+
+    fn is_open(&self, session: SessionId) -> bool {
+        self.proxy.sessions().is_open(session)
     }
 }

@@ -349,7 +349,7 @@ fn lines(
         })
     };
     if let Some(folder) = &arguments.state {
-        offline::reader(folder)?
+        offline::reader(context, folder)?
             .each(take)
             .map_err(Failed::because)?;
     } else if let Some(file) = &arguments.evidence {
@@ -371,7 +371,7 @@ fn evidence(
         let path = with_query("/v1/evidence", &arguments.pairs());
         return stream(context, &path, exporter);
     };
-    let reader = offline::reader(folder)?;
+    let reader = offline::reader(context, folder)?;
     let sessions = match arguments.session {
         Some(session) => [session].into(),
         None => {

@@ -69,6 +69,9 @@ struct Global {
     // No long form: `export --output` is a file, as it is everywhere else.
     #[arg(id = "as", short = 'o', global = true, value_enum, default_value_t = Output::Text)]
     output: Output,
+    /// What encrypted sessions of a state folder are read with, without the daemon [default: encryption.key in it]
+    #[arg(long, global = true, value_name = "FILE")]
+    encryption_key: Option<PathBuf>,
     /// Print without colours, as with NO_COLOR set
     #[arg(long, global = true)]
     no_color: bool,
@@ -124,6 +127,8 @@ struct Context {
     client: Client,
     /// Whether the control socket was named on the command line.
     control_given: bool,
+    /// The file with what encrypted sessions are read with, where one was named.
+    encryption_key: Option<PathBuf>,
     output: Output,
     /// Whether stdout shows colours.
     color: bool,
@@ -209,6 +214,7 @@ impl Context {
             config,
             client,
             control_given,
+            encryption_key: global.encryption_key,
             output: global.output,
             color: may_color && io::stdout().is_terminal(),
             may_color,

@@ -1,7 +1,7 @@
 //! Reading a state folder without a daemon.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, BufReader},
     path::Path,
 };
@@ -9,16 +9,38 @@ use std::{
 use interceptor_core::record::{Record, SessionId};
 use serde_json::Value;
 
-use super::{client::Reading, failed::Failed};
+use super::{Context, client::Reading, failed::Failed};
 use crate::{
     control::{ErrorBody, Session, SessionsQuery},
-    journal::{self, Lines, Reader},
+    journal::{self, Lines, MasterKey, Reader},
+    secret::Source,
 };
 
 /// A reader of the journal in `folder`.
-pub(super) fn reader(folder: &Path) -> Result<Reader, Failed> {
+pub(super) fn reader(context: &Context, folder: &Path) -> Result<Reader, Failed> {
     is_state(folder)?;
-    Reader::open(folder).map_err(Failed::because)
+    let master = master(context, folder)?;
+    Reader::unlocked(folder, master.as_ref()).map_err(Failed::because)
+}
+
+/// What encrypted sessions in `folder` are read with, unless that is in it: what was given for it, or what the
+/// configuration names for its own state folder.
+pub(super) fn master(context: &Context, folder: &Path) -> Result<Option<MasterKey>, Failed> {
+    if let Some(path) = &context.encryption_key {
+        let source = Source::File(path.clone());
+        let secret = source.read().map_err(Failed::because)?;
+        let master = MasterKey::parse(secret.expose());
+        let named = |what| Failed::because(format!("{source} {what}"));
+        return master.map(Some).map_err(named);
+    }
+    let same = |folder: &Path| fs::canonicalize(folder).ok();
+    let config = &context.config;
+    if same(folder).is_none() || same(folder) != same(&config.state) {
+        return Ok(None);
+    }
+    let configured = config.journal.encryption.as_ref();
+    // Where it can't be read here (the daemon has another environment) what is in clear can.
+    Ok(configured.and_then(|encryption| encryption.master().ok().flatten()))
 }
 
 /// Refuses a folder that no journal was ever in, so that a slip of the pen isn't answered as if it
@@ -39,9 +61,13 @@ pub(super) fn is_state(folder: &Path) -> Result<(), Failed> {
 }
 
 /// The sessions in `folder` that `asked` asks for, oldest of them first.
-pub(super) fn sessions(folder: &Path, asked: &SessionsQuery) -> Result<Vec<Session>, Failed> {
+pub(super) fn sessions(
+    context: &Context,
+    folder: &Path,
+    asked: &SessionsQuery,
+) -> Result<Vec<Session>, Failed> {
     let wanted = asked.wanted().map_err(Failed::because)?;
-    let found = journal::sessions(&reader(folder)?, &wanted, asked.limit());
+    let found = journal::sessions(&reader(context, folder)?, &wanted, asked.limit());
     let found = found.map_err(Failed::because)?.into_iter();
     let mut sessions: Vec<Session> = found.map(Session::from).collect();
     sessions.reverse();
@@ -50,6 +76,7 @@ pub(super) fn sessions(folder: &Path, asked: &SessionsQuery) -> Result<Vec<Sessi
 
 /// The lines of one session.
 pub(super) fn session(
+    context: &Context,
     folder: &Path,
     id: SessionId,
     mut each: impl FnMut(&[u8]) -> Result<Reading, Failed>,
@@ -57,7 +84,7 @@ pub(super) fn session(
     let mut lines = Lines::default();
     let mut found = false;
     let mut failed = None;
-    reader(folder)?
+    reader(context, folder)?
         .session(id, |record| {
             found = true;
             let line = lines.line(&record).to_string();

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     control::{Reason, STOPPED, Session, SessionsQuery, with_query},
-    journal::Decided,
+    journal::{Decided, Erasure},
     retention::Hold,
 };
 
@@ -36,6 +36,7 @@ use crate::{
   interceptor sessions list --text '\"delete from\" shop.*' --agent reporter
   interceptor sessions list --destination db.example.com --reviewer erin
   interceptor sessions hold 8d3f00a1b2c4e5f6 --reason 'case 2026-117'
+  interceptor sessions erase 8d3f00a1b2c4e5f6 --reason 'request of the person concerned, ticket 7'
   interceptor sessions list --state /path/to/copy")]
 pub(super) struct Arguments {
     #[command(subcommand)]
@@ -59,6 +60,25 @@ enum Command {
     Release(Holding),
     /// List the sessions that are held, by whom and why
     Holds,
+    Erase(Erasing),
+    /// List the sessions that were erased, by whom and why
+    Erased,
+}
+
+/// Have nobody be able to read a session any more, for good
+///
+/// For sessions that were encrypted (`journal: {encryption: {}}`), when they are over and nobody holds them. The key of
+/// the session is destroyed: what it said can't be read on this host, nor in copies of its segments, by anybody. That
+/// it was, whose it was and how many records it had stay, and so does what proves all others. Who was given the session
+/// before (streams, exports, evidence files) has it still, and so has whoever kept a copy of `session.keys` from before.
+#[derive(Debug, clap::Args)]
+struct Erasing {
+    /// Its id
+    #[arg(value_name = "ID")]
+    id: SessionId,
+    /// Why, for the record; not what the record is not to know
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
 }
 
 #[derive(Debug, clap::Args)]
@@ -144,6 +164,8 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> Outcome {
         Some(Command::Hold(arguments)) => hold(context, arguments),
         Some(Command::Release(arguments)) => release(context, arguments),
         Some(Command::Holds) => holds(context),
+        Some(Command::Erase(arguments)) => erase(context, arguments),
+        Some(Command::Erased) => erased(context),
     }
 }
 
@@ -184,7 +206,7 @@ fn list(context: &Context, arguments: List) -> Outcome {
     // Before anybody is asked.
     asked.wanted().map_err(Failed::because)?;
     let (sessions, stopped): (Vec<Session>, _) = match &arguments.state {
-        Some(folder) => (offline::sessions(folder, &asked)?, None),
+        Some(folder) => (offline::sessions(context, folder, &asked)?, None),
         None => context
             .client
             .get_with(&with_query("/v1/sessions", &asked.pairs()), STOPPED)?,
@@ -287,6 +309,42 @@ fn holds(context: &Context) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
+fn erase(context: &Context, Erasing { id, reason }: Erasing) -> Outcome {
+    let path = format!("/v1/sessions/{id}/erase");
+    let erasure: Erasure = context.client.post(&path, &Reason { reason })?;
+    if context.is_json() {
+        return context.print_json(&erasure);
+    }
+    message(&format!("session {id} can't be read any more"));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn erased(context: &Context) -> Outcome {
+    let erasures: Vec<Erasure> = context.client.get("/v1/erasures")?;
+    if context.is_json() {
+        return context.print_json(&erasures);
+    }
+    if erasures.is_empty() {
+        message("no session was erased");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let rows: Vec<Vec<String>> = erasures
+        .iter()
+        .map(|erasure| {
+            vec![
+                erasure.session.to_string(),
+                time(erasure.at),
+                erasure.agent.to_string(),
+                erasure.by.to_string(),
+                erasure.reason.to_string(),
+            ]
+        })
+        .collect();
+    let headings = ["SESSION", "ERASED", "AGENT", "BY", "REASON"];
+    print(&table(&headings, &rows, context.color))?;
+    Ok(ExitCode::SUCCESS)
+}
+
 fn show(context: &Context, arguments: &Show) -> Outcome {
     let timeline = Timeline::new(arguments.rows, context.color);
     let each = |line: &[u8]| {
@@ -300,7 +358,7 @@ fn show(context: &Context, arguments: &Show) -> Outcome {
         Ok(Reading::On)
     };
     match &arguments.state {
-        Some(folder) => offline::session(folder, arguments.id, each)?,
+        Some(folder) => offline::session(context, folder, arguments.id, each)?,
         None => context
             .client
             .lines(&format!("/v1/sessions/{}", arguments.id), each)?,

@@ -118,9 +118,11 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> Outcome {
         })
         .collect::<Result<Vec<Vec<_>>, Failed>>()?
         .concat();
+    let master = offline::master(context, &folder)?;
     let kept = Kept {
         key: key.as_deref(),
         checkpoints: &checkpoints,
+        encryption_key: master.as_ref(),
     };
     let mut checked = look(&folder, &kept)?;
     for _ in 1..LOOKS {
@@ -456,8 +458,25 @@ fn text(report: &Report, folder: &Path, color: bool) -> String {
                 count(rotations, "rotation"),
             ),
         };
+        let erased = match report.erased_sessions {
+            0 => String::new(),
+            sessions => format!(
+                "{}: {}, each on record; {} of theirs can't be read by anybody\n",
+                paint(Style::Good, "erased", color),
+                count(sessions, "session"),
+                count(report.erased_records, "record"),
+            ),
+        };
+        let locked = match report.locked_records {
+            0 => String::new(),
+            records => format!(
+                "{}: {} of sessions: in the chain, not looked into; name what opens them with --encryption-key\n",
+                paint(Style::Good, "encrypted", color),
+                count(records, "record"),
+            ),
+        };
         return format!(
-            "{}: {folder}: {what}, {signed}{witnessed}\n{removed}{rotated}",
+            "{}: {folder}: {what}, {signed}{witnessed}\n{removed}{erased}{locked}{rotated}",
             paint(Style::Good, "intact", color)
         );
     }
@@ -555,6 +574,9 @@ mod tests {
             records: 30,
             removed_segments: 0,
             removed_records: 0,
+            erased_sessions: 0,
+            erased_records: 0,
+            locked_records: 0,
             rotations: 0,
             signed_up_to: Some(30),
             witnessed_up_to: None,

@@ -146,6 +146,12 @@ pub struct JournalStatus {
     /// Sessions under legal hold, which are kept whatever their age.
     #[serde(default)]
     pub held: u64,
+    /// Whether what is recorded now is encrypted.
+    #[serde(default)]
+    pub encrypted: bool,
+    /// Sessions that were erased.
+    #[serde(default)]
+    pub erased: u64,
 }
 
 /// Something that is not as it should be.

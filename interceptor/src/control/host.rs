@@ -8,7 +8,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use interceptor_core::record::{Event, Record};
+use interceptor_core::record::{Event, Record, SessionId};
 
 use super::{
     api::{Done, ErrorBody, NewDeed, NewTag, Note, PolicyStatus, PolicyText, Status, Tagged},
@@ -18,9 +18,9 @@ use super::{
 use crate::{
     approval::{Approvals, VoteError, Voter},
     confine::Places,
-    journal::{Journal, JournalError, NotRotated, Stopped},
+    journal::{Journal, JournalError, NotErased, NotRotated, Stopped},
     kernel::KernelError,
-    retention::Retainer,
+    retention::{NotErasable, Retainer},
     secret::Source,
     sync::lock,
 };
@@ -112,6 +112,9 @@ pub trait Host: Send + Sync + 'static {
 
     /// Who removes what of it isn't to be kept.
     fn retainer(&self) -> &Retainer;
+
+    /// Whether `session` goes on.
+    fn is_open(&self, session: SessionId) -> bool;
 }
 
 /// What the daemon keeps for the console.
@@ -249,6 +252,32 @@ impl From<KernelError> for Failure {
 impl From<JournalError> for Failure {
     fn from(error: JournalError) -> Self {
         Self::new(FailureKind::Broken, error)
+    }
+}
+
+impl From<NotErasable> for Failure {
+    fn from(kept: NotErasable) -> Self {
+        let (kind, remedy) = match &kept {
+            NotErasable::Held(_) => (
+                FailureKind::Conflict,
+                "`interceptor sessions release` lets go of it",
+            ),
+            NotErasable::Erased(_) => (FailureKind::Conflict, ""),
+            NotErasable::NotErased(not) => match not {
+                NotErased::Unknown(_) => (
+                    FailureKind::Missing,
+                    "`interceptor sessions list` shows those on record",
+                ),
+                NotErased::InClear(_) => (
+                    FailureKind::Conflict,
+                    "`journal: {encryption: {}}` in the configuration encrypts those to come; what is in clear goes by `retention` alone",
+                ),
+                NotErased::Stopped(stopped) => return stopped.clone().into(),
+                NotErased::Journal(_) => (FailureKind::Broken, ""),
+                NotErased::Disk { .. } => (FailureKind::Unavailable, ""),
+            },
+        };
+        Self::new(kind, kept).with_remedy(remedy)
     }
 }
 

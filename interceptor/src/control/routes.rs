@@ -42,9 +42,9 @@ use crate::{
     },
     clock,
     confine::Places,
-    journal::{Extent, Filter, Made, Rotated, Wanted},
+    journal::{Erasure, Extent, Filter, Made, Rotated, Wanted},
     past::{self, Observed},
-    retention::{self, Hold},
+    retention::{self, Hold, NotErasable},
 };
 
 /// Largest request body, in bytes: an agent with its labels is far below.
@@ -100,6 +100,8 @@ pub(super) fn everyones() -> Vec<Route> {
         Route::get("/v1/holds", Viewer, holds),
         Route::post("/v1/sessions/{id}/hold", Operator, hold),
         Route::post("/v1/sessions/{id}/release", Administrator, release),
+        Route::get("/v1/erasures", Viewer, erasures),
+        Route::post("/v1/sessions/{id}/erase", Administrator, erase),
         Route::post("/v1/journal/key", Administrator, rotate_key),
         Route::get("/v1/tail", Viewer, tail),
         Route::get("/v1/export", Viewer, export),
@@ -235,8 +237,11 @@ async fn session(
     let reading = host.clone();
     let records = blocking(move || Ok(reading.journal().session(id)?)).await?;
     if records.is_empty() {
-        return Err(missing(format!("there is no session {id}"))
-            .with_remedy("`interceptor sessions list` shows those on record"));
+        return Err(match host.retainer().erasure(id) {
+            Some(erasure) => missing(NotErasable::Erased(Box::new(erasure))),
+            None => missing(format!("there is no session {id}"))
+                .with_remedy("`interceptor sessions list` shows those on record"),
+        });
     }
     Ok(streams::records(records, stopping))
 }
@@ -309,7 +314,35 @@ async fn release(
     Ok(Json(host.retainer().holds()))
 }
 
-/// Longest reason for another key, in bytes.
+/// The sessions that were erased.
+async fn erasures(State(host): HostState) -> Json<Vec<Erasure>> {
+    Json(host.retainer().erasures())
+}
+
+/// Has nobody be able to read a session any more.
+async fn erase(
+    State(host): HostState,
+    by: Person,
+    Path(id): Path<String>,
+    body: Result<Json<Reason>, JsonRejection>,
+) -> Answer<Erasure> {
+    let session: SessionId = id.parse().map_err(invalid)?;
+    let reason = one_line(body, "a session is erased")?;
+    if host.is_open(session) {
+        return Err(
+            Failure::new(FailureKind::Conflict, format!("session {session} goes on"))
+                .with_remedy("erase it when it is over"),
+        );
+    }
+    caught_up(&host).await;
+    let erased = blocking(move || {
+        let (journal, by) = (host.journal(), by.to_string());
+        Ok(host.retainer().erase(journal, session, (&by, &reason))?)
+    });
+    Ok(Json(erased.await?))
+}
+
+/// Longest reason for another key or an erasure, in bytes.
 const REASON_BYTES_MAX: usize = 1_000;
 
 /// Has the journal be signed with a new key from now on.
@@ -318,15 +351,21 @@ async fn rotate_key(
     by: Person,
     body: Result<Json<Reason>, JsonRejection>,
 ) -> Answer<Rotated> {
-    let Json(Reason { reason }) = body.map_err(invalid)?;
-    let is_fit = reason.len() <= REASON_BYTES_MAX && !reason.contains(char::is_control);
-    if reason.trim().is_empty() || !is_fit {
-        return Err(invalid(
-            "a key is replaced for a reason, of at most 1,000 bytes in one line",
-        ));
-    }
+    let reason = one_line(body, "a key is replaced")?;
     let rotated = blocking(move || Ok(host.journal().rotate(&by.to_string(), &reason)?)).await?;
     Ok(Json(rotated))
+}
+
+/// Why `what` is done, in a line.
+fn one_line(body: Result<Json<Reason>, JsonRejection>, what: &str) -> Result<String, Failure> {
+    let Json(Reason { reason }) = body.map_err(invalid)?;
+    let is_fit = reason.len() <= REASON_BYTES_MAX && !reason.contains(char::is_control);
+    match is_fit && !reason.trim().is_empty() {
+        true => Ok(reason),
+        false => Err(invalid(format!(
+            "{what} for a reason, of at most 1,000 bytes in one line"
+        ))),
+    }
 }
 
 /// The session that is to be held or released, and why.

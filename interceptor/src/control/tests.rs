@@ -67,6 +67,8 @@ impl Host for Fake {
                 bytes: 0,
                 bytes_max: None,
                 held: 0,
+                encrypted: false,
+                erased: 0,
             },
             kernel: BTreeMap::new(),
             connects: Vec::new(),
@@ -175,6 +177,10 @@ impl Host for Fake {
 
     fn retainer(&self) -> &Retainer {
         &self.retainer
+    }
+
+    fn is_open(&self, _: SessionId) -> bool {
+        false
     }
 }
 

@@ -4,21 +4,30 @@
 //! it is and the how manieth of its session, and holds that session's records as one zstd frame, so that it can be
 //! read, shown to somebody and held to what was signed without the other sessions beside it.
 //!
+//! A part may be encrypted with its session's key. Its head then says in clear what is needed of it by who can't or may
+//! not read it: whose it is, whether the session begins with it, and which key has encrypted it.
+//!
 //! Blocks of earlier versions (up to state 4) had everybody's records in one frame, without parts. They stay what they
 //! are, since they are signed, and are read as one part of many sessions.
 //!
 //! The header's last field chains the block to the one before it: it is the SHA-256 of that one's, the rest of the
 //! header and the SHA-256 of every part. No byte of the journal can change, go or move without it.
 
-use std::io::{self, Write as _};
+use std::{
+    io::{self, Write as _},
+    sync::Arc,
+};
 
-use aws_lc_rs::digest;
-use interceptor_core::record::{Record, SessionId};
+use aws_lc_rs::{aead::NONCE_LEN, digest};
+use interceptor_core::record::{Event, Record, SessionId, Timestamp};
 use rustc_hash::FxHashMap;
 
 use super::{
     LENGTH_BYTES,
+    cipher::{ContentKey, NonceBytes, TAG_BYTES},
+    encryption::{Held, SessionKeys},
     glance::{self, Peeked},
+    husk,
 };
 
 /// First bytes of a block.
@@ -36,6 +45,16 @@ const PART_HEADER: usize = 1 + 8 + 4 + 4 + 4 + 4;
 const HOST: u8 = 0;
 /// Form of a part of a session.
 const SESSION: u8 = 1;
+/// Form of an encrypted part of a session, which goes on with [`SEALED_HEADER`] bytes and the agent's name. What is
+/// stored is counted from there.
+const SEALED: u8 = 2;
+/// How its session begins with it, if it does, and with the how manieth record of the block; bytes of the agent's name;
+/// commitment and nonce behind that.
+const SEALED_HEADER: usize = 1 + 4 + 2;
+/// Its session begins with it, by a connect that the hooks count.
+const BEGINS: u8 = 1;
+/// Its session begins with it, by something else.
+const BEGINS_OTHERWISE: u8 = 2;
 
 /// Largest block that is read back, in bytes before compression: the writer takes up to 32 MiB of
 /// waiting records at once, and one record may be as large as the largest message.
@@ -88,7 +107,70 @@ pub(super) struct Part<'a> {
     raw: u32,
     /// All of it, as it stands in the block.
     pub(super) bytes: &'a [u8],
+    /// Its records; encrypted, where that is so.
     frame: &'a [u8],
+    pub(super) sealed: Option<Sealed<'a>>,
+}
+
+/// What the head of an encrypted part says.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sealed<'a> {
+    begins: u8,
+    /// The place in the block of the record that does.
+    first: u32,
+    pub(super) agent: &'a str,
+    commitment: &'a Hash,
+    nonce: &'a NonceBytes,
+    /// What has to be the same when it is opened.
+    beside: &'a [u8],
+}
+
+/// Why records can't be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Unreadable {
+    /// They aren't what they say; for people.
+    Damaged(String),
+    /// They are this session's, encrypted, and its key isn't at hand.
+    Locked(SessionId),
+    /// They are this session's, which was erased.
+    Erased(SessionId),
+}
+
+impl From<String> for Unreadable {
+    fn from(what: String) -> Self {
+        Self::Damaged(what)
+    }
+}
+
+impl From<&str> for Unreadable {
+    fn from(what: &str) -> Self {
+        Self::Damaged(what.to_owned())
+    }
+}
+
+/// Why the content of a part stays closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Closed {
+    /// Its session was erased.
+    Erased,
+    /// Its key isn't at hand.
+    Locked,
+    /// What is at hand isn't its key.
+    Foreign,
+}
+
+/// What is wrong with a part that its session's key didn't encrypt.
+const FOREIGN: &str = "it was encrypted with another key than its session's";
+
+/// What a block has, but for content.
+#[derive(Debug, Default)]
+pub(super) struct Facts {
+    /// How many records there are in all.
+    pub(super) count: u64,
+    /// Those that aren't content, in order; and what stands for sessions that began in what is closed.
+    pub(super) records: Vec<Record>,
+    /// Sessions with something in it that can't be read, and how many records that are.
+    pub(super) closed: Vec<(SessionId, Closed, u32)>,
 }
 
 impl BlockHeader {
@@ -195,6 +277,7 @@ impl BlockHeader {
                     raw,
                     bytes: stored,
                     frame: stored,
+                    sealed: None,
                 });
                 1
             }
@@ -215,78 +298,163 @@ impl BlockHeader {
         Ok(parts)
     }
 
-    /// The records in `stored`, in order.
+    /// The records in `stored`, in order; of sessions that were erased what stands for those that began there.
     ///
     /// # Errors
-    /// Where it doesn't hold what this header says; for people.
-    pub(super) fn records(&self, stored: &[u8]) -> Result<Vec<Record>, String> {
+    /// Where it doesn't hold what this header says, or `keys` don't open it.
+    pub(super) fn records(
+        &self,
+        stored: &[u8],
+        keys: &SessionKeys,
+    ) -> Result<Vec<Record>, Unreadable> {
         let mut records = Vec::with_capacity(self.count as usize);
-        self.each(stored, |bytes| {
+        let take = |bytes: &[u8]| {
             records.push(glance::decode(bytes).map_err(unreadable)?);
             Ok(())
+        };
+        let mut standing = Vec::new();
+        self.each(stored, keys, take, |part, why| {
+            standing.extend(self.in_place_of(part));
+            unless_locked(part, why)
         })?;
+        records.extend(standing);
         // Sessions stand side by side, and have spoken in turns.
         records.sort_by_key(|record| record.seq);
         Ok(records)
     }
 
-    /// How many records `stored` has, and those of them that aren't the content of sessions, which nearly all are.
+    /// What `stored` has but for the content of sessions, which is nearly all of it.
     ///
     /// # Errors
     /// As of [`BlockHeader::records`], but for content that can't be read.
-    pub(super) fn facts(&self, stored: &[u8]) -> Result<(u64, Vec<Record>), String> {
-        let mut facts = Vec::new();
+    pub(super) fn facts(&self, stored: &[u8], keys: &SessionKeys) -> Result<Facts, Unreadable> {
+        let mut facts = Facts {
+            count: self.count.into(),
+            ..Facts::default()
+        };
+        let (mut standing, mut closed) = (Vec::new(), Vec::new());
         self.each_of(
-            stored,
+            (stored, keys),
             |peeked| !peeked.is_content,
-            |record| facts.push(record),
+            |record| facts.records.push(record),
+            |part, why| {
+                if let Whose::Session(session) = part.whose {
+                    closed.push((session, why, part.count));
+                }
+                standing.extend(self.in_place_of(part));
+                Ok(())
+            },
         )?;
-        facts.sort_by_key(|record| record.seq);
-        Ok((self.count.into(), facts))
+        facts.records.extend(standing);
+        facts.closed = closed;
+        facts.records.sort_by_key(|record| record.seq);
+        Ok(facts)
     }
 
-    /// Gives `take` the records in `stored` that begin a session or are operations, session by session.
+    /// What stands for the session that begins in `part`, which is closed.
+    fn in_place_of(&self, part: &Part<'_>) -> Option<Record> {
+        let sealed = part.sealed.filter(|sealed| sealed.begins != 0)?;
+        let counts = match sealed.begins {
+            BEGINS => [1, 0, 0],
+            _ => [0, 1, 0],
+        };
+        Some(husk::in_place_of(
+            Arc::from(sealed.agent),
+            (
+                self.first_seq.saturating_add(sealed.first.into()),
+                Timestamp(self.time_ns),
+            ),
+            counts,
+        ))
+    }
+
+    /// Gives `take` the records in `stored` that begin a session or are operations, session by session; of sessions
+    /// that were erased there are none.
     ///
     /// # Errors
-    /// As of [`BlockHeader::facts`].
+    /// As of [`BlockHeader::records`].
     pub(super) fn each_attempt(
         &self,
         stored: &[u8],
+        keys: &SessionKeys,
         mut take: impl FnMut(&Record),
-    ) -> Result<(), String> {
-        self.each_of(stored, |peeked| peeked.is_attempt, |record| take(&record))
+    ) -> Result<(), Unreadable> {
+        self.each_of(
+            (stored, keys),
+            |peeked| peeked.is_attempt,
+            |record| take(&record),
+            unless_locked,
+        )
+    }
+
+    /// The same of those that are in clear.
+    ///
+    /// # Errors
+    /// As of [`BlockHeader::records`].
+    pub(super) fn each_clear_attempt(
+        &self,
+        stored: &[u8],
+        mut take: impl FnMut(&Record),
+    ) -> Result<(), Unreadable> {
+        self.each_of(
+            (stored, &SessionKeys::none()),
+            |peeked| peeked.is_attempt,
+            |record| take(&record),
+            |_, _| Ok(()),
+        )
     }
 
     /// Gives `take` the records in `stored` that look as if they were `wanted`; the others aren't decoded.
     fn each_of(
         &self,
-        stored: &[u8],
+        (stored, keys): (&[u8], &SessionKeys),
         wanted: impl Fn(Peeked) -> bool,
         mut take: impl FnMut(Record),
-    ) -> Result<(), String> {
-        self.each(stored, |bytes| {
+        closed: impl FnMut(&Part<'_>, Closed) -> Result<(), Unreadable>,
+    ) -> Result<(), Unreadable> {
+        let take = |bytes: &[u8]| {
             if wanted(glance::peek(bytes).map_err(unreadable)?) {
                 take(glance::decode(bytes).map_err(unreadable)?);
             }
             Ok(())
-        })
+        };
+        self.each(stored, keys, take, closed)
     }
 
-    /// Gives `take` each record in `stored`, part by part, once it is known to stand where it belongs.
+    /// Gives `take` each record in `stored`, part by part, once it is known to stand where it belongs; and `closed` the
+    /// parts that `keys` don't open.
     fn each(
         &self,
         stored: &[u8],
+        keys: &SessionKeys,
         mut take: impl FnMut(&[u8]) -> Result<(), String>,
-    ) -> Result<(), String> {
+        mut closed: impl FnMut(&Part<'_>, Closed) -> Result<(), Unreadable>,
+    ) -> Result<(), Unreadable> {
         let parts = self.parts(stored)?;
         let mut numbers = Numbers::new(self, parts.len());
         for part in parts {
-            part.each(|bytes, seq| {
+            let key = match part.key(keys) {
+                Ok(key) => key,
+                Err(why) => {
+                    closed(&part, why)?;
+                    continue;
+                }
+            };
+            part.each(key.as_deref(), |bytes, seq| {
                 numbers.take(seq)?;
                 take(bytes)
             })?;
         }
         Ok(())
+    }
+}
+
+/// Passes over a part whose session was erased; of one that could be read elsewhere it is an error.
+fn unless_locked(part: &Part<'_>, why: Closed) -> Result<(), Unreadable> {
+    match (why, part.whose) {
+        (Closed::Erased, _) => Ok(()),
+        (Closed::Locked, Whose::Session(session)) => Err(Unreadable::Locked(session)),
+        _ => Err(FOREIGN.into()),
     }
 }
 
@@ -348,19 +516,40 @@ impl<'a> Part<'a> {
         let (stored, _) = rest.split_first_chunk()?;
         let length = PART_HEADER.checked_add(u32::from_le_bytes(*stored) as usize)?;
         let (bytes, after) = bytes.split_at_checked(length)?;
+        let (sealed, frame) = match *form {
+            SEALED => {
+                let (sealed, frame) = Sealed::split(bytes)?;
+                (Some(sealed), frame)
+            }
+            _ => (None, bytes.get(PART_HEADER..)?),
+        };
         let part = Self {
             whose: match (*form, u64::from_le_bytes(*session)) {
                 (HOST, 0) => Whose::Host,
-                (SESSION, session) => Whose::Session(SessionId(session)),
+                (SESSION | SEALED, session) => Whose::Session(SessionId(session)),
                 _ => return None,
             },
             nth: u32::from_le_bytes(*nth),
             count: u32::from_le_bytes(*count),
             raw: u32::from_le_bytes(*raw),
             bytes,
-            frame: bytes.get(PART_HEADER..).unwrap_or_default(),
+            frame,
+            sealed,
         };
         Some((part, after))
+    }
+
+    /// What opens it, if it needs that, of `keys`.
+    fn key(&self, keys: &SessionKeys) -> Result<Option<Arc<ContentKey>>, Closed> {
+        let (Some(sealed), Whose::Session(session)) = (self.sealed, self.whose) else {
+            return Ok(None);
+        };
+        match keys.of(session) {
+            Held::Key(key) if key.commitment() != sealed.commitment => Err(Closed::Foreign),
+            Held::Key(key) => Ok(Some(key)),
+            Held::Erased => Err(Closed::Erased),
+            Held::Locked => Err(Closed::Locked),
+        }
     }
 
     /// The part that `bytes` are.
@@ -376,13 +565,26 @@ impl<'a> Part<'a> {
         sha256(&[self.bytes])
     }
 
-    /// Its records, in order.
+    /// Its records, in order, opened with one of `keys` if it is encrypted.
+    ///
+    /// # Errors
+    /// Where it doesn't hold what it says, or they don't open it.
+    pub(super) fn records(&self, keys: &SessionKeys) -> Result<Vec<Record>, Unreadable> {
+        match (self.key(keys), self.whose) {
+            (Ok(key), _) => Ok(self.records_with(key.as_deref())?),
+            (Err(Closed::Erased), Whose::Session(session)) => Err(Unreadable::Erased(session)),
+            (Err(Closed::Locked), Whose::Session(session)) => Err(Unreadable::Locked(session)),
+            (Err(_), _) => Err(FOREIGN.into()),
+        }
+    }
+
+    /// Its records, in order, opened with `key` if it is encrypted.
     ///
     /// # Errors
     /// Where it doesn't hold what it says; for people.
-    pub(super) fn records(&self) -> Result<Vec<Record>, String> {
+    pub(super) fn records_with(&self, key: Option<&ContentKey>) -> Result<Vec<Record>, String> {
         let mut records = Vec::with_capacity(self.count as usize);
-        self.each(|bytes, _| {
+        self.each(key, |bytes, _| {
             records.push(glance::decode(bytes).map_err(unreadable)?);
             Ok(())
         })?;
@@ -399,8 +601,17 @@ impl<'a> Part<'a> {
     }
 
     /// Gives `take` each record and its number.
-    fn each(&self, mut take: impl FnMut(&[u8], u64) -> Result<(), String>) -> Result<(), String> {
-        let raw = zstd::bulk::decompress(self.frame, self.raw as usize)
+    fn each(
+        &self,
+        key: Option<&ContentKey>,
+        mut take: impl FnMut(&[u8], u64) -> Result<(), String>,
+    ) -> Result<(), String> {
+        let opened = match self.sealed {
+            Some(sealed) => Some(sealed.open(key, self.frame)?),
+            None => None,
+        };
+        let frame = opened.as_deref().unwrap_or(self.frame);
+        let raw = zstd::bulk::decompress(frame, self.raw as usize)
             .map_err(|error| format!("its content doesn't decompress: {error}"))?;
         if raw.len() != self.raw as usize {
             return Err("its content is shorter than its header says".to_owned());
@@ -428,6 +639,48 @@ impl<'a> Part<'a> {
     }
 }
 
+impl<'a> Sealed<'a> {
+    /// What the encrypted part that `bytes` are says, and what is encrypted.
+    fn split(bytes: &'a [u8]) -> Option<(Self, &'a [u8])> {
+        let rest = bytes.get(PART_HEADER..)?;
+        let (begins, rest) = rest.split_first()?;
+        let (first, rest) = rest.split_first_chunk()?;
+        let (length, rest) = rest.split_first_chunk()?;
+        let (agent, rest) = rest.split_at_checked(u16::from_le_bytes(*length).into())?;
+        let (commitment, rest) = rest.split_first_chunk()?;
+        let beside = bytes.get(..bytes.len() - rest.len())?;
+        let (nonce, frame) = rest.split_first_chunk::<NONCE_LEN>()?;
+        let sealed = Self {
+            begins: *begins,
+            first: u32::from_le_bytes(*first),
+            agent: str::from_utf8(agent).ok()?,
+            commitment,
+            nonce,
+            beside,
+        };
+        Some((sealed, frame))
+    }
+
+    /// What is in `frame`, opened with `key`.
+    fn open(&self, key: Option<&ContentKey>, frame: &[u8]) -> Result<Vec<u8>, &'static str> {
+        let key = key.ok_or("it is encrypted, and there is no key for it")?;
+        if key.commitment() != self.commitment {
+            return Err(FOREIGN);
+        }
+        let opened = key.open(self.nonce, self.beside, frame);
+        opened.ok_or("what is encrypted in it was changed")
+    }
+}
+
+/// What a session's next part is to say of it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Next {
+    /// How many parts it has had.
+    pub(super) nth: u32,
+    /// What to encrypt it with, if it is to be.
+    pub(super) key: Option<Arc<ContentKey>>,
+}
+
 /// Makes blocks of records.
 pub(super) struct Packer {
     compressor: zstd::bulk::Compressor<'static>,
@@ -444,6 +697,8 @@ const GATHERED_MAX: usize = 256 << 10;
 struct Share {
     session: Option<SessionId>,
     count: u32,
+    /// The record that its session begins with, and that one's place among all.
+    start: Option<((usize, usize), u32)>,
     /// From where to where; what follows one another is one.
     ranges: Vec<(usize, usize)>,
 }
@@ -458,21 +713,21 @@ impl Packer {
     }
 
     /// Packs `records`, each behind its length, into `stored`, and gives the header that only lacks its place in
-    /// the journal. `nth` says how many parts a session has had.
+    /// the journal. `next` says what there is to say of each session.
     ///
     /// # Errors
-    /// Where they are no records, or too much.
+    /// Where they are no records, or too much; or `next` fails.
     pub(super) fn pack(
         &mut self,
         records: &[u8],
-        mut nth: impl FnMut(Option<SessionId>) -> u32,
+        mut next: impl FnMut(Option<SessionId>) -> io::Result<Next>,
         stored: &mut Vec<u8>,
     ) -> io::Result<BlockHeader> {
         stored.clear();
         let shares = shares(records).map_err(io::Error::other)?;
         let mut count = 0;
         for share in &shares {
-            self.part(records, share, nth(share.session), stored)?;
+            self.part(records, share, &next(share.session)?, stored)?;
             count += share.count;
         }
         Ok(BlockHeader {
@@ -489,7 +744,7 @@ impl Packer {
         &mut self,
         records: &[u8],
         share: &Share,
-        nth: u32,
+        next: &Next,
         stored: &mut Vec<u8>,
     ) -> io::Result<()> {
         let of = |&(start, end): &(usize, usize)| records.get(start..end).unwrap_or_default();
@@ -515,26 +770,63 @@ impl Packer {
                 encoder.finish()?;
             }
         }
+        let form = match (share.session, &next.key) {
+            (None, _) => HOST,
+            (Some(_), None) => SESSION,
+            (Some(_), Some(_)) => SEALED,
+        };
         let start = stored.len();
-        stored.resize(start + PART_HEADER, 0);
-        put(
-            stored.get_mut(start..).unwrap_or_default(),
-            &[
-                &[if share.session.is_some() {
-                    SESSION
-                } else {
-                    HOST
-                }],
-                &share.session.map_or(0, |session| session.0).to_le_bytes(),
-                &nth.to_le_bytes(),
-                &share.count.to_le_bytes(),
-                &fitting(raw)?.to_le_bytes(),
-                &fitting(self.frame.len())?.to_le_bytes(),
-            ],
-        );
+        stored.push(form);
+        stored.extend_from_slice(&share.session.map_or(0, |session| session.0).to_le_bytes());
+        stored.extend_from_slice(&next.nth.to_le_bytes());
+        stored.extend_from_slice(&share.count.to_le_bytes());
+        stored.extend_from_slice(&fitting(raw)?.to_le_bytes());
+        match (&next.key, form) {
+            (Some(key), SEALED) => {
+                let record = |range| of(range).get(LENGTH_BYTES..).unwrap_or_default();
+                let begins = match &share.start {
+                    Some((range, place)) => {
+                        let start = glance::decode(record(range)).map_err(io::Error::other)?;
+                        (begins(&start.event), *place)
+                    }
+                    None => (0, 0),
+                };
+                let any = share.ranges.first().map_or(&[][..], record);
+                let agent = glance::agent(any).map_err(io::Error::other)?;
+                self.seal(begins, agent, key, (start, stored))?;
+            }
+            _ => stored.extend_from_slice(&fitting(self.frame.len())?.to_le_bytes()),
+        }
         stored.extend_from_slice(&self.frame);
         self.frame.clear();
         self.frame.shrink_to(GATHERED_MAX);
+        Ok(())
+    }
+
+    /// Encrypts the frame with `key`, and adds what stands before it to the head of the part that begins at `start`.
+    fn seal(
+        &mut self,
+        (begins, place): (u8, u32),
+        agent: &str,
+        key: &ContentKey,
+        (start, stored): (usize, &mut Vec<u8>),
+    ) -> io::Result<()> {
+        let length = SEALED_HEADER
+            + agent.len()
+            + size_of::<Hash>()
+            + NONCE_LEN
+            + self.frame.len()
+            + TAG_BYTES;
+        stored.extend_from_slice(&fitting(length)?.to_le_bytes());
+        stored.push(begins);
+        stored.extend_from_slice(&place.to_le_bytes());
+        let named = u16::try_from(agent.len()).map_err(io::Error::other)?;
+        stored.extend_from_slice(&named.to_le_bytes());
+        stored.extend_from_slice(agent.as_bytes());
+        stored.extend_from_slice(key.commitment());
+        let beside = stored.get(start..).unwrap_or_default();
+        let nonce = key.seal(beside, &mut self.frame)?;
+        stored.extend_from_slice(&nonce);
         Ok(())
     }
 
@@ -547,15 +839,25 @@ impl Packer {
     }
 }
 
+/// How a session begins with this event.
+fn begins(event: &Event) -> u8 {
+    match event {
+        // No connect that the hooks count leads to a UNIX socket.
+        Event::SessionStart(start) if start.origin.destination.address().is_some() => BEGINS,
+        _ => BEGINS_OTHERWISE,
+    }
+}
+
 /// Whose each of `records` is: a share a session, in the order in which they begin.
 fn shares(records: &[u8]) -> Result<Vec<Share>, String> {
     let mut shares: Vec<Share> = Vec::new();
     let mut known = FxHashMap::default();
     let mut latest = 0;
-    let mut start = 0;
+    let (mut start, mut place) = (0, 0);
     split(records, |bytes| {
         let end = start + LENGTH_BYTES + bytes.len();
-        let session = glance::peek(bytes).map_err(unreadable)?.session;
+        let peeked = glance::peek(bytes).map_err(unreadable)?;
+        let session = peeked.session;
         if shares
             .get(latest)
             .is_none_or(|share| share.session != session)
@@ -566,17 +868,22 @@ fn shares(records: &[u8]) -> Result<Vec<Share>, String> {
             shares.push(Share {
                 session,
                 count: 0,
+                start: None,
                 ranges: Vec::new(),
             });
         }
         if let Some(share) = shares.get_mut(latest) {
             share.count += 1;
+            if peeked.is_start {
+                share.start.get_or_insert(((start, end), place));
+            }
             match share.ranges.last_mut() {
                 Some((_, before)) if *before == start => *before = end,
                 _ => share.ranges.push((start, end)),
             }
         }
         start = end;
+        place += 1;
         Ok(())
     })?;
     Ok(shares)
@@ -661,8 +968,13 @@ mod tests {
         }
     }
 
-    /// A block of records from 11 on, of these sessions.
+    /// A block of records from 11 on, of these sessions, in clear.
     fn packed(sessions: &[u64]) -> (BlockHeader, Vec<u8>, Vec<Record>) {
+        packed_with(&SessionKeys::none(), sessions)
+    }
+
+    /// The same, encrypted where `keys` are there for that.
+    fn packed_with(keys: &SessionKeys, sessions: &[u64]) -> (BlockHeader, Vec<u8>, Vec<Record>) {
         let mut waiting = Waiting::default();
         let records: Vec<Record> = (11..)
             .zip(sessions)
@@ -672,11 +984,16 @@ mod tests {
             waiting.take(record).unwrap();
         }
         let mut stored = b"of another block".to_vec();
-        let nth =
-            |session: Option<SessionId>| session.map_or(0, |session| session.0 as u32 * 10 + 7);
+        let next = |session: Option<SessionId>| match session {
+            Some(session) => Ok(Next {
+                nth: session.0 as u32 * 10 + 7,
+                key: keys.to_encrypt(session)?,
+            }),
+            None => Ok(Next::default()),
+        };
         let header = Packer::new()
             .unwrap()
-            .pack(&waiting.bytes, nth, &mut stored)
+            .pack(&waiting.bytes, next, &mut stored)
             .unwrap();
         let header = BlockHeader {
             first_seq: 11,
@@ -687,16 +1004,22 @@ mod tests {
 
     #[test]
     fn a_block_has_a_part_a_session() {
-        for sessions in [&[][..], &[3], &[3, 3, 3], &[2, 3, 3, 0, 2, 0, 5, 3]] {
-            let (header, stored, records) = packed(sessions);
+        let cases = [&[][..], &[3], &[3, 3, 3], &[2, 3, 3, 0, 2, 0, 5, 3]];
+        for (keys, sessions) in [SessionKeys::none(), SessionKeys::fresh()]
+            .iter()
+            .flat_map(|keys| cases.map(|sessions| (keys, sessions)))
+        {
+            let (header, stored, records) = packed_with(keys, sessions);
             assert_eq!(BlockHeader::decode(&header.encode()), Some(header));
             assert!(header.is_chained(&[7; 32], &stored));
             assert!(!header.is_chained(&[8; 32], &stored));
-            assert_eq!(header.records(&stored).unwrap(), records);
+            assert_eq!(header.records(&stored, keys).unwrap(), records);
+            let facts = header.facts(&stored, keys).unwrap();
             assert_eq!(
-                header.facts(&stored).unwrap(),
+                (facts.count, facts.records),
                 (records.len() as u64, records.clone())
             );
+            assert_eq!(facts.closed, []);
             let parts = header.parts(&stored).unwrap();
             for part in &parts {
                 let own: Vec<Record> = records
@@ -704,7 +1027,7 @@ mod tests {
                     .filter(|record| part.may_have(record.session))
                     .cloned()
                     .collect();
-                assert_eq!(part.records().unwrap(), own);
+                assert_eq!(part.records(keys).unwrap(), own);
                 assert_eq!(part.count as usize, own.len());
                 let nth = match part.whose {
                     Whose::Session(session) => session.0 * 10 + 7,
@@ -712,7 +1035,7 @@ mod tests {
                 };
                 assert_eq!(u64::from(part.nth), nth);
                 let alone = Part::read(part.bytes).unwrap();
-                assert_eq!(alone.records().unwrap(), own);
+                assert_eq!(alone.records(keys).unwrap(), own);
             }
             // What stands for the parts is all that is needed of them.
             let hashes = parts.iter().map(Part::hash);
@@ -734,14 +1057,23 @@ mod tests {
         }
         let mut stored = Vec::new();
         let mut packer = Packer::new().unwrap();
-        let header = packer.pack(&waiting.bytes, |_| 0, &mut stored).unwrap();
+        let header = packer
+            .pack(&waiting.bytes, |_| Ok(Next::default()), &mut stored)
+            .unwrap();
         assert!(waiting.bytes.len() > 3 * GATHERED_MAX);
-        assert_eq!(header.records(&stored).unwrap(), records);
+        let none = SessionKeys::none();
+        assert_eq!(header.records(&stored, &none).unwrap(), records);
     }
 
     #[test]
     fn every_byte_counts() {
-        let (header, stored, _) = packed(&[2, 3, 0, 2, 5]);
+        for keys in [SessionKeys::none(), SessionKeys::fresh()] {
+            every_byte_of_it_counts(&keys);
+        }
+    }
+
+    fn every_byte_of_it_counts(keys: &SessionKeys) {
+        let (header, stored, _) = packed_with(keys, &[2, 3, 0, 2, 5]);
         for at in 0..stored.len() {
             for length in [stored.len(), at] {
                 let mut changed = stored[..length].to_vec();
@@ -750,8 +1082,8 @@ mod tests {
                 }
                 assert!(!header.is_chained(&[7; 32], &changed), "byte {at}");
                 // Whatever it is read as, nothing breaks.
-                let _ = header.records(&changed);
-                let _ = header.facts(&changed);
+                let _ = header.records(&changed, keys);
+                let _ = header.facts(&changed, keys);
             }
         }
         let encoded = header.encode();
@@ -769,7 +1101,11 @@ mod tests {
     #[test]
     fn blocks_that_lie_are_refused() {
         let (header, stored, _) = packed(&[2, 3]);
-        let said = |header: BlockHeader, stored: &[u8]| header.records(stored).unwrap_err();
+        let none = SessionKeys::none();
+        let said = |header: BlockHeader, stored: &[u8]| match header.records(stored, &none) {
+            Err(Unreadable::Damaged(what)) => what,
+            other => panic!("{other:?}"),
+        };
         let other = |first_seq| BlockHeader {
             first_seq,
             ..header
@@ -815,5 +1151,93 @@ mod tests {
                 said(header, &huge)
             );
         }
+    }
+
+    #[test]
+    fn what_is_encrypted_is_for_who_has_the_key_of_its_session() {
+        let keys = SessionKeys::fresh();
+        let (header, stored, records) = packed_with(&keys, &[2, 3, 0, 2, 5]);
+        let text = b"number";
+        let shows = |bytes: &[u8]| bytes.windows(text.len()).any(|bytes| bytes == text);
+        // The host's own part alone is in clear.
+        for part in header.parts(&stored).unwrap() {
+            assert_eq!(shows(part.bytes), part.whose == Whose::Host);
+            assert_eq!(part.sealed.is_some(), part.whose != Whose::Host);
+        }
+        // Without a key, and with another journal's.
+        let none = SessionKeys::none();
+        let locked = header.records(&stored, &none).unwrap_err();
+        assert_eq!(locked, Unreadable::Locked(SessionId(1)));
+        let other = header.records(&stored, &SessionKeys::fresh()).unwrap_err();
+        let Unreadable::Damaged(what) = other else {
+            panic!("{other:?}")
+        };
+        assert_eq!(what, "it was encrypted with another key than its session's");
+        // What is the host's is known, and what is closed is counted.
+        let facts = header.facts(&stored, &none).unwrap();
+        assert_eq!((facts.count, facts.records.len()), (5, 1));
+        let closed = [1, 2, 4].map(SessionId);
+        let counts = [2, 1, 1];
+        let all = |why| {
+            closed
+                .into_iter()
+                .zip(counts)
+                .map(move |(of, count)| (of, why, count))
+        };
+        assert_eq!(facts.closed, all(Closed::Locked).collect::<Vec<_>>());
+        // Of one that was erased there is nothing, and all others are there.
+        keys.forget(SessionId(1));
+        let left = header.records(&stored, &keys).unwrap();
+        let of_others = |record: &&Record| record.session != Some(SessionId(1));
+        assert_eq!(
+            left,
+            records
+                .iter()
+                .filter(of_others)
+                .cloned()
+                .collect::<Vec<_>>()
+        );
+        let facts = header.facts(&stored, &keys).unwrap();
+        assert_eq!(facts.closed, [(SessionId(1), Closed::Erased, 2)]);
+        let parts = header.parts(&stored).unwrap();
+        let erased = parts[0].records(&keys).unwrap_err();
+        assert_eq!(erased, Unreadable::Erased(SessionId(1)));
+        assert!(header.is_chained(&[7; 32], &stored));
+    }
+
+    #[test]
+    fn a_part_is_bound_to_one_key_and_to_its_place() {
+        let keys = SessionKeys::fresh();
+        let (header, stored, _) = packed_with(&keys, &[2, 3]);
+        let part = header.parts(&stored).unwrap()[0];
+        let sealed = part.sealed.unwrap();
+        // One that would open it as something else can't have the same commitment; one whose commitment is put in
+        // its place doesn't open it.
+        let other = ContentKey::fresh().unwrap();
+        let refused = part.records_with(Some(&other)).unwrap_err();
+        assert_eq!(
+            refused,
+            "it was encrypted with another key than its session's"
+        );
+        let at = sealed.commitment.as_ptr() as usize - part.bytes.as_ptr() as usize;
+        let mut claimed = part.bytes.to_vec();
+        claimed[at..at + 32].copy_from_slice(other.commitment());
+        let claimed = Part::read(&claimed).unwrap();
+        let refused = claimed.records_with(Some(&other)).unwrap_err();
+        assert_eq!(refused, "what is encrypted in it was changed");
+        part.records_with(None).unwrap_err();
+        // Another session's, another number, another agent.
+        let Held::Key(own) = keys.of(SessionId(1)) else {
+            panic!()
+        };
+        let agent = sealed.agent.as_ptr() as usize - part.bytes.as_ptr() as usize;
+        for at in [1, 9, agent] {
+            let mut moved = part.bytes.to_vec();
+            moved[at] ^= 1;
+            let moved = Part::read(&moved).unwrap();
+            let refused = moved.records_with(Some(&own)).unwrap_err();
+            assert_eq!(refused, "what is encrypted in it was changed");
+        }
+        assert_eq!(part.records_with(Some(&own)).unwrap().len(), 1);
     }
 }

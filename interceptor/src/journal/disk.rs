@@ -55,6 +55,19 @@ pub(super) trait Disk: Clone + Debug + Send + 'static {
         }
     }
 
+    /// Has nothing be left of what a file says, if it is there: what the medium keeps of what was overwritten is beyond
+    /// our reach.
+    fn overwrite(&self, path: &Path) -> io::Result<()> {
+        let file = match self.edit(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            opened => opened?,
+        };
+        let length = usize::try_from(file.length()?).map_err(io::Error::other)?;
+        // What is no key is taken for none, should it be seen like this.
+        file.write_all_at(&vec![b'-'; length], 0)?;
+        file.sync()
+    }
+
     /// Has `path` hold `bytes`: whoever looks, also after a power failure, sees all of what was there or all of
     /// this. When it returns, it is this.
     fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {

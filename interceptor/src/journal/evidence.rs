@@ -4,7 +4,8 @@
 //! a block that has a part of these sessions: that part as it stands in the journal, the hashes of the parts beside
 //! it, which are somebody else's business, what the block's chain value is made of besides, and the proof that this
 //! value is in the tree that was signed. So the file can be checked with the public key alone, by us or by whoever
-//! knows SHA-256 and RFC 6962, and shows nothing of other sessions. A part says the how manieth of its session it
+//! knows SHA-256 and RFC 6962, and shows nothing of other sessions. Of sessions that are encrypted it has the keys as
+//! well, which open nothing else, and which the parts are bound to. A part says the how manieth of its session it
 //! is: none can be left out before the session's end.
 
 use std::{
@@ -18,8 +19,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     JournalError, Kind, Problem, Reader,
-    block::{BLOCK_HEADER, BlockHeader, CHAINED, Hash, Layout, Part, Whose},
+    block::{BLOCK_HEADER, BlockHeader, CHAINED, Hash, Layout, Part, Unreadable, Whose},
     checkpoint::{Bad, Checkpoint, PublicKey},
+    cipher::ContentKey,
+    encryption::Held,
     io_error,
     reader::Piece as Found,
     segment::Location,
@@ -54,6 +57,9 @@ enum Line {
         /// How the key came to be in force: what the keys before it have signed, one behind the other.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         rotations: Vec<String>,
+        /// What those of its sessions that are encrypted are read with.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        keys: BTreeMap<SessionId, Hexed>,
     },
     /// Every other.
     Block(Box<Shown>),
@@ -207,6 +213,7 @@ impl Reader {
         if index < checkpoint.size || root != checkpoint.root {
             return Err(contradicted("its blocks are not those that were signed"));
         }
+        let keys = self.keys_of(&chosen, sessions)?;
         let first = Line::Evidence {
             version: VERSION,
             key: key.to_text(),
@@ -214,6 +221,7 @@ impl Reader {
             sessions: sessions.iter().copied().collect(),
             unsigned_blocks,
             rotations,
+            keys,
         };
         let mut shown = 0;
         if !take(&encode(&first)) {
@@ -229,6 +237,38 @@ impl Reader {
         Ok(shown)
     }
 
+    /// The keys of those of `sessions` that have something encrypted in the `chosen` blocks.
+    fn keys_of(
+        &self,
+        chosen: &[Chosen],
+        sessions: &BTreeSet<SessionId>,
+    ) -> Result<BTreeMap<SessionId, Hexed>, JournalError> {
+        let mut found = BTreeMap::new();
+        for chosen in chosen {
+            self.of_block(chosen.location, |header, stored| {
+                for part in header.parts(stored)? {
+                    let Whose::Session(session) = part.whose else {
+                        continue;
+                    };
+                    if part.sealed.is_none()
+                        || !sessions.contains(&session)
+                        || found.contains_key(&session)
+                    {
+                        continue;
+                    }
+                    let key = match self.keys().of(session) {
+                        Held::Key(key) => Hexed(**key.secret()),
+                        Held::Erased => return Err(Unreadable::Erased(session)),
+                        Held::Locked => return Err(Unreadable::Locked(session)),
+                    };
+                    found.insert(session, key);
+                }
+                Ok(())
+            })?;
+        }
+        Ok(found)
+    }
+
     fn has_part(
         &self,
         location: Location,
@@ -236,7 +276,7 @@ impl Reader {
     ) -> Result<bool, JournalError> {
         self.of_block(location, |header, stored| {
             if let Layout::Whole(_) = header.layout {
-                let records = header.records(stored)?;
+                let records = header.records(stored, self.keys())?;
                 let mut whose = records.iter().filter_map(|record| record.session);
                 return Ok(whose.any(|session| sessions.contains(&session)));
             }
@@ -255,7 +295,7 @@ impl Reader {
         let mut beheaded = None;
         let line = self.of_block(chosen.location, |header, stored| {
             if let Layout::Whole(_) = header.layout {
-                return Err("an earlier version has put the records of all sessions together here, so these can't be shown without the others: give a copy of the state folder instead".to_owned());
+                return Err("an earlier version has put the records of all sessions together here, so these can't be shown without the others: give a copy of the state folder instead".into());
             }
             let parts = header.parts(stored)?;
             for part in &parts {
@@ -339,6 +379,7 @@ pub fn prove(
         offset: 0,
         signed: None,
         latest: None,
+        keys: BTreeMap::new(),
     };
     let mut line = Vec::new();
     loop {
@@ -358,6 +399,7 @@ pub fn prove(
                 sessions,
                 unsigned_blocks,
                 rotations,
+                keys,
             }) if check.offset == 0 => {
                 if version != VERSION {
                     check.problem(
@@ -368,6 +410,9 @@ pub fn prove(
                     break;
                 }
                 check.begin(key, &own, (&checkpoint, &rotations));
+                for (session, key) in keys {
+                    check.keys.insert(session, ContentKey::new(key.0.into())?);
+                }
                 check.proved.unsigned_blocks = unsigned_blocks;
                 let nothing = |session| (session, Extent::default());
                 check.proved.sessions = sessions.into_iter().map(nothing).collect();
@@ -415,6 +460,8 @@ struct Check<'a> {
     signed: Option<Checkpoint>,
     /// The block before.
     latest: Option<u64>,
+    /// What its sessions are read with, where they are encrypted.
+    keys: BTreeMap<SessionId, ContentKey>,
 }
 
 impl Check<'_> {
@@ -546,7 +593,7 @@ impl Check<'_> {
             self.problem(Kind::Missing, seq, &what);
         }
         extent.parts = part.nth.saturating_add(1);
-        match part.records() {
+        match part.records_with(self.keys.get(&session)) {
             Err(what) => self.problem(Kind::Changed, seq, &what),
             Ok(records) => {
                 extent.records += records.len() as u64;

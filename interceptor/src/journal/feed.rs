@@ -25,7 +25,10 @@ use nix::{
     sys::mman::{MapFlags, ProtFlags, mmap, munmap},
 };
 
-use super::private;
+use super::{
+    disk::{Disk, Local},
+    private,
+};
 
 /// The ring's size, in bytes: three of the largest messages.
 const RING_BYTES: usize = 256 << 20;
@@ -145,6 +148,11 @@ pub(crate) struct Disorder(&'static str);
 const READ_BYTES: usize = 4 << 20;
 
 impl Outlet {
+    /// Whether there is one in `directory`.
+    pub(super) fn is_there(directory: &Path) -> bool {
+        path(directory).exists()
+    }
+
     /// Opens the file in `directory`, made if it isn't there, when no other process has it any more.
     ///
     /// # Errors
@@ -293,7 +301,7 @@ impl Outlet {
     /// Goes on to the position whose lower half is `position`, if it is before what waits.
     pub(super) fn skip_to(&mut self, position: u32) {
         let head = self.ring.header().head.load(Ordering::Acquire);
-        let ahead = position.wrapping_sub(super::lower_half(self.tail));
+        let ahead = position.wrapping_sub(lower_half(self.tail));
         let there = self.tail + u64::from(ahead);
         if there <= head {
             self.release(there);
@@ -472,6 +480,20 @@ fn allocate(file: impl AsFd, start: usize, bytes: usize) -> io::Result<()> {
 
 fn path(directory: &Path) -> PathBuf {
     directory.join(NAME)
+}
+
+/// Removes the file in `directory`, which nobody writes to any more. What was in it was overwritten as it was taken.
+///
+/// # Errors
+/// Where the disk fails.
+pub(super) fn remove(directory: &Path) -> io::Result<()> {
+    Local.remove_if_there(&path(directory))
+}
+
+/// What is kept of a position.
+pub(super) const fn lower_half(position: u64) -> u32 {
+    let [a, b, c, d, ..] = position.to_le_bytes();
+    u32::from_le_bytes([a, b, c, d])
 }
 
 #[cfg(test)]

@@ -3,14 +3,16 @@
 use std::{
     fs::File,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use interceptor_core::record::Record;
 
 use super::{
     JournalError,
-    block::BLOCK_HEADER,
+    block::{BLOCK_HEADER, Unreadable},
     disk::Local,
+    encryption::SessionKeys,
     husk::Husk,
     io_error,
     reader::read_block,
@@ -22,6 +24,7 @@ use super::{
 #[derive(Debug)]
 pub(crate) struct Follower {
     directory: PathBuf,
+    keys: Arc<SessionKeys>,
     /// Number of the record that it gives next.
     next_seq: u64,
     place: Option<Place>,
@@ -42,10 +45,11 @@ enum Found {
 }
 
 impl Follower {
-    /// Reads the journal in `directory` from record `next_seq` on.
-    pub(crate) fn new(directory: &Path, next_seq: u64) -> Self {
+    /// Reads the journal in `directory` from record `next_seq` on, with these keys.
+    pub(super) fn new(directory: &Path, keys: Arc<SessionKeys>, next_seq: u64) -> Self {
         Self {
             directory: directory.to_owned(),
+            keys,
             next_seq,
             place: None,
         }
@@ -103,14 +107,20 @@ impl Follower {
                 }
                 continue;
             };
-            let mut records = header.records(&payload).map_err(|what| damaged(&what))?;
+            let records = header.records(&payload, &self.keys);
+            let mut records = records.map_err(|why| match why {
+                Unreadable::Damaged(what) => damaged(&what),
+                Unreadable::Locked(session) => JournalError::Locked(session),
+                Unreadable::Erased(session) => JournalError::Erased(session),
+            })?;
             records.retain(|record| record.seq >= self.next_seq);
-            let Some(last) = records.last() else {
-                return Err(damaged("the block doesn't hold what its header says"));
-            };
-            self.next_seq = last.seq.saturating_add(1);
+            self.next_seq = header.first_seq.saturating_add(header.count.into());
             place.offset += BLOCK_HEADER as u64 + payload.len() as u64;
             self.place = Some(place);
+            // Of sessions that were erased there is nothing.
+            if records.is_empty() {
+                continue;
+            }
             return Ok(records);
         }
     }
@@ -202,7 +212,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         recorded(folder.path()).await;
         for first in 1..=15 {
-            let mut follower = Follower::new(folder.path(), first);
+            let mut follower = Follower::new(folder.path(), SessionKeys::none(), first);
             let mut seen = Vec::new();
             while follower.next_seq() <= 15 {
                 let records = follower.next_block().unwrap();
@@ -213,7 +223,7 @@ mod tests {
             follower.next_block().unwrap_err();
             assert_eq!(follower.next_seq(), 16);
         }
-        let mut follower = Follower::new(folder.path(), 15);
+        let mut follower = Follower::new(folder.path(), SessionKeys::none(), 15);
         follower.next_block().unwrap();
         let journal = Journal::open(folder.path()).unwrap();
         append(&journal, 1).await;
@@ -236,7 +246,7 @@ mod tests {
         let mut file = File::options().append(true).open(&path).unwrap();
         file.write_all(&next[SEGMENT_HEADER..]).unwrap();
         assert_eq!(reader.on_record(1, Some(6)).unwrap(), (path, bytes));
-        let mut follower = Follower::new(folder.path(), 1);
+        let mut follower = Follower::new(folder.path(), SessionKeys::none(), 1);
         let mut seen = Vec::new();
         while follower.next_seq() <= 15 {
             let records = follower.next_block().unwrap();

@@ -164,6 +164,8 @@ pub(super) struct Peeked {
     pub(super) session: Option<SessionId>,
     /// Whether it is what a session said rather than what became of it.
     pub(super) is_content: bool,
+    /// Whether it begins a session.
+    pub(super) is_start: bool,
     /// Whether it begins a session or is an operation, which is what words are searched in.
     pub(super) is_attempt: bool,
 }
@@ -183,15 +185,23 @@ pub(super) fn peek(bytes: &[u8]) -> Result<Peeked, postcard::Error> {
         | Kind::Approval
         | Kind::Event => false,
     };
+    let is_start = matches!(kind, Kind::SessionStart | Kind::DatagramsStart);
     Ok(Peeked {
         seq: envelope.seq,
         session: envelope.session,
         is_content,
-        is_attempt: matches!(
-            kind,
-            Kind::SessionStart | Kind::DatagramsStart | Kind::Operation
-        ),
+        is_start,
+        is_attempt: is_start || kind == Kind::Operation,
     })
+}
+
+/// The agent of the record that `bytes` begin with.
+///
+/// # Errors
+/// Where not even that can be read.
+pub(super) fn agent(bytes: &[u8]) -> Result<&str, postcard::Error> {
+    let (envelope, _) = postcard::take_from_bytes::<Envelope<'_>>(bytes)?;
+    Ok(envelope.agent)
 }
 
 /// The record that `bytes` are; one that says so where what it holds can't be read.

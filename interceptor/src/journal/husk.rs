@@ -34,6 +34,27 @@ pub const RECORDS_REMOVED: &str = "records_removed";
 /// Name of the notice that stands in place of sessions that began there.
 pub const SESSIONS_REMOVED: &str = "sessions_removed";
 
+/// What such a notice counts: sessions that connects began, those that something else did, and refused connections.
+const COUNTED: [&str; 3] = ["sessions", "other_sessions", "refused"];
+
+/// The notice that stands in place of so many of what [`COUNTED`] names, which `agent` began from that place on.
+pub(super) fn in_place_of(
+    agent: Arc<str>,
+    (seq, time): (u64, Timestamp),
+    counts: [u64; 3],
+) -> Record {
+    let detail = COUNTED
+        .into_iter()
+        .zip(counts.map(|count| count.to_string()));
+    Record {
+        seq,
+        time,
+        session: None,
+        agent,
+        event: Event::notice(SESSIONS_REMOVED, detail),
+    }
+}
+
 /// What is kept of one segment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Husk {
@@ -159,7 +180,7 @@ pub(super) struct Remains {
 struct Run {
     seq: u64,
     time: Timestamp,
-    /// Sessions that connects began, those that something else did, and refused connections.
+    /// What [`COUNTED`] names.
     counts: [u64; 3],
 }
 
@@ -185,6 +206,11 @@ impl Remains {
             }
             (Event::Event(notice), None) => match &*notice.name {
                 "connection_refused" => self.count(&record, [0, 0, 1]),
+                // Of a session that can't be read here.
+                SESSIONS_REMOVED => {
+                    let of = |name: &str| notice.detail.get(name)?.parse().ok();
+                    self.count(&record, COUNTED.map(|name| of(name).unwrap_or(0)));
+                }
                 "connects_counted" => self.counted(record),
                 "tag_added" | "tag_removed" => {
                     if let Some((_, Some(count))) = self.counts.remove(&record.agent) {
@@ -237,17 +263,8 @@ impl Remains {
     }
 
     fn end(&mut self, agent: Arc<str>, run: &Run) {
-        let names = ["sessions", "other_sessions", "refused"];
-        let detail = names
-            .into_iter()
-            .zip(run.counts.map(|count| count.to_string()));
-        self.records.push(Record {
-            seq: run.seq,
-            time: run.time,
-            session: None,
-            agent,
-            event: Event::notice(SESSIONS_REMOVED, detail),
-        });
+        let place = (run.seq, run.time);
+        self.records.push(in_place_of(agent, place, run.counts));
     }
 
     /// The records that stay and those that stand in place of the others, in order; of a segment that began at

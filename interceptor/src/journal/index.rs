@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fs, io,
     panic::AssertUnwindSafe,
     path::{Path, PathBuf},
     sync::{
@@ -22,7 +22,10 @@ use rustc_hash::FxHashMap;
 
 use super::{
     JournalError,
+    block::BlockHeader,
+    cipher::NonceBytes,
     disk::taken_by,
+    encryption::{Held, SessionKeys},
     reader::Reader,
     seal::{self, Broken, Sealed},
     search::{Fresh, Gatherer, Shelf, Text},
@@ -39,6 +42,7 @@ use crate::sync::{lock, read};
 pub(super) struct Index {
     directory: PathBuf,
     key: InForce,
+    keys: Arc<SessionKeys>,
     place: Mutex<Place>,
     /// One at a time reads the segments.
     reading: Mutex<()>,
@@ -113,6 +117,13 @@ pub(super) struct Forgotten {
 /// What records say of each session, in no order.
 pub(super) type Parts = FxHashMap<SessionId, Part>;
 
+/// A summary in clear.
+const CLEAR: u8 = 0;
+/// One that is encrypted with its session's key: nonce, rest.
+const ENCRYPTED: u8 = 1;
+/// What a summary that was encrypted is told by.
+const SUMMARY: &[u8] = b"summary";
+
 /// Blocks that may stay untold, some seconds of a busy host.
 const UNTOLD_MAX: usize = 128;
 
@@ -125,6 +136,8 @@ struct Trees {
     starts: sled::Tree,
     blocks: sled::Tree,
     words: Shelf,
+    /// Summaries are encrypted as what they are of.
+    keys: Arc<SessionKeys>,
     database: sled::Db,
     /// Sessions that go on: they are put into sled when they are over, or are too many, or it is closed.
     live: FxHashMap<SessionId, SessionSummary>,
@@ -138,7 +151,7 @@ impl Index {
     /// what was wrong with one that a daemon had closed.
     pub(super) fn open(
         directory: &Path,
-        key: InForce,
+        (key, keys): (InForce, Arc<SessionKeys>),
         recovered: &Recovered,
     ) -> Result<(Self, Option<Broken>), JournalError> {
         let path = seal::folder(directory);
@@ -155,7 +168,7 @@ impl Index {
             );
         }
         let sled = if is_whole && !is_bloated && lifted.is_ok() {
-            Sled::open(directory)
+            Sled::open(directory, &keys)
         } else {
             None
         };
@@ -176,6 +189,7 @@ impl Index {
         let index = |place| Self {
             directory: directory.to_owned(),
             key,
+            keys: keys.clone(),
             place: Mutex::new(place),
             reading: Mutex::new(()),
         };
@@ -201,8 +215,9 @@ impl Index {
             tracing::warn!(file = broken.file, "the index doesn't fit: {}", broken.what);
         }
         let _ = fs::remove_dir_all(&path);
-        let index = index(place(Sled::open(directory).map_or(At::Lost, At::Sled)));
-        let reader = Reader::open(directory)?;
+        let sled = Sled::open(directory, &keys);
+        let index = index(place(sled.map_or(At::Lost, At::Sled)));
+        let reader = Reader::with_keys(directory, keys)?;
         for (location, first_seq, count) in &recovered.blocks {
             index.add(Block::of(
                 &reader.block(*location)?,
@@ -248,6 +263,21 @@ impl Index {
         }
     }
 
+    /// Forgets `session`, which was erased.
+    pub(super) fn erase(&self, session: SessionId) {
+        let mut place = lock(&self.place);
+        place.tell();
+        match &mut place.at {
+            At::Sled(sled) => {
+                if !sled.jobs.send(move |trees| trees.erase(session)) {
+                    place.lose();
+                }
+            }
+            At::Memory(known) => known.erase(session),
+            At::Lost | At::Reading => {}
+        }
+    }
+
     /// Waits for sled where much is told at once.
     fn keep_pace(&self) {
         let is_behind = || match &lock(&self.place).at {
@@ -281,6 +311,10 @@ impl Index {
         text: &Arc<Text>,
         limit: usize,
     ) -> Option<Vec<SessionSummary>> {
+        // Of what is encrypted no words are kept.
+        if self.keys.is_used() {
+            return None;
+        }
         let (answer, reply) = mpsc::sync_channel(1);
         {
             let mut place = lock(&self.place);
@@ -358,7 +392,8 @@ impl Index {
             place.next
         };
         let mut known = Summaries::default();
-        if let Err(error) = known.read(&self.directory, next) {
+        let reader = Reader::with_keys(&self.directory, self.keys.clone());
+        if let Err(error) = reader.and_then(|reader| known.read(&reader, next)) {
             tracing::error!(%error, "the segments can't be read in the index's place");
         }
         let mut place = lock(&self.place);
@@ -434,12 +469,12 @@ impl Place {
 
 impl Sled {
     /// Opens the database of `directory` in a thread of its own, if that can be.
-    fn open(directory: &Path) -> Option<Self> {
+    fn open(directory: &Path, keys: &Arc<SessionKeys>) -> Option<Self> {
         let (sender, todo) = mpsc::channel::<Job>();
         let (opened, is_open) = mpsc::sync_channel(1);
-        let path = seal::folder(directory);
+        let (path, keys) = (seal::folder(directory), keys.clone());
         let run = move || {
-            let Some(mut trees) = contained(|| Trees::open(&path)) else {
+            let Some(mut trees) = contained(|| Trees::open(&path, keys)) else {
                 return;
             };
             if opened.send(()).is_err() {
@@ -539,16 +574,15 @@ struct Summaries {
 
 impl Summaries {
     /// Reads the segments up to the record before `next`.
-    fn read(&mut self, directory: &Path, next: u64) -> Result<(), JournalError> {
-        Reader::open(directory)?.each_block(|location, records| {
-            let Some((first, last)) = records.first().zip(records.last()) else {
-                return true;
-            };
-            if last.seq >= next {
+    fn read(&mut self, reader: &Reader, next: u64) -> Result<(), JournalError> {
+        reader.each_block(|location, header, records| {
+            let BlockHeader {
+                first_seq, count, ..
+            } = *header;
+            if first_seq.saturating_add(count.into()) > next {
                 return false;
             }
-            let count = u32::try_from(records.len()).unwrap_or(u32::MAX);
-            self.learn(&Block::of(records, (first.seq, count), location));
+            self.learn(&Block::of(records, (first_seq, count), location));
             true
         })
     }
@@ -565,6 +599,15 @@ impl Summaries {
                 self.sessions.remove(session);
             }
         }
+    }
+
+    fn erase(&mut self, session: SessionId) {
+        let of_session = (session.0, 0)..=(session.0, u64::MAX);
+        let places: Vec<_> = self.blocks.range(of_session).map(|(at, _)| *at).collect();
+        for at in places {
+            self.blocks.remove(&at);
+        }
+        self.sessions.remove(&session);
     }
 
     fn learn(&mut self, block: &Block) {
@@ -631,7 +674,7 @@ fn two(first: u64, second: u64) -> [u8; 16] {
 }
 
 impl Trees {
-    fn open(path: &Path) -> sled::Result<Self> {
+    fn open(path: &Path, keys: Arc<SessionKeys>) -> sled::Result<Self> {
         // Blocks come every 50 ms at most; the segments are what has to be safe, so sled's own
         // flushing every half second is enough.
         let database = sled::Config::new()
@@ -643,6 +686,7 @@ impl Trees {
             starts: database.open_tree("starts")?,
             blocks: database.open_tree("blocks")?,
             words: Shelf::open(&database)?,
+            keys,
             database,
             live: FxHashMap::default(),
         })
@@ -685,6 +729,20 @@ impl Trees {
         self.words.forget(first_kept)
     }
 
+    fn erase(&mut self, session: SessionId) -> sled::Result<()> {
+        let own = session.0.to_be_bytes();
+        let mut batch = sled::Batch::default();
+        for key in self.blocks.scan_prefix(own).keys() {
+            batch.remove(key?);
+        }
+        self.blocks.apply_batch(batch)?;
+        self.live.remove(&session);
+        if let Some(key) = self.starts.remove(own)? {
+            self.sessions.remove(key)?;
+        }
+        Ok(())
+    }
+
     fn learn(&mut self, session: SessionId, mut part: Part) -> sled::Result<()> {
         let known = match part.started.take() {
             Some(started) => Some(*started),
@@ -712,15 +770,41 @@ impl Trees {
     }
 
     fn get_at(&self, key: impl AsRef<[u8]>) -> sled::Result<Option<SessionSummary>> {
-        let value = self.sessions.get(key)?;
-        Ok(value.and_then(|value| postcard::from_bytes(&value).ok()))
+        let value = self.sessions.get(key.as_ref())?;
+        Ok(value.and_then(|value| self.decode(key.as_ref(), &value)))
+    }
+
+    /// What stands at `key`; nothing where its session was erased.
+    fn decode(&self, key: &[u8], value: &[u8]) -> Option<SessionSummary> {
+        let (form, rest) = value.split_first()?;
+        if *form == CLEAR {
+            return postcard::from_bytes(rest).ok();
+        }
+        let session = key
+            .last_chunk()
+            .map(|id| SessionId(u64::from_be_bytes(*id)))?;
+        let (nonce, sealed) = rest.split_first_chunk()?;
+        let Held::Key(own) = self.keys.of(session) else {
+            return None;
+        };
+        let summary = own.open(nonce, SUMMARY, sealed)?;
+        postcard::from_bytes(&summary).ok()
+    }
+
+    fn encode(&self, summary: &SessionSummary) -> io::Result<Vec<u8>> {
+        // A summary is a few names and numbers: it can always be written.
+        let mut value = postcard::to_stdvec(summary).unwrap_or_default();
+        let Some(key) = self.keys.to_encrypt(summary.session)? else {
+            value.insert(0, CLEAR);
+            return Ok(value);
+        };
+        let nonce: NonceBytes = key.seal(SUMMARY, &mut value)?;
+        Ok([&[ENCRYPTED], &nonce[..], &value].concat())
     }
 
     fn put(&self, summary: &SessionSummary) -> sled::Result<()> {
         let key = key_of(summary);
-        // A summary is a few names and numbers: it can always be written.
-        let value = postcard::to_stdvec(summary).unwrap_or_default();
-        self.sessions.insert(key, value)?;
+        self.sessions.insert(key, self.encode(summary)?)?;
         let session = summary.session.0.to_be_bytes();
         self.starts.insert(session, &key)?;
         Ok(())
@@ -780,7 +864,7 @@ impl Trees {
             if found.len() >= limit {
                 return Ok(found);
             }
-            let Ok(summary) = postcard::from_bytes::<SessionSummary>(&value) else {
+            let Some(summary) = self.decode(&key, &value) else {
                 continue;
             };
             if wanted.since.is_some_and(|since| summary.started < since) {

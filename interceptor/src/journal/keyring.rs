@@ -13,7 +13,7 @@ use std::{
 use super::{
     JournalError,
     checkpoint::{self, Key},
-    disk::{Content, Disk, draft_of},
+    disk::{Disk, draft_of},
     io_error,
     succession::{STATEMENTS, notes},
 };
@@ -81,7 +81,7 @@ pub(super) fn prepare<D: Disk>(disk: &D, directory: &Path, next: &Key) -> io::Re
 pub(super) fn discard<D: Disk>(disk: &D, directory: &Path) -> io::Result<()> {
     let next = next_path(directory);
     for path in [draft_of(&next), next] {
-        overwrite(disk, &path)?;
+        disk.overwrite(&path)?;
         disk.remove_if_there(&path)?;
     }
     disk.sync_folder(directory)
@@ -114,7 +114,7 @@ pub(super) fn take_over<D: Disk>(disk: &D, directory: &Path) -> io::Result<()> {
     let (path, next) = (path(directory), next_path(directory));
     match disk.open(&next) {
         Ok(_) => {
-            overwrite(disk, &path)?;
+            disk.overwrite(&path)?;
             disk.rename(&next, &path)?;
         }
         // An attempt before has come as far, and may not have made sure of it.
@@ -122,17 +122,4 @@ pub(super) fn take_over<D: Disk>(disk: &D, directory: &Path) -> io::Result<()> {
         Err(error) => return Err(error),
     }
     disk.sync_folder(directory)
-}
-
-/// Has nothing be left of what a file says.
-fn overwrite<D: Disk>(disk: &D, path: &Path) -> io::Result<()> {
-    let file = match disk.edit(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    let length = usize::try_from(file.length()?).map_err(io::Error::other)?;
-    // What is no key is taken for none, should it be seen like this.
-    file.write_all_at(&vec![b'-'; length], 0)?;
-    file.sync()
 }

@@ -6,7 +6,10 @@
 
 mod block;
 mod checkpoint;
+mod cipher;
 mod disk;
+mod encryption;
+mod erasure;
 mod evidence;
 mod export;
 mod feed;
@@ -15,7 +18,9 @@ mod glance;
 mod husk;
 mod index;
 mod keyring;
+mod keytree;
 mod manifest;
+mod open;
 mod reader;
 mod removal;
 mod rotate;
@@ -30,13 +35,14 @@ mod summary;
 mod tests;
 mod tree;
 mod verify;
+mod waiting;
 mod writer;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     fs::{self, File},
     io,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::{
         Arc, Condvar, Mutex, MutexGuard,
@@ -51,19 +57,24 @@ use tokio::sync::{broadcast, watch};
 
 pub(crate) use self::{
     disk::taken_by,
+    erasure::began as encryption_began,
     export::plain,
     feed::{Fresh, Full, Inlet, Outlet},
     follow::Follower,
     glance::{Fed, What},
     removal::{Closed, Contents, NotRemoved},
     succession::{identity, is_of_one_journal, is_signed_with, notes},
+    waiting::encode,
 };
 use self::{
     disk::{Disk, Local},
+    encryption::SessionKeys,
     spill::Spill,
-    store::Store,
+    waiting::Waiting,
 };
 pub use self::{
+    encryption::{Encryption, MasterKey},
+    erasure::{Erasure, NotErased},
     evidence::{Proved, evidence, prove},
     export::{
         Asciicast, Csv, Extent, Filter, Form, Har, Html, Lines, Ocsf, Pcapng, Selection, Soc2,
@@ -71,6 +82,7 @@ pub use self::{
     },
     husk::{RECORDS_REMOVED, SESSIONS_REMOVED},
     manifest::{Made, Manifest},
+    open::Options,
     reader::Reader,
     rotate::{NotRotated, Rotated},
     search::{Found, SEARCHED, Seen, Text, TextError},
@@ -80,22 +92,9 @@ pub use self::{
 };
 use crate::sync::{lock, read};
 
-/// Version of the state folder's format; in its file `format`.
-const FORMAT: &str = "interceptor state 6\n";
-
-/// Versions before, whose blocks are read as they are: what is signed is not written anew. Those of 4 have no parts, and
-/// 5 knows no segments that were removed.
-const BEFORE: [&str; 2] = ["interceptor state 4\n", "interceptor state 5\n"];
-
 /// Bytes of records that may wait to be written. Of what another process feeds no more are taken than can be
 /// kept; a message of the largest size can't.
 const WAITING_BYTES_MAX: usize = 256 << 20;
-
-/// How long a journal that is in use may take to be let go of.
-const LOCK_PATIENCE: Duration = Duration::from_millis(200);
-
-/// How long restoring what was left waits for the disk before it gives up.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Bytes that say how long a record is.
 const LENGTH_BYTES: usize = 4;
@@ -104,24 +103,12 @@ const LENGTH_BYTES: usize = 4;
 /// and the kernel the same for much as for little.
 const BLOCK_BYTES: usize = 2 << 20;
 
-/// Size at which a segment is closed: large enough for few files, small enough to ship.
-const SEGMENT_BYTES: u64 = 64 << 20;
-
-/// Size below which no segment is closed.
-const SEGMENT_BYTES_MIN: u64 = 1 << 20;
-
-/// Segments that what may be kept is divided into, at least: whole ones are removed.
-const SEGMENTS_KEPT: u64 = 16;
-
 /// How long who asks for proofs waits for what is on record to be signed: it is every second.
 const SIGNED_SOON: Duration = Duration::from_secs(3);
 
 /// How long the disk may take over a block before the journal is said to have stopped. A disk that is busy takes a
 /// second or two at worst; who waits is told while its client still listens.
 const STALL: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 10 });
-
-/// Records that a slow follower of the live stream may lag behind before it is told that it missed some.
-const FOLLOW_LAG_MAX: usize = 4_096;
 
 /// Why the journal can't be opened or read.
 #[derive(Debug, thiserror::Error)]
@@ -165,6 +152,22 @@ pub enum JournalError {
         /// What is wrong.
         what: String,
     },
+    /// What sessions' keys are in can't be used.
+    #[error("{}: {what}", .path.display())]
+    Encryption {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+    /// A session's key isn't at hand.
+    #[error(
+        "session {0} is encrypted, and what opens it isn't here: the journal's `session.keys` and the key for that, which is `encryption.key` beside it or is named by --encryption-key"
+    )]
+    Locked(SessionId),
+    /// A session was erased.
+    #[error("session {0} was erased, which is on record")]
+    Erased(SessionId),
     /// What is asked for was removed by retention.
     #[error("the segment that begins with record {0} was removed by retention, which is on record")]
     Removed(u64),
@@ -216,6 +219,9 @@ struct Shared {
     followers: broadcast::Sender<Arc<Record>>,
     index: index::Index,
     key: store::InForce,
+    keys: Arc<SessionKeys>,
+    /// Where records wait, if that is not for good.
+    volatile: Option<PathBuf>,
     writer: Mutex<Option<JoinHandle<()>>>,
     /// Every record up to this one outlives the process.
     kept: AtomicU64,
@@ -224,35 +230,6 @@ struct Shared {
     /// Where records of another process come from, until somebody takes them in.
     feed: Mutex<Option<Outlet>>,
     _lock: File,
-}
-
-/// What has been appended and not yet been taken by the writer.
-#[derive(Debug, Default)]
-struct Waiting {
-    /// Records, each a little-endian u32 length and the record in postcard's encoding.
-    bytes: Vec<u8>,
-    count: u32,
-    next_seq: u64,
-    /// What the index has to learn from `bytes`.
-    parts: index::Parts,
-    /// What one of them says of another key that follows.
-    statement: Option<Box<str>>,
-    /// Who wants another key.
-    rotate: Option<rotate::Asked>,
-    /// Where they are kept until they are written.
-    spill: Option<Spill>,
-    /// Up to where the feed is drained.
-    drained: u64,
-    /// The last record that there was no room to keep, until it is on disk.
-    unkept: Option<u64>,
-    /// Somebody waits for the disk.
-    urgent: bool,
-    closing: bool,
-    stopped: Option<Stopped>,
-    /// Why nothing is taken though the disk would, by who says so.
-    withheld: BTreeMap<Arc<str>, Stopped>,
-    /// Since when the disk has what was taken last, and hasn't said that it is there.
-    since: Option<Instant>,
 }
 
 /// How far the writer has come.
@@ -268,135 +245,6 @@ struct Progress {
 }
 
 impl Journal {
-    /// Opens the journal in the state folder `directory`, made if it isn't there, for one daemon alone.
-    /// What a crash has left half written is cut off, and said in a record, as is what it left unsigned.
-    ///
-    /// # Errors
-    /// Where the folder is in use, newer, damaged or can't be written.
-    pub fn open(directory: &Path) -> Result<Self, JournalError> {
-        Self::open_on(Local, directory, SEGMENT_BYTES)
-    }
-
-    /// As [`Journal::open`], of which no more than `bytes_max` are to be kept: its segments are small enough that
-    /// one is little of that.
-    ///
-    /// # Errors
-    /// As of [`Journal::open`].
-    pub fn open_within(directory: &Path, bytes_max: Option<u64>) -> Result<Self, JournalError> {
-        let share = bytes_max.map_or(SEGMENT_BYTES, |max| max / SEGMENTS_KEPT);
-        let segment = share.clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES);
-        Self::open_on(Local, directory, segment)
-    }
-
-    /// Opens it with its evidence on `disk`, whose segments are closed from `segment_bytes` on.
-    fn open_on<D: Disk>(
-        disk: D,
-        directory: &Path,
-        segment_bytes: u64,
-    ) -> Result<Self, JournalError> {
-        let lock_file = prepare(directory)?;
-        let (mut store, recovered) = Store::open(disk, directory.to_owned(), segment_bytes)?;
-        let key = store.key();
-        let (index, broken) = index::Index::open(directory, key.clone(), &recovered)?;
-        let next_seq = recovered.next_seq;
-        let (progress, _) = watch::channel(Progress {
-            durable: next_seq - 1,
-            signed: if recovered.unsigned_blocks == 0 {
-                next_seq - 1
-            } else {
-                0
-            },
-            ..Progress::default()
-        });
-        let (followers, _) = broadcast::channel(FOLLOW_LAG_MAX);
-        let shared = Arc::new(Shared {
-            directory: directory.to_owned(),
-            waiting: Mutex::new(Waiting {
-                next_seq,
-                ..Waiting::default()
-            }),
-            wake: Condvar::new(),
-            progress,
-            followers,
-            index,
-            key,
-            writer: Mutex::new(None),
-            kept: AtomicU64::new(next_seq - 1),
-            spare: Mutex::new(None),
-            feed: Mutex::new(None),
-            _lock: lock_file,
-        });
-        let mut feed = Outlet::open(directory)
-            .map_err(io_error("making room for records that wait in", directory))?;
-        let left = left_behind(directory, next_seq, &mut feed)?;
-        // One that was prepared is in force once it is on record, which it is with what is left.
-        if !left
-            .iter()
-            .any(|record| succession::statement(record).is_some())
-        {
-            store.discard();
-        }
-        let (cut, unsigned) = (recovered.cut_bytes, recovered.unsigned_blocks);
-        let writer = writer::start(shared.clone(), store)
-            .map_err(io_error("starting the writer of", directory))?;
-        *lock(&shared.writer) = Some(writer);
-        lock(&shared.waiting).drained = feed.drained();
-        *lock(&shared.feed) = Some(feed);
-        let journal = Self { shared };
-        let found = left.len();
-        journal.restore(left)?;
-        if cut > 0 || unsigned > 0 || found > 0 || broken.is_some() {
-            let index = broken.map(|broken| ("index", format!("{}: {}", broken.file, broken.what)));
-            let detail = [
-                ("bytes_cut", cut.to_string()),
-                ("unsigned_blocks", unsigned.to_string()),
-                ("records_kept", found.to_string()),
-            ];
-            let detail = detail.into_iter().chain(index);
-            let event = Event::notice("journal_recovered", detail);
-            let _ = journal.append(None, &Arc::from(""), crate::clock::now(), [event]);
-        }
-        Ok(journal)
-    }
-
-    /// Takes the records that an earlier daemon left behind, and begins to keep those to come.
-    fn restore(&self, left: Vec<Record>) -> Result<(), JournalError> {
-        let directory = &self.shared.directory;
-        if let Some(last) = left.last().map(|record| record.seq) {
-            let mut waiting = lock(&self.shared.waiting);
-            for record in &left {
-                waiting.take(record).map_err(|stopped| {
-                    io_error("restoring", directory)(io::Error::other(stopped))
-                })?;
-            }
-            waiting.urgent = true;
-            drop(waiting);
-            self.shared.wake.notify_one();
-            // They are where they were until they are on disk.
-            let until = Instant::now() + PATIENCE;
-            while self.shared.progress.borrow().durable < last {
-                if Instant::now() > until {
-                    let why = io::Error::other(
-                        "what a daemon that was killed left behind can't be written; make room",
-                    );
-                    return Err(io_error("restoring", directory)(why));
-                }
-                std::thread::sleep(Duration::from_millis(1));
-            }
-        }
-        match Spill::open(directory) {
-            Ok([current, spare]) => {
-                *lock(&self.shared.spare) = Some(spare);
-                lock(&self.shared.waiting).spill = Some(current);
-            }
-            Err(error) => tracing::warn!(
-                %error,
-                "records can't be kept beside the journal: they wait for the disk block by block"
-            ),
-        }
-        Ok(())
-    }
-
     /// Whether the record `seq` and all before it outlive the end of this process.
     #[must_use]
     pub fn is_kept(&self, seq: u64) -> bool {
@@ -534,6 +382,12 @@ impl Journal {
         state.ok().map(|state| state.durable)
     }
 
+    /// What is on disk from record `next_seq` on, for who follows it.
+    pub(crate) fn follower(&self, next_seq: u64) -> Follower {
+        let keys = self.shared.keys.clone();
+        Follower::new(&self.shared.directory, keys, next_seq)
+    }
+
     /// Number of the last record that is on disk.
     pub(crate) fn durable_seq(&self) -> u64 {
         self.shared.progress.borrow().durable
@@ -609,7 +463,7 @@ impl Journal {
     /// # Errors
     /// Where the segments can't be listed.
     pub fn reader(&self) -> Result<Reader, JournalError> {
-        Reader::open(&self.shared.directory)
+        Reader::with_keys(&self.shared.directory, self.shared.keys.clone())
     }
 
     /// The latest `limit` sessions that are `wanted` but for its text, newest first.
@@ -703,6 +557,10 @@ impl Journal {
         &self.shared.directory
     }
 
+    fn keys(&self) -> &SessionKeys {
+        &self.shared.keys
+    }
+
     fn index(&self) -> &index::Index {
         &self.shared.index
     }
@@ -741,101 +599,14 @@ impl Journal {
         if let Some(writer) = writer {
             let _ = writer.join();
             self.shared.index.close(self.last_seq() + 1);
-        }
-    }
-}
-
-/// The records that an earlier daemon had taken and not yet written when it ended, and those that it was still
-/// fed with.
-fn left_behind(
-    directory: &Path,
-    next_seq: u64,
-    feed: &mut Outlet,
-) -> Result<Vec<Record>, JournalError> {
-    let kept = spill::kept(directory).map_err(io_error("reading", directory))?;
-    let mut records = Vec::new();
-    let (mut newest, mut drained) = (0, None);
-    for frame in kept {
-        let parsed = block::parse(&frame.records).unwrap_or_default();
-        if let Some(last) = parsed.last().filter(|last| last.seq > newest) {
-            newest = last.seq;
-            drained = Some(frame.drained);
-        }
-        records.extend(parsed.into_iter().filter(|record| record.seq >= next_seq));
-    }
-    records.sort_by_key(|record| record.seq);
-    records.dedup_by_key(|record| record.seq);
-    // What doesn't follow was never kept whole.
-    let following = records
-        .iter()
-        .zip(next_seq..)
-        .take_while(|(record, seq)| record.seq == *seq)
-        .count();
-    records.truncate(following);
-    if let Some(drained) = drained {
-        feed.skip_to(drained);
-    }
-    let fed = fed(feed, next_seq + following as u64);
-    if fed.is_empty() {
-        return Ok(records);
-    }
-    records.extend(fed);
-    // From here on they are in one place, whenever this process ends.
-    let mut encoded = Waiting::default();
-    for record in &records {
-        let encoding = |error| io_error("restoring", directory)(io::Error::other(error));
-        encoded.encode(record).map_err(encoding)?;
-    }
-    let frame = spill::Frame {
-        records: encoded.bytes,
-        drained: lower_half(feed.drained()),
-    };
-    spill::set_aside(directory, &frame).map_err(io_error("restoring", directory))?;
-    feed.settle();
-    Ok(records)
-}
-
-/// What is left in `feed`, from number `next_seq` on.
-fn fed(feed: &mut Outlet, next_seq: u64) -> Vec<Record> {
-    let mut records = Vec::new();
-    loop {
-        let waiting = match feed.peek() {
-            Ok(waiting) if waiting.frames.is_empty() => return records,
-            Ok(waiting) => waiting,
-            Err(error) => {
-                tracing::error!(%error, "records of a process that ended are lost");
-                feed.forget();
-                return records;
-            }
-        };
-        for (frame, _) in waiting.frames {
-            match left_by_a_session(frame) {
-                Ok(mut record) => {
-                    record.seq = next_seq + records.len() as u64;
-                    records.push(record);
-                }
-                Err(error) => {
-                    tracing::error!(error, "a record of a process that ended is lost");
-                }
+            if let Some(place) = &self.shared.volatile
+                && self.durable_seq() == self.last_seq()
+                && let Err(error) = spill::remove(place)
+            {
+                tracing::warn!(%error, "{} can't be removed", place.display());
             }
         }
-        feed.pass(waiting.end);
     }
-}
-
-/// The record that a session left in the feed. What people do is not for it to say.
-fn left_by_a_session(frame: Vec<u8>) -> Result<Record, &'static str> {
-    let fed = Fed::read(frame)?;
-    if fed.what == What::Approval {
-        return Err("it says what people do");
-    }
-    fed.decode()
-}
-
-/// What is kept of a position in the feed.
-const fn lower_half(position: u64) -> u32 {
-    let [a, b, c, d, ..] = position.to_le_bytes();
-    u32::from_le_bytes([a, b, c, d])
 }
 
 /// Why what another process feeds the journal with isn't taken now.
@@ -845,164 +616,6 @@ pub(crate) enum Later {
     Stopped(Stopped),
     /// It has to write others first.
     Busy,
-}
-
-impl Waiting {
-    /// Why nothing is taken, where that is so.
-    fn stopped(&self) -> Option<&Stopped> {
-        let withheld = || self.withheld.values().next();
-        self.stopped.as_ref().or_else(withheld)
-    }
-
-    /// Appends `record`, the next one.
-    fn take(&mut self, record: &Record) -> Result<(), Stopped> {
-        self.encode(record)?;
-        if let Some(statement) = succession::statement(record) {
-            self.statement = Some(statement.into());
-        }
-        self.next_seq += 1;
-        self.count += 1;
-        if let Some(session) = record.session {
-            self.parts.entry(session).or_default().take(record);
-        }
-        Ok(())
-    }
-
-    /// Appends `record`, the next one.
-    fn take_fed(&mut self, record: &Fed) {
-        let start = self.bytes.len();
-        self.bytes.extend_from_slice(&[0; LENGTH_BYTES]);
-        record.number(self.next_seq, &mut self.bytes);
-        self.measure(start);
-        self.next_seq += 1;
-        self.count += 1;
-        let part = self.parts.entry(record.session).or_default();
-        match &record.what {
-            What::Started(whole) | What::Ended(whole) | What::Told(whole) => part.take(whole),
-            What::Operation(_, protocol, effects) => part.seen(*protocol, *effects),
-            What::Decision(answer, rule) => part.decided(*answer, rule),
-            What::Approval | What::Other => {}
-        }
-    }
-
-    /// Has the record that begins at `start` say how long it is.
-    fn measure(&mut self, start: usize) {
-        let length = u32::try_from(self.bytes.len() - start - LENGTH_BYTES).unwrap_or(u32::MAX);
-        if let Some(place) = self.bytes.get_mut(start..start + LENGTH_BYTES) {
-            place.copy_from_slice(&length.to_le_bytes());
-        }
-    }
-
-    /// Keeps what was appended from `start` on, or notes that there was no room.
-    fn keep(&mut self, start: usize) {
-        let is_kept = match (&mut self.spill, self.bytes.get(start..)) {
-            (Some(spill), Some(records)) => spill.keep(records, lower_half(self.drained)),
-            _ => false,
-        };
-        if !is_kept {
-            self.unkept = Some(self.next_seq - 1);
-        }
-    }
-
-    /// Appends `record`, or nothing where it can't be encoded.
-    fn encode(&mut self, record: &Record) -> Result<(), Stopped> {
-        let start = self.bytes.len();
-        self.bytes.extend_from_slice(&[0; LENGTH_BYTES]);
-        if let Err(stopped) = encode(record, &mut self.bytes) {
-            self.bytes.truncate(start);
-            return Err(stopped);
-        }
-        self.measure(start);
-        Ok(())
-    }
-}
-
-/// Appends `record` to `bytes`, in postcard's encoding.
-///
-/// # Errors
-/// Where it can't be encoded; a part of it may be there.
-pub(crate) fn encode(record: &Record, bytes: &mut Vec<u8>) -> Result<(), Stopped> {
-    postcard::serialize_with_flavor(record, Encoding(bytes))
-        .map_err(|error| Stopped(format!("a record can't be encoded: {error}").into()))
-}
-
-/// Where postcard writes a record to: behind what is there already, whole slices at once.
-struct Encoding<'a>(&'a mut Vec<u8>);
-
-impl postcard::ser_flavors::Flavor for Encoding<'_> {
-    type Output = ();
-
-    fn try_extend(&mut self, data: &[u8]) -> postcard::Result<()> {
-        self.0.extend_from_slice(data);
-        Ok(())
-    }
-
-    fn try_push(&mut self, data: u8) -> postcard::Result<()> {
-        self.0.push(data);
-        Ok(())
-    }
-
-    fn finalize(self) -> postcard::Result<()> {
-        Ok(())
-    }
-}
-
-/// Makes the folder where it isn't, takes its lock and checks its format.
-fn prepare(directory: &Path) -> Result<File, JournalError> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory)
-        .map_err(io_error("creating", directory))?;
-    let path = directory.join("lock");
-    let file = private().open(&path).map_err(io_error("opening", &path))?;
-    let since = Instant::now();
-    loop {
-        match file.try_lock() {
-            Ok(()) => break,
-            // A process that a daemon has just forked has its descriptors until it is another program.
-            Err(fs::TryLockError::WouldBlock) if since.elapsed() < LOCK_PATIENCE => {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            Err(fs::TryLockError::WouldBlock) => {
-                return Err(JournalError::InUse(directory.to_owned()));
-            }
-            Err(fs::TryLockError::Error(error)) => return Err(io_error("locking", &path)(error)),
-        }
-    }
-    let path = directory.join("format");
-    match fs::read_to_string(&path) {
-        Ok(found) if found == FORMAT => {}
-        Ok(found) if BEFORE.contains(&&*found) => {
-            Local
-                .replace(&path, FORMAT.as_bytes())
-                .map_err(io_error("writing", &path))?;
-            tracing::info!(
-                "{} is of an earlier version; it is gone on with, and earlier versions refuse it now",
-                directory.display()
-            );
-        }
-        Ok(found) => {
-            return Err(JournalError::Foreign {
-                path: directory.to_owned(),
-                found: found.trim().to_owned(),
-            });
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let segments = directory.join("segments");
-            fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(&segments)
-                .map_err(io_error("creating", &segments))?;
-            // Last, so that a folder with a format has all that belongs to it.
-            Local
-                .replace(&path, FORMAT.as_bytes())
-                .map_err(io_error("writing", &path))?;
-        }
-        Err(error) => return Err(io_error("reading", &path)(error)),
-    }
-    Ok(file)
 }
 
 /// Has `path` hold `bytes`, for its owner alone: whoever looks, also after a power failure, sees all of what was

@@ -4,14 +4,16 @@ use std::{
     fs::File,
     io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use interceptor_core::record::{Record, SessionId};
 
 use super::{
     JournalError,
-    block::{BLOCK_HEADER, BlockHeader, Part, Whose},
+    block::{BLOCK_HEADER, BlockHeader, Unreadable, Whose},
     disk::{Content, Local},
+    encryption::{MasterKey, SessionKeys},
     husk::Husk,
     io_error,
     segment::{self, Location},
@@ -29,18 +31,45 @@ pub(super) enum Piece<'a> {
 #[derive(Debug)]
 pub struct Reader {
     directory: PathBuf,
+    keys: Arc<SessionKeys>,
 }
 
 impl Reader {
-    /// A reader of the state folder `directory`.
+    /// A reader of the state folder `directory`, of encrypted sessions too where the key for them is in it.
+    ///
+    /// # Errors
+    /// Where it isn't one, or its key isn't what opens them.
+    pub fn open(directory: &Path) -> Result<Self, JournalError> {
+        Self::unlocked(directory, None)
+    }
+
+    /// The same with the key `master`, where there is one.
+    ///
+    /// # Errors
+    /// As of [`Reader::open`].
+    pub fn unlocked(directory: &Path, master: Option<&MasterKey>) -> Result<Self, JournalError> {
+        let keys = SessionKeys::read(&Local, directory, master)?;
+        Self::with_keys(directory, keys)
+    }
+
+    /// A reader of the state folder `directory` with these keys.
     ///
     /// # Errors
     /// Where it isn't one.
-    pub fn open(directory: &Path) -> Result<Self, JournalError> {
+    pub(super) fn with_keys(
+        directory: &Path,
+        keys: Arc<SessionKeys>,
+    ) -> Result<Self, JournalError> {
         segment::list(&Local, directory)?;
         Ok(Self {
             directory: directory.to_owned(),
+            keys,
         })
+    }
+
+    /// What it opens sessions with.
+    pub(super) fn keys(&self) -> &Arc<SessionKeys> {
+        &self.keys
     }
 
     /// The records of one block.
@@ -48,7 +77,9 @@ impl Reader {
     /// # Errors
     /// Where it can't be read or is damaged.
     pub fn block(&self, location: Location) -> Result<Vec<Record>, JournalError> {
-        self.of_block(location, |header, stored| header.records(stored))
+        self.of_block(location, |header, stored| {
+            header.records(stored, &self.keys)
+        })
     }
 
     /// The records of `session` in one block; those of the others aren't looked at.
@@ -63,7 +94,10 @@ impl Reader {
         self.of_block(location, |header, stored| {
             let parts = header.parts(stored)?;
             let part = parts.iter().find(|part| part.may_have(Some(session)));
-            let mut records = part.map_or_else(|| Ok(Vec::new()), Part::records)?;
+            let mut records = match part {
+                Some(part) => part.records(&self.keys)?,
+                None => Vec::new(),
+            };
             records.retain(|record| record.session == Some(session));
             Ok(records)
         })
@@ -93,21 +127,25 @@ impl Reader {
     /// Where it can't be read or is damaged.
     pub(super) fn attempts(&self, location: Location) -> Result<Vec<Record>, JournalError> {
         let mut attempts = Vec::new();
-        self.each_attempt(location, |record| attempts.push(record.clone()))?;
+        self.of_block(location, |header, stored| {
+            header.each_attempt(stored, &self.keys, |record| attempts.push(record.clone()))
+        })?;
         attempts.sort_by_key(|record| record.seq);
         Ok(attempts)
     }
 
-    /// Gives `take` each of them, session by session, one at a time in memory.
+    /// Gives `take` each of them that is in clear, session by session, one at a time in memory.
     ///
     /// # Errors
     /// Where it can't be read or is damaged; some may have been given then.
-    pub(super) fn each_attempt(
+    pub(super) fn each_clear_attempt(
         &self,
         location: Location,
         take: impl FnMut(&Record),
     ) -> Result<(), JournalError> {
-        self.of_block(location, |header, stored| header.each_attempt(stored, take))
+        self.of_block(location, |header, stored| {
+            header.each_clear_attempt(stored, take)
+        })
     }
 
     /// The state folder.
@@ -119,7 +157,7 @@ impl Reader {
     pub(super) fn of_block<T>(
         &self,
         location: Location,
-        look: impl FnOnce(&BlockHeader, &[u8]) -> Result<T, String>,
+        look: impl FnOnce(&BlockHeader, &[u8]) -> Result<T, Unreadable>,
     ) -> Result<T, JournalError> {
         let path = segment::path(&self.directory, location.segment);
         let file = match File::open(&path) {
@@ -137,7 +175,11 @@ impl Reader {
         let (header, stored) = read_block(&file, location.offset)
             .map_err(io_error("reading", &path))?
             .ok_or_else(|| damaged("there is no block".to_owned()))?;
-        look(&header, &stored).map_err(damaged)
+        look(&header, &stored).map_err(|why| match why {
+            Unreadable::Damaged(what) => damaged(what),
+            Unreadable::Locked(session) => JournalError::Locked(session),
+            Unreadable::Erased(session) => JournalError::Erased(session),
+        })
     }
 
     fn is_removed(&self, location: Location) -> bool {
@@ -231,9 +273,9 @@ impl Reader {
     /// Every block with its records, in order; `each` may end it by returning `false`.
     pub(super) fn each_block(
         &self,
-        mut each: impl FnMut(Location, &mut Vec<Record>) -> bool,
+        mut each: impl FnMut(Location, &BlockHeader, &mut Vec<Record>) -> bool,
     ) -> Result<(), JournalError> {
-        self.each_header(|location, _| Ok(each(location, &mut self.block(location)?)))
+        self.each_header(|location, header| Ok(each(location, header, &mut self.block(location)?)))
     }
 
     /// Every block's header and where it stands, in order; `each` may end it by returning `false`.

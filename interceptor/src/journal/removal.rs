@@ -10,8 +10,9 @@ use interceptor_core::record::{Event, SessionId, Timestamp};
 
 use super::{
     Journal, JournalError, Stopped,
-    block::{BLOCK_HEADER, Layout, Whose},
+    block::{BLOCK_HEADER, Layout, Unreadable, Whose},
     disk::{Disk, Local},
+    encryption::SessionKeys,
     husk::{self, Husk, Remains},
     index::Forgotten,
     io_error,
@@ -97,7 +98,7 @@ impl Journal {
     /// # Errors
     /// Where it can't be read, or isn't what it was.
     pub(crate) fn contents(&self, closed: &Closed) -> Result<Contents, JournalError> {
-        let made = make(&Local, self.directory(), (closed.number, closed.next))?;
+        let made = self.make(closed)?;
         Ok(made.contents)
     }
 
@@ -125,7 +126,7 @@ impl Journal {
         why: &str,
     ) -> Result<(), NotRemoved> {
         let journal = self.clone();
-        let making = move || make(&Local, journal.directory(), (closed.number, closed.next));
+        let making = move || journal.make(&closed);
         let made = blocking(making).await?;
         let mut places = made.forgotten.places.iter();
         if places.any(|(session, _)| held.contains(session)) {
@@ -154,6 +155,11 @@ impl Journal {
         blocking(replacing).await
     }
 
+    fn make(&self, closed: &Closed) -> Result<Made, JournalError> {
+        let place = (closed.number, closed.next);
+        make(&Local, self.directory(), self.keys(), place)
+    }
+
     /// The closed segments that have something of `session`.
     pub(crate) fn segments_of(&self, session: SessionId) -> BTreeSet<u64> {
         let places = self.index().blocks_of(session);
@@ -175,6 +181,7 @@ async fn blocking<T: Send + 'static>(
 pub(super) fn make<D: Disk>(
     disk: &D,
     directory: &Path,
+    keys: &SessionKeys,
     (number, next): (u64, u64),
 ) -> Result<Made, JournalError> {
     let path = segment::path(directory, number);
@@ -210,19 +217,32 @@ pub(super) fn make<D: Disk>(
                 "a block was changed, or doesn't follow the one before it",
             )
         })?;
-        let unreadable = |what: String| damaged(offset + BLOCK_HEADER as u64, &what);
-        let (_, facts) = header.facts(&stored).map_err(unreadable)?;
+        let unreadable = |why: Unreadable| match why {
+            Unreadable::Damaged(what) => damaged(offset + BLOCK_HEADER as u64, &what),
+            Unreadable::Locked(session) => JournalError::Locked(session),
+            Unreadable::Erased(session) => JournalError::Erased(session),
+        };
+        let facts = header.facts(&stored, keys).map_err(unreadable)?.records;
+        let mut sealed = BTreeSet::new();
         match header.layout {
             Layout::Parts(_) => {
                 let parts = header.parts(&stored);
-                for part in parts.map_err(|what| unreadable(what.to_owned()))? {
-                    if let Whose::Session(session) = part.whose {
-                        places.push((session, header.first_seq));
+                for part in parts.map_err(|what| unreadable(what.into()))? {
+                    let Whose::Session(session) = part.whose else {
+                        continue;
+                    };
+                    places.push((session, header.first_seq));
+                    if let Some(head) = part.sealed {
+                        sealed.insert(session);
+                        known.insert(session);
+                        if !agents.contains(head.agent) {
+                            agents.insert(head.agent.into());
+                        }
                     }
                 }
             }
             Layout::Whole(_) => {
-                let records = header.records(&stored).map_err(unreadable)?;
+                let records = header.records(&stored, keys).map_err(unreadable)?;
                 let sessions: BTreeSet<_> =
                     records.iter().filter_map(|record| record.session).collect();
                 places.extend(
@@ -238,7 +258,15 @@ pub(super) fn make<D: Disk>(
             if !fact.agent.is_empty() && !agents.contains(&fact.agent) {
                 agents.insert(fact.agent.clone());
             }
-            remains.take(fact);
+            // What was encrypted isn't left there in clear.
+            let is_over = matches!(fact.event, Event::SessionEnd(_));
+            if !is_over
+                || fact
+                    .session
+                    .is_none_or(|session| !sealed.contains(&session))
+            {
+                remains.take(fact);
+            }
         }
         newest = newest.max(header.time_ns);
         husk.next_seq = header.first_seq.saturating_add(header.count.into());

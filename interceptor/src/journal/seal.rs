@@ -18,7 +18,7 @@ use super::{
 };
 
 /// First line of every seal, with the version of what is in the index.
-const ORIGIN: &str = "interceptor/index 3";
+const ORIGIN: &str = "interceptor/index 4";
 
 /// Bytes that have a digest of their own, so that a change is told where it is.
 const PART_BYTES: usize = 1 << 20;

@@ -23,7 +23,10 @@ use nix::{
     sys::mman::{MapFlags, ProtFlags, mmap, munmap},
 };
 
-use super::private;
+use super::{
+    disk::{Disk, Local},
+    feed, private,
+};
 
 /// Room for what gathers, in bytes: twice what makes the writer hurry, and a large record.
 const BYTES: usize = 8 << 20;
@@ -181,6 +184,19 @@ pub(super) fn kept(directory: &Path) -> io::Result<Vec<Frame>> {
         frames(&read(&path)?, &mut all);
     }
     Ok(all)
+}
+
+/// Removes what waits in `directory`, which is on disk where it belongs.
+///
+/// # Errors
+/// Where the disk fails.
+pub(super) fn remove(directory: &Path) -> io::Result<()> {
+    let [a, b] = paths(directory);
+    for path in [a, b, directory.join(LEFT)] {
+        Local.overwrite(&path)?;
+        Local.remove_if_there(&path)?;
+    }
+    feed::remove(directory)
 }
 
 /// Keeps `frame` in a file of its own, however large it is.

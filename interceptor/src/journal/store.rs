@@ -17,6 +17,7 @@ use super::{
     block::{BLOCK_HEADER, BlockHeader, Hash},
     checkpoint::{Checkpoint, Key, PublicKey},
     disk::{Content, Disk},
+    encryption::SessionKeys,
     io_error, keyring,
     reader::read_block,
     segment::{self, Location, Recovered, SEGMENT_HEADER},
@@ -122,8 +123,10 @@ impl<D: Disk> Store<D> {
                 .open(&path)
                 .and_then(|file| read_block(&file, location.offset))
                 .map_err(io_error("reading", &path))?;
-            let facts = block.and_then(|(header, payload)| header.facts(&payload).ok());
-            for record in facts.iter().flat_map(|(_, records)| records) {
+            // The host's own records are in clear.
+            let none = SessionKeys::none();
+            let facts = block.and_then(|(header, payload)| header.facts(&payload, &none).ok());
+            for record in facts.iter().flat_map(|facts| &facts.records) {
                 let Some(statement) = succession::statement(record) else {
                     continue;
                 };

@@ -9,16 +9,19 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Range,
     path::Path,
+    sync::Arc,
 };
 
-use interceptor_core::record::Record;
+use interceptor_core::record::{Record, SessionId};
 use serde::Serialize;
 
 use super::{
     JournalError,
-    block::{BLOCK_HEADER, BlockHeader, Hash},
+    block::{BLOCK_HEADER, BlockHeader, Closed, Facts, Hash, Unreadable},
     checkpoint::{Bad, Checkpoint, PublicKey},
     disk::{Content, Disk, Local},
+    encryption::{Held, MasterKey, SessionKeys},
+    erasure::{self, Erasure},
     husk::{self, Husk},
     io_error,
     reader::read_block,
@@ -44,6 +47,12 @@ pub struct Report {
     pub removed_segments: u64,
     /// Records that were removed with them.
     pub removed_records: u64,
+    /// Sessions that were erased, each of which is on record.
+    pub erased_sessions: u64,
+    /// Records of theirs that are there, and that nobody can read.
+    pub erased_records: u64,
+    /// Records that are encrypted and weren't looked into, for want of the key.
+    pub locked_records: u64,
     /// How often the journal's key was replaced, each on record and signed by the key before.
     pub rotations: u64,
     /// The last record that a good checkpoint vouches for.
@@ -102,6 +111,8 @@ pub struct Kept<'a> {
     pub key: Option<&'a str>,
     /// Checkpoints of earlier times, each with the name that it is spoken of by.
     pub checkpoints: &'a [(String, String)],
+    /// What encrypted sessions are read with, if it isn't beside the journal.
+    pub encryption_key: Option<&'a MasterKey>,
 }
 
 /// Checks the state folder `directory` with what was `kept` elsewhere. `progress` is told the bytes checked so
@@ -150,8 +161,13 @@ fn checked<D: Disk>(
     progress: impl FnMut(u64, u64),
     observe: impl FnMut(&Record),
 ) -> Result<(Report, Option<PublicKey>), JournalError> {
-    // Before the segments: what a daemon that runs adds meanwhile is only more than was signed.
+    // Before the segments: what a daemon that runs adds meanwhile is only more than was signed, and what it erases is on
+    // record before.
     let claims = Claims::read(disk, directory);
+    let (keys, unopened) = match SessionKeys::read(disk, directory, kept.encryption_key) {
+        Ok(keys) => (keys, None),
+        Err(error) => (SessionKeys::none(), Some(error.to_string())),
+    };
     let mut check = Check {
         report: Report::default(),
         chain: [0; 32],
@@ -166,6 +182,10 @@ fn checked<D: Disk>(
         observe,
         removed: BTreeMap::new(),
         removals: BTreeSet::new(),
+        keys,
+        closed: BTreeMap::new(),
+        foreign: None,
+        erasures: BTreeMap::new(),
         succession: Succession::default(),
         done: 0,
         total: 0,
@@ -193,6 +213,12 @@ fn checked<D: Disk>(
         check.husk(disk, directory, number);
     }
     check.hold_to_removals();
+    if let Some(what) = unopened {
+        check.problem(Kind::Unreadable, "session.keys", 0, None, what);
+    }
+    // What was erased while this was read isn't there any more.
+    let now = SessionKeys::read(disk, directory, kept.encryption_key);
+    check.hold_to_erasures(&now.unwrap_or_else(|_| SessionKeys::none()));
     check.report.rotations = check.succession.rotations();
     // Which key has signed what is for the records to say.
     let (notes, mut unreadable) = claims.verified(kept, &check.succession);
@@ -499,6 +525,14 @@ struct Check<P, O> {
     removed: BTreeMap<u64, (u64, String)>,
     /// Removals on record: of which segment, and what stayed of it.
     removals: BTreeSet<(u64, String)>,
+    /// What sessions are opened with.
+    keys: Arc<SessionKeys>,
+    /// Sessions that there is no key of any more, and where something of theirs is.
+    closed: BTreeMap<SessionId, (String, u64, u64)>,
+    /// A session that its key doesn't open, and where.
+    foreign: Option<(SessionId, String, u64, u64)>,
+    /// Sessions that were erased, and the records that say so.
+    erasures: BTreeMap<SessionId, u64>,
     /// The journal's keys, as far as was read.
     succession: Succession,
     progress: P,
@@ -582,6 +616,20 @@ impl<P: FnMut(u64, u64), O: FnMut(&Record)> Check<P, O> {
         if let Some((segment, hash)) = husk::removal(record) {
             self.removals.insert((segment, hash.to_owned()));
         }
+        if let Some(known) = erasure::began(record)
+            && self.keys.id().is_some_and(|own| own != known)
+        {
+            let what = format!(
+                "these aren't the keys that record {} says this journal's sessions are encrypted with, so those weren't looked into",
+                record.seq
+            );
+            self.problem(Kind::Changed, "session.keys", 0, Some(record.seq), what);
+            self.keys = SessionKeys::none();
+            self.foreign = None;
+        }
+        if let Some(erasure) = Erasure::read(record) {
+            self.erasures.insert(erasure.session, record.seq);
+        }
         (self.observe)(record);
     }
 
@@ -624,6 +672,34 @@ impl<P: FnMut(u64, u64), O: FnMut(&Record)> Check<P, O> {
                 ),
             };
             self.problem(kind, &file, 0, Some(number), what);
+        }
+    }
+
+    /// Compares sessions that there is no key of with what is on record of their erasure, and with the keys there are
+    /// `now`.
+    fn hold_to_erasures(&mut self, now: &SessionKeys) {
+        for (session, (file, offset, seq)) in std::mem::take(&mut self.closed) {
+            if !self.erasures.contains_key(&session) {
+                let what = format!(
+                    "the key of session {session} is gone from session.keys, and nothing on record says that it was erased"
+                );
+                self.problem(Kind::Missing, &file, offset, Some(seq), what);
+            }
+        }
+        if let Some((session, file, offset, seq)) = self.foreign.take() {
+            let what = format!(
+                "it has session {session}, which was encrypted with another key than the one that session.keys has for it"
+            );
+            self.problem(Kind::Changed, &file, offset, Some(seq), what);
+        }
+        self.report.erased_sessions = self.erasures.len() as u64;
+        for (session, seq) in std::mem::take(&mut self.erasures) {
+            if matches!(now.of(session), Held::Key(_)) {
+                let what = format!(
+                    "it has the key of session {session}, which record {seq} says was erased: it is an earlier one that was put back, or the daemon has yet to finish, which its next start does"
+                );
+                self.problem(Kind::RolledBack, "session.keys", 0, Some(seq), what);
+            }
         }
     }
 
@@ -747,13 +823,13 @@ impl<P: FnMut(u64, u64), O: FnMut(&Record)> Check<P, O> {
         let (from, first) = (self.next_seq, header.first_seq);
         let next = first.saturating_add(u64::from(header.count));
         let is_chained = header.is_chained(&self.chain, payload);
-        let records = header.facts(payload);
+        let records = header.facts(payload, &self.keys);
         let found = match &records {
             _ if is_chained && first != from && !self.is_adrift => Some((
                 Kind::Reordered,
                 format!("it begins with record {first} where {from} belongs"),
             )),
-            Err(what) if is_chained => Some((Kind::Changed, what.clone())),
+            Err(Unreadable::Damaged(what)) if is_chained => Some((Kind::Changed, what.clone())),
             _ if is_chained => None,
             Ok(_) if first > from && !places.contains(&from) => Some((
                 Kind::Missing,
@@ -780,15 +856,37 @@ impl<P: FnMut(u64, u64), O: FnMut(&Record)> Check<P, O> {
         } else {
             next.max(from)
         };
-        if let Ok((count, facts)) = records {
-            self.report.records += count;
-            let index = self.tree.size();
-            for fact in &facts {
-                self.observe(fact, (file, offset), index..index + 1);
-            }
+        if let Ok(facts) = records {
+            self.facts(&facts, (file, offset), first);
         }
         self.chain = header.chain;
         self.push(header.chain, header.time_ns);
+    }
+
+    /// Takes in what the block at that place, which begins with record `first`, has.
+    fn facts(&mut self, facts: &Facts, place: (&str, u64), first: u64) {
+        self.report.records += facts.count;
+        for (session, why, count) in &facts.closed {
+            match why {
+                Closed::Locked => self.report.locked_records += u64::from(*count),
+                Closed::Foreign => {
+                    self.report.locked_records += u64::from(*count);
+                    let (file, offset) = place;
+                    self.foreign
+                        .get_or_insert_with(|| (*session, file.to_owned(), offset, first));
+                }
+                Closed::Erased => {
+                    self.report.erased_records += u64::from(*count);
+                    let (file, offset) = place;
+                    let known = self.closed.entry(*session);
+                    known.or_insert_with(|| (file.to_owned(), offset, first));
+                }
+            }
+        }
+        let index = self.tree.size();
+        for fact in &facts.records {
+            self.observe(fact, place, index..index + 1);
+        }
     }
 
     fn push(&mut self, leaf: Hash, time_ns: u64) {

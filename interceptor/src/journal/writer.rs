@@ -12,7 +12,7 @@ use rustc_hash::FxHashMap;
 
 use super::{
     BLOCK_BYTES, Progress, Reader, STALL, Shared, Stopped, Waiting,
-    block::{BlockHeader, Packer},
+    block::{BlockHeader, Next, Packer},
     checkpoint::PublicKey,
     disk::Disk,
     index,
@@ -269,14 +269,17 @@ impl<D: Disk> Writer<D> {
     fn block(&mut self, taken: Waiting) -> io::Result<Block> {
         let mut payload = std::mem::take(&mut self.room.payload);
         let Self { packer, parts, .. } = self;
-        let nth = |session| match session {
-            Some(session) => number(parts, session, &taken.parts, &self.shared),
-            None => 0,
+        let next = |session| match session {
+            Some(session) => Ok(Next {
+                nth: number(parts, session, &taken.parts, &self.shared),
+                key: self.shared.keys.to_encrypt(session)?,
+            }),
+            None => Ok(Next::default()),
         };
         let header = BlockHeader {
             first_seq: self.store.next_seq(),
             time_ns: crate::clock::now().0,
-            ..packer.pack(&taken.bytes, nth, &mut payload)?
+            ..packer.pack(&taken.bytes, next, &mut payload)?
         };
         Ok(Block {
             header,
@@ -430,7 +433,8 @@ fn number(
 /// How many parts `session` has had, as its last one says.
 fn parts_of(session: SessionId, shared: &Shared) -> u32 {
     let places = shared.index.blocks_of(session);
-    let last = places.last().zip(Reader::open(&shared.directory).ok());
+    let reader = Reader::with_keys(&shared.directory, shared.keys.clone());
+    let last = places.last().zip(reader.ok());
     let nth = last.and_then(|(last, reader)| reader.nth(*last, session).ok().flatten());
     nth.map_or_else(
         || u32::try_from(places.len()).unwrap_or(u32::MAX),

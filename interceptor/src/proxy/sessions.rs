@@ -149,6 +149,11 @@ impl Sessions {
     }
 
     /// One of them.
+    /// Whether `id` goes on.
+    pub(crate) fn is_open(&self, id: SessionId) -> bool {
+        self.find(id).is_some()
+    }
+
     pub(super) fn find(&self, id: SessionId) -> Option<Session> {
         self.open().sessions.get(&id).cloned()
     }

@@ -2,6 +2,7 @@
 //! somebody holds what is in them. What becomes of a segment that goes is the journal's to know.
 
 mod config;
+mod erasures;
 mod holds;
 
 use std::{
@@ -14,12 +15,12 @@ use std::{
 use interceptor_core::record::{Event, Record, SessionId, Timestamp};
 use tokio::{task::spawn_blocking, time::sleep};
 
-use self::holds::Holds;
 pub(crate) use self::holds::{PLACED, RELEASED};
 pub use self::{config::Retention, holds::Hold};
+use self::{erasures::Erasures, holds::Holds};
 use crate::{
     clock,
-    journal::{Closed, Contents, Journal, JournalError, NotRemoved, taken_by},
+    journal::{Closed, Contents, Erasure, Journal, JournalError, NotErased, NotRemoved, taken_by},
     sync::lock,
 };
 
@@ -44,6 +45,7 @@ pub struct Retainer {
     config: Retention,
     directory: PathBuf,
     holds: Holds,
+    erasures: Erasures,
     /// Of one removal at a time; and nobody begins to hold something while it is being removed.
     turn: tokio::sync::Mutex<()>,
     state: Mutex<State>,
@@ -61,6 +63,20 @@ struct State {
     damaged: BTreeMap<u64, String>,
 }
 
+/// Why a session wasn't erased.
+#[derive(Debug, thiserror::Error)]
+pub enum NotErasable {
+    /// Somebody holds it.
+    #[error("session {0} is held, so it can't be erased")]
+    Held(SessionId),
+    /// It was before.
+    #[error("session {} was erased already, by {}: {}", .0.session, .0.by, .0.reason)]
+    Erased(Box<Erasure>),
+    /// The journal can't.
+    #[error(transparent)]
+    NotErased(#[from] NotErased),
+}
+
 /// How it stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Standing {
@@ -68,6 +84,8 @@ pub struct Standing {
     pub bytes: u64,
     /// Sessions that are held.
     pub held: u64,
+    /// Sessions that were erased.
+    pub erased: u64,
 }
 
 impl Retainer {
@@ -78,6 +96,7 @@ impl Retainer {
             config,
             directory: directory.to_owned(),
             holds: Holds::default(),
+            erasures: Erasures::default(),
             turn: tokio::sync::Mutex::default(),
             state: Mutex::default(),
         }
@@ -86,6 +105,52 @@ impl Retainer {
     /// Takes note of a record from before the start, each in order.
     pub fn observe(&self, record: &Record) {
         self.holds.observe(record);
+        self.erasures.observe(record);
+    }
+
+    /// Has `journal` go on with what earlier daemons put on record of it; once all records were observed.
+    ///
+    /// # Errors
+    /// Where its keys are other ones than those on record, or the disk fails.
+    pub fn take_up(&self, journal: &Journal) -> Result<(), JournalError> {
+        self.erasures.take_up(journal)
+    }
+
+    /// The sessions that were erased.
+    #[must_use]
+    pub fn erasures(&self) -> Vec<Erasure> {
+        self.erasures.all()
+    }
+
+    /// When and why `session` was erased, if it was.
+    #[must_use]
+    pub fn erasure(&self, session: SessionId) -> Option<Erasure> {
+        self.erasures.of(session)
+    }
+
+    /// Erases `session` in `journal`, which `by` wants for this `reason`. Blocks for the disk, and while something is
+    /// being removed.
+    ///
+    /// # Errors
+    /// Where it is held or erased already, or can't be erased.
+    pub fn erase(
+        &self,
+        journal: &Journal,
+        session: SessionId,
+        (by, reason): (&str, &str),
+    ) -> Result<Erasure, NotErasable> {
+        let _turn = self.turn.blocking_lock();
+        if self.holds.has(session) {
+            return Err(NotErasable::Held(session));
+        }
+        if let Some(erasure) = self.erasures.of(session) {
+            return Err(NotErasable::Erased(Box::new(erasure)));
+        }
+        let erased = journal.erase(session, by, reason);
+        if let Ok(erasure) = &erased {
+            self.erasures.put(erasure.clone());
+        }
+        Ok(erased?)
     }
 
     /// The sessions that are held.
@@ -138,6 +203,7 @@ impl Retainer {
                 _ => known,
             },
             held: self.holds.all().len() as u64,
+            erased: self.erasures.all().len() as u64,
         }
     }
 

@@ -283,7 +283,7 @@ impl Streaming {
         self.save(true).await;
         let mut source = Source {
             lines,
-            follower: Follower::new(&self.directory, confirmed.saturating_add(1)),
+            follower: journal.follower(confirmed.saturating_add(1)),
             read: VecDeque::new(),
             bytes: 0,
         };

@@ -27,7 +27,7 @@ impl Source {
     /// A reader of it. It needs no daemon, and the right to read the folder.
     pub(super) fn reader(&self, context: &Context) -> Result<Reader, Failed> {
         let folder: &Path = self.state.as_ref().unwrap_or(&context.config.state);
-        offline::reader(folder)
+        offline::reader(context, folder)
     }
 }
 

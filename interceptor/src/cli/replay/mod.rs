@@ -116,7 +116,7 @@ fn each(
 ) -> Result<(), Failed> {
     let take = |line: &[u8]| take(line).map(|()| Reading::On);
     match &arguments.state {
-        Some(folder) => offline::session(folder, arguments.id, take),
+        Some(folder) => offline::session(context, folder, arguments.id, take),
         None => context
             .client
             .lines(&format!("/v1/sessions/{}", arguments.id), take),

@@ -28,7 +28,7 @@ pub use self::{
     text::{Seen, Text, TextError},
 };
 pub(super) use self::{find::find, run::Run, shelf::Shelf};
-use super::{JournalError, reader::Reader, segment::Location};
+use super::{JournalError, encryption::SessionKeys, reader::Reader, segment::Location};
 
 /// What was gathered and isn't in sled: sessions, and which words of what is asked for they have.
 pub(super) type Fresh = Vec<(Member, u32)>;
@@ -55,7 +55,8 @@ impl Gatherer {
         directory: &Path,
         put: impl FnMut(Run) -> bool + Send + 'static,
     ) -> Option<Self> {
-        let reader = Reader::open(directory).ok()?;
+        // Of what is encrypted there are no words: who could read those could read it.
+        let reader = Reader::with_keys(directory, SessionKeys::none()).ok()?;
         let (tasks, todo) = mpsc::channel();
         let is_closing = Arc::new(AtomicBool::new(false));
         let closing = is_closing.clone();
@@ -142,7 +143,7 @@ fn add(
     mut put: impl FnMut(Run) -> bool,
 ) -> Result<bool, JournalError> {
     let mut is_put = true;
-    match reader.each_attempt(location, |record| {
+    match reader.each_clear_attempt(location, |record| {
         is_put = is_put && gathering.take(record, &mut put);
     }) {
         // Before its words were looked at.

@@ -405,7 +405,7 @@ fn sessions_are_found_by_what_they_were_whoever_is_asked() {
 }
 
 /// Statements of a session that goes on while others come, in blocks of their own.
-fn attempt(journal: &Journal, session: u64, number: u64, statement: &str) -> u64 {
+pub(super) fn attempt(journal: &Journal, session: u64, number: u64, statement: &str) -> u64 {
     let event = Event::Operation(OperationRecord {
         number,
         operation: Operation {

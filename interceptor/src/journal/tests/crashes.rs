@@ -17,9 +17,10 @@ use interceptor_core::record::{Event, Record, SessionId, Timestamp};
 use super::{
     super::{
         RECORDS_REMOVED, SESSIONS_REMOVED, Waiting,
-        block::{BlockHeader, Packer},
+        block::{BlockHeader, Next, Packer},
         checkpoint,
         disk::Disk,
+        encryption::SessionKeys,
         husk, removal,
         segment::Names,
         store::Store,
@@ -159,6 +160,7 @@ impl Life {
         let kept = Kept {
             key: self.first.as_deref().filter(|_| self.random.once_in(2)),
             checkpoints: &[],
+            ..Kept::default()
         };
         let report = verify_on(
             &self.disk,
@@ -214,7 +216,13 @@ impl Life {
             .filter(|(number, _)| !names.husks.contains(number))
             .collect();
         let (number, next) = *closed.get(self.random.below(closed.len().max(1)))?;
-        let made = removal::make(&self.disk, &directory(), (number, next)).ok()?;
+        let made = removal::make(
+            &self.disk,
+            &directory(),
+            &SessionKeys::none(),
+            (number, next),
+        )
+        .ok()?;
         let detail = [
             ("segment", number.to_string()),
             ("husk", husk::hash(&made.bytes)),
@@ -241,7 +249,9 @@ impl Life {
         let told = (record.seq, text(&record.event));
         self.told.asked.insert(told.clone());
         let mut payload = Vec::new();
-        let packed = self.packer.pack(&waiting.bytes, |_| 0, &mut payload);
+        let packed = self
+            .packer
+            .pack(&waiting.bytes, |_| Ok(Next::default()), &mut payload);
         store.add(packed.unwrap(), &payload).ok()?;
         self.told.on_record.insert(told.0, told.1);
         Some(waiting)
@@ -273,7 +283,9 @@ impl Life {
         }
         self.told.asked.extend(texts.iter().cloned());
         let mut payload = Vec::new();
-        let packed = self.packer.pack(&waiting.bytes, |_| 0, &mut payload);
+        let packed = self
+            .packer
+            .pack(&waiting.bytes, |_| Ok(Next::default()), &mut payload);
         let header = BlockHeader {
             first_seq: next_seq,
             time_ns: self.count,

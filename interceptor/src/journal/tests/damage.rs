@@ -456,6 +456,7 @@ fn whatever_is_done_to_it_is_found_and_where() {
     let kept = Kept {
         key: Some(&sound.key),
         checkpoints: &elsewhere,
+        ..Kept::default()
     };
     let problems = |disk: &Memory, kept: &Kept<'_>| {
         verify_on(disk, &state(), kept, |_, _| {}, |_| {})

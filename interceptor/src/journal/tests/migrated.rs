@@ -78,10 +78,11 @@ fn a_folder_of_the_version_before_is_gone_on_with() {
     // Not a byte of what was there is another, and what was signed then vouches for it now.
     assert_eq!(segments(old.len()), old);
     let format = fs::read_to_string(folder.path().join("format")).unwrap();
-    assert_eq!(format, "interceptor state 6\n");
+    assert_eq!(format, "interceptor state 7\n");
     let kept = Kept {
         key: None,
         checkpoints: &[("then".to_owned(), note)],
+        ..Kept::default()
     };
     let report = verify(folder.path(), &kept, |_, _| {}, |_| {}).unwrap();
     assert_eq!(report.problems, []);
@@ -118,7 +119,7 @@ fn a_folder_of_the_version_before_is_gone_on_with() {
 
 #[test]
 fn other_versions_are_refused_and_named() {
-    for version in ["interceptor state 3\n", "interceptor state 7\n", "x", ""] {
+    for version in ["interceptor state 3\n", "interceptor state 8\n", "x", ""] {
         let folder = folder();
         folder_of_version_4(folder.path());
         fs::write(folder.path().join("format"), version).unwrap();

@@ -3,6 +3,7 @@
 mod asked;
 mod crashes;
 mod damage;
+mod erased;
 mod killed;
 mod memory;
 mod migrated;

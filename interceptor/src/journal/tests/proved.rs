@@ -38,7 +38,7 @@ fn talk(folder: &Path) -> Journal {
     journal
 }
 
-fn made(folder: &Path, sessions: &[u64]) -> Vec<u8> {
+pub(super) fn made(folder: &Path, sessions: &[u64]) -> Vec<u8> {
     let mut out = Vec::new();
     let sessions = sessions.iter().copied().map(SessionId).collect();
     let reader = Reader::open(folder).unwrap();
@@ -50,7 +50,7 @@ fn made(folder: &Path, sessions: &[u64]) -> Vec<u8> {
     out
 }
 
-fn proved(mut file: &[u8], key: Option<&str>) -> (Proved, Vec<Record>) {
+pub(super) fn proved(mut file: &[u8], key: Option<&str>) -> (Proved, Vec<Record>) {
     let mut records = Vec::new();
     let proved = prove(&mut file, "file", key, |record| records.push(record)).unwrap();
     (proved, records)

@@ -4,14 +4,16 @@ use std::collections::BTreeSet;
 
 use super::{
     super::{
-        Follower, Kind, RECORDS_REMOVED, SESSIONS_REMOVED, evidence, prove,
+        Follower, Kind, RECORDS_REMOVED, SESSIONS_REMOVED,
+        encryption::SessionKeys,
+        evidence, prove,
         verify::{Problem, Report},
     },
     *,
 };
 use crate::books::Ledger;
 
-fn host(journal: &Journal, agent: &str, name: &str, number: &str) {
+pub(super) fn host(journal: &Journal, agent: &str, name: &str, number: &str) {
     let event = Event::notice(
         name,
         [("number", number.to_owned()), ("taken", "2".to_owned())],
@@ -20,7 +22,7 @@ fn host(journal: &Journal, agent: &str, name: &str, number: &str) {
     journal.append(None, &agent, Timestamp(5), [event]).unwrap();
 }
 
-fn said(journal: &Journal, session: u64, time: u64, event: Event) {
+pub(super) fn said(journal: &Journal, session: u64, time: u64, event: Event) {
     let (session, agent) = (Some(SessionId(session)), Arc::from("agent"));
     journal
         .append(session, &agent, Timestamp(time), [event])
@@ -49,7 +51,7 @@ fn recorded(directory: &Path) {
 }
 
 /// Removes the `nth` of the segments that may be.
-fn remove(journal: &Journal, nth: usize) -> u64 {
+pub(super) fn remove(journal: &Journal, nth: usize) -> u64 {
     // Nothing is removed that isn't signed.
     journal.await_checkpoint();
     let closed = journal.closed().unwrap()[nth];
@@ -89,7 +91,7 @@ fn sessions(journal: &Journal) -> Vec<u64> {
     found.iter().map(|session| session.session.0).collect()
 }
 
-fn ledger(directory: &Path) -> Ledger {
+pub(super) fn ledger(directory: &Path) -> Ledger {
     let mut ledger = Ledger::default();
     for record in all(directory) {
         ledger.observe(&record);
@@ -98,7 +100,7 @@ fn ledger(directory: &Path) -> Ledger {
 }
 
 /// The file that has it, if one does.
-fn bytes_in(directory: &Path, what: &str) -> Option<std::path::PathBuf> {
+pub(super) fn bytes_in(directory: &Path, what: &str) -> Option<std::path::PathBuf> {
     let mut folders = vec![directory.to_owned()];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap() {
@@ -179,7 +181,7 @@ fn who_reads_along_is_told_what_is_gone() {
     recorded(folder.path());
     let journal = Journal::open(folder.path()).unwrap();
     let second = journal.closed().unwrap()[1].number;
-    let mut follower = Follower::new(folder.path(), 1);
+    let mut follower = Follower::new(folder.path(), SessionKeys::none(), 1);
     follower.next_block().unwrap();
     remove(&journal, 1);
     let last = journal.last_seq();
@@ -195,7 +197,7 @@ fn who_reads_along_is_told_what_is_gone() {
         Event::Event(notice) if &*notice.name == RECORDS_REMOVED
     ));
     // From the middle of what is gone.
-    let mut follower = Follower::new(folder.path(), second + 2);
+    let mut follower = Follower::new(folder.path(), SessionKeys::none(), second + 2);
     let rest = follower.next_block().unwrap();
     assert!(rest.iter().all(|record| record.seq >= second + 2));
     journal.close();
@@ -254,8 +256,13 @@ fn nothing_else_passes_for_what_stays() {
     let numbers = segment::list(&super::super::disk::Local, directory).unwrap();
     // Somebody who makes a husk of a segment without a word on record.
     let (second, third) = (numbers[1], numbers[2]);
-    let made = super::super::removal::make(&super::super::disk::Local, directory, (second, third))
-        .unwrap();
+    let made = super::super::removal::make(
+        &super::super::disk::Local,
+        directory,
+        &SessionKeys::none(),
+        (second, third),
+    )
+    .unwrap();
     let aside = fs::read(segment::path(directory, second)).unwrap();
     let husk = segment::husk_path(directory, second);
     fs::write(&husk, &made.bytes).unwrap();
@@ -299,7 +306,11 @@ fn nothing_else_passes_for_what_stays() {
     let last = damaged.len() - 1;
     damaged[last] ^= 1;
     fs::write(&path, damaged).unwrap();
-    let made =
-        super::super::removal::make(&super::super::disk::Local, directory, (third, numbers[3]));
+    let made = super::super::removal::make(
+        &super::super::disk::Local,
+        directory,
+        &SessionKeys::none(),
+        (third, numbers[3]),
+    );
     assert!(made.is_err());
 }

@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     super::{
-        KEY_ROTATED, Kind, Made, Manifest, Problem, Report,
+        KEY_ROTATED, Kind, Made, Manifest, Options, Problem, Report,
         checkpoint::{Checkpoint, Key},
         disk::{Disk as _, Local},
         evidence, is_of_one_journal, prove,
@@ -30,7 +30,11 @@ fn checkpoint(directory: &Path) -> String {
 
 fn report(directory: &Path, key: &str, checkpoints: &[(String, String)]) -> Report {
     let key = Some(key);
-    let kept = Kept { key, checkpoints };
+    let kept = Kept {
+        key,
+        checkpoints,
+        ..Kept::default()
+    };
     verify(directory, &kept, |_, _| {}, |_| {}).unwrap()
 }
 
@@ -355,7 +359,11 @@ fn a_daemon_that_is_killed_at_it_is_gone_on_with() {
 fn killed_at(n: u64) -> [u64; 3] {
     let here = folder();
     let disk = Memory::new(n);
-    let journal = Journal::open_on(disk.clone(), here.path(), 1 << 20).unwrap();
+    let options = Options {
+        bytes_max: Some(16 << 20),
+        ..Options::default()
+    };
+    let journal = Journal::open_on(disk.clone(), here.path(), &options).unwrap();
     signed(&journal, 1, "before");
     let first = disk.read(&here.path().join("journal.pub")).unwrap();
     let first = String::from_utf8(first).unwrap();

@@ -11,7 +11,7 @@ use interceptor_core::record::{Event, SessionId, Timestamp};
 use tempfile::TempDir;
 
 use super::{
-    super::{Journal, Kept, SEGMENT_BYTES, Stopped, disk::Disk, verify::verify_on},
+    super::{Journal, Kept, Options, Stopped, disk::Disk, verify::verify_on},
     folder,
     memory::{Fault, Memory, When},
     notice,
@@ -30,7 +30,7 @@ struct OnMemory {
 impl OnMemory {
     fn new() -> Self {
         let (folder, disk) = (folder(), Memory::new(1));
-        let journal = Journal::open_on(disk.clone(), folder.path(), SEGMENT_BYTES).unwrap();
+        let journal = Journal::open_on(disk.clone(), folder.path(), &Options::default()).unwrap();
         Self {
             disk,
             folder,
