@@ -9,10 +9,12 @@ use std::{
     fmt, fs, io,
     net::{IpAddr, SocketAddr},
     num::{NonZeroU32, NonZeroU64},
+    os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
 
+use aws_lc_rs::digest;
 use interceptor_core::limits;
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +42,9 @@ pub const CONTROL: &str = "/run/interceptor/control.sock";
 
 /// Where the journal lives unless said otherwise.
 pub const STATE: &str = "/var/lib/interceptor";
+
+/// Where files are in memory.
+pub const MEMORY: &str = "/dev/shm";
 
 /// Where the policies are read from unless said otherwise.
 pub const POLICIES: &str = "/etc/interceptor/policies.d";
@@ -226,7 +231,7 @@ impl Config {
         let keys = self.tls.client_certificates.iter();
         let console = self.console.as_ref();
         let mut hidden = vec![Path::new("/run").join(self.instance.as_str())];
-        hidden.extend([&self.state, &self.control].map(absolute));
+        hidden.extend([&self.state, &self.control, &self.waiting()].map(absolute));
         hidden.extend(secrets.filter_map(Source::file).map(absolute));
         hidden.extend(keys.map(|certificate| absolute(&certificate.key)));
         hidden.extend(stream.iter().filter_map(Stream::key).map(absolute));
@@ -243,6 +248,15 @@ impl Config {
             shown: vec![certificate_path(&absolute(&self.state))],
             read_only: vec![absolute(&self.policies)],
         }
+    }
+
+    /// Where records wait in memory to be written, if those of sessions are encrypted.
+    #[must_use]
+    pub fn waiting(&self) -> PathBuf {
+        let state = absolute(&self.state);
+        let own = digest::digest(&digest::SHA256, state.as_os_str().as_bytes());
+        let own = hex::encode(own.as_ref().get(..8).unwrap_or_default());
+        Path::new(MEMORY).join(format!("interceptor-{}-{own}", self.instance.as_str()))
     }
 
     /// The configuration that `text`, read from `path`, says.

@@ -1,13 +1,19 @@
 // Checks an evidence file with other people's code: Go's implementations of signed notes and of RFC 6962's tree,
-// which its module proxy and checksum database rely on. What is left for us is a hash over a block's header.
+// which its module proxy and checksum database rely on, and of AES-GCM for what is encrypted. What is left for us is a
+// hash over a block's header.
 //
 // Usage: evidence KEY FILE, with the public key's file. Prints how many blocks were proved.
 package main
 
 import (
 	"bufio"
+	"bytes"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -23,6 +29,7 @@ type line struct {
 	Kind       string
 	Checkpoint string
 	Rotations  []string
+	Keys       map[string]string
 	Index      int64
 	Before     string
 	Header     string
@@ -55,6 +62,44 @@ func leaf(block line) []byte {
 	}
 	hash := sha256.Sum256(chain)
 	return hash[:]
+}
+
+// derive is what is made of a session's key for one purpose.
+func derive(key []byte, label string) []byte {
+	mac := hmac.New(sha256.New, key)
+	mac.Write([]byte(label))
+	return mac.Sum(nil)
+}
+
+// opens says whether the parts of a block that are shown are what their sessions' keys have encrypted, if anything has.
+func opens(block line, keys map[string]string) error {
+	for _, shown := range block.Parts {
+		part, err := base64.StdEncoding.DecodeString(shown.Bytes)
+		if err != nil {
+			return err
+		}
+		if len(part) == 0 || part[0] != 2 {
+			continue
+		}
+		key := unhex(keys[fmt.Sprintf("%016x", binary.LittleEndian.Uint64(part[1:]))])
+		// A head of 25 bytes, 5 that say how the session begins, the agent's name behind its length, the commitment.
+		head := 32 + int(binary.LittleEndian.Uint16(part[30:])) + 32
+		if !bytes.Equal(part[head-32:head], derive(key, "interceptor session content: commitment")) {
+			return errors.New("it was encrypted with another key")
+		}
+		block, err := aes.NewCipher(derive(key, "interceptor session content: AES-256-GCM"))
+		if err != nil {
+			return err
+		}
+		gcm, err := cipher.NewGCM(block)
+		if err != nil {
+			return err
+		}
+		if _, err := gcm.Open(nil, part[head:head+12], part[head+12:], part[:head]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // follow gives the key that the rotations lead to from one that was kept: each is signed by the key before the one that
@@ -97,6 +142,7 @@ func check(key, file string) (int, error) {
 	lines.Buffer(nil, 1<<30)
 	var size int64
 	var root tlog.Hash
+	var keys map[string]string
 	proved := 0
 	for lines.Scan() {
 		var next line
@@ -104,6 +150,7 @@ func check(key, file string) (int, error) {
 			return proved, err
 		}
 		if next.Kind == "evidence" {
+			keys = next.Keys
 			if verifier, err = follow(verifier, next.Rotations); err != nil {
 				return proved, err
 			}
@@ -127,6 +174,9 @@ func check(key, file string) (int, error) {
 			proof = append(proof, beside)
 		}
 		if err := tlog.CheckRecord(proof, size, root, next.Index, tlog.RecordHash(leaf(next))); err != nil {
+			return proved, fmt.Errorf("block %d: %w", next.Index, err)
+		}
+		if err := opens(next, keys); err != nil {
 			return proved, fmt.Errorf("block %d: %w", next.Index, err)
 		}
 		proved++

@@ -23,6 +23,7 @@ mod dns;
 mod docker;
 mod doctor;
 mod engines;
+mod erasure;
 mod evidence;
 mod exports;
 mod fuzz_seeds;

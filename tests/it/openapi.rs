@@ -456,12 +456,24 @@ fn everything_that_is_answered_is_documented() {
         let (status, said) = bench.post(by, "/v1/journal/key", body);
         assert_eq!(status, expected, "{by:?}: {said}");
     }
+    // The whole life of an erasure: of the oldest session, which is over.
+    let erased = sessions.as_array().and_then(|all| all.first());
+    let erased = format!("/v1/sessions/{}", erased.unwrap()["id"].as_str().unwrap());
+    for (by, body, expected) in [
+        (By::Viewer, reason("ticket 7"), 403),
+        (By::Token, reason(" "), 400),
+        (By::Token, reason("ticket 7"), 409),
+    ] {
+        let (status, said) = bench.post(by, &format!("{erased}/erase"), body);
+        assert_eq!(status, expected, "{by:?}: {said}");
+    }
     let nobody = "/v1/sessions/0000000000000000/hold";
     assert_eq!(bench.post(By::Token, nobody, reason("x")).0, 404);
     for by in WAYS {
         for path in [
             "/v1/openapi.json",
             "/v1/holds",
+            "/v1/erasures",
             "/v1/me",
             "/v1/status",
             "/v1/ca",

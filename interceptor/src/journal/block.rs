@@ -160,7 +160,7 @@ pub(super) enum Closed {
 }
 
 /// What is wrong with a part that its session's key didn't encrypt.
-const FOREIGN: &str = "it was encrypted with another key than its session's";
+const FOREIGN: &str = "a session in it was encrypted with another key than `session.keys` has for it; put the right file back";
 
 /// What a block has, but for content.
 #[derive(Debug, Default)]
@@ -665,7 +665,7 @@ impl<'a> Sealed<'a> {
     fn open(&self, key: Option<&ContentKey>, frame: &[u8]) -> Result<Vec<u8>, &'static str> {
         let key = key.ok_or("it is encrypted, and there is no key for it")?;
         if key.commitment() != self.commitment {
-            return Err(FOREIGN);
+            return Err("it was encrypted with another key than the one for its session");
         }
         let opened = key.open(self.nonce, self.beside, frame);
         opened.ok_or("what is encrypted in it was changed")
@@ -1172,7 +1172,7 @@ mod tests {
         let Unreadable::Damaged(what) = other else {
             panic!("{other:?}")
         };
-        assert_eq!(what, "it was encrypted with another key than its session's");
+        assert_eq!(what, FOREIGN);
         // What is the host's is known, and what is closed is counted.
         let facts = header.facts(&stored, &none).unwrap();
         assert_eq!((facts.count, facts.records.len()), (5, 1));
@@ -1217,7 +1217,7 @@ mod tests {
         let refused = part.records_with(Some(&other)).unwrap_err();
         assert_eq!(
             refused,
-            "it was encrypted with another key than its session's"
+            "it was encrypted with another key than the one for its session"
         );
         let at = sealed.commitment.as_ptr() as usize - part.bytes.as_ptr() as usize;
         let mut claimed = part.bytes.to_vec();

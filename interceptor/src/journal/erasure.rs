@@ -113,7 +113,7 @@ impl Journal {
             ],
         );
         let seq = self.append(None, &Arc::from(""), at, [event])?;
-        tokio::runtime::Handle::current().block_on(self.durable(seq))?;
+        self.await_durable(seq)?;
         self.destroy(session)
             .map_err(|error| NotErased::Disk { session, error })?;
         Ok(erasure)
@@ -135,7 +135,9 @@ impl Journal {
             (None, Some(own)) => {
                 let event = Event::notice(ENCRYPTED, [("keys", own)]);
                 let recorded = self.append(None, &Arc::from(""), crate::clock::now(), [event]);
-                recorded.map_err(|stopped| unwritable(&path, io::Error::other(stopped)))?;
+                // Before anything is that is encrypted with them, so that whoever reads on knows which they are.
+                let is_there = recorded.and_then(|seq| self.await_durable(seq));
+                is_there.map_err(|stopped| unwritable(&path, io::Error::other(stopped)))?;
             }
             (Some(known), own) if own.as_deref() != Some(known) => {
                 let what = "these aren't the keys that this journal's sessions are encrypted with, which is on record: put the file back from a backup; without it they can't be read any more, then keep the folder as evidence under another name and start a new one";

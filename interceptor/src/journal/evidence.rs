@@ -172,6 +172,10 @@ impl Reader {
         let checkpoint = key
             .verify(&note)
             .map_err(|bad| contradicted(&bad.to_string()))?;
+        let is_erased = |session: &&SessionId| matches!(self.keys().of(**session), Held::Erased);
+        if let Some(session) = sessions.iter().find(is_erased) {
+            return Err(JournalError::Erased(*session));
+        }
         let (mut prover, mut chosen) = (Prover::default(), Vec::new());
         let (mut index, mut before, mut unsigned_blocks) = (0, [0; 32], 0);
         self.each_piece(|piece| {

@@ -443,6 +443,23 @@ impl Journal {
         }
     }
 
+    /// The same, for who isn't asynchronous.
+    ///
+    /// # Errors
+    /// As of [`Journal::durable`].
+    fn await_durable(&self, seq: u64) -> Result<(), Stopped> {
+        lock(&self.shared.waiting).urgent = true;
+        self.shared.wake.notify_one();
+        loop {
+            let state = self.shared.progress.borrow().clone();
+            match state.stopped {
+                _ if state.durable >= seq => return Ok(()),
+                Some(stopped) => return Err(stopped),
+                None => std::thread::sleep(Duration::from_millis(1)),
+            }
+        }
+    }
+
     /// Waits until everything appended so far is on disk.
     ///
     /// # Errors
@@ -601,7 +618,7 @@ impl Journal {
             self.shared.index.close(self.last_seq() + 1);
             if let Some(place) = &self.shared.volatile
                 && self.durable_seq() == self.last_seq()
-                && let Err(error) = spill::remove(place)
+                && let Err(error) = spill::remove(place).and_then(|()| fs::remove_dir(place))
             {
                 tracing::warn!(%error, "{} can't be removed", place.display());
             }

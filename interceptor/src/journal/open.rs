@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io,
-    os::unix::fs::DirBuilderExt,
+    os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
     sync::{Arc, Condvar, Mutex, atomic::AtomicU64},
     time::{Duration, Instant},
@@ -149,11 +149,10 @@ impl Journal {
             feed: Mutex::new(None),
             _lock: lock_file,
         });
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(here)
-            .map_err(io_error("creating", here))?;
+        if let Some(waiting) = &options.waiting {
+            let is_needed = *here == **waiting;
+            own(waiting, is_needed).map_err(io_error("making", waiting))?;
+        }
         let mut left = Vec::new();
         // Those of a daemon before that kept them elsewhere come first.
         if let Some(place) = elsewhere.filter(|place| Outlet::is_there(place)) {
@@ -318,6 +317,31 @@ fn left_by_a_session(frame: Vec<u8>) -> Result<Record, &'static str> {
         return Err("it says what people do");
     }
     fed.decode()
+}
+
+/// Has the folder `place` be nobody else's, where others may make some too; if it `is_needed`, made if it isn't there.
+fn own(place: &Path, is_needed: bool) -> io::Result<()> {
+    match fs::symlink_metadata(place) {
+        Ok(found) => {
+            let is_own = found.is_dir()
+                && found.uid() == nix::unistd::geteuid().as_raw()
+                && found.mode() & 0o077 == 0;
+            if is_own {
+                return Ok(());
+            }
+            // What somebody else has put there would be taken for what waits.
+            match found.is_dir() {
+                true => fs::remove_dir_all(place)?,
+                false => fs::remove_file(place)?,
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    match is_needed {
+        true => fs::DirBuilder::new().mode(0o700).create(place),
+        false => Ok(()),
+    }
 }
 
 /// Makes the folder where it isn't, takes its lock and checks its format.
