@@ -22,7 +22,7 @@ use crate::{
     confine::Places,
     console::{ConsoleConfig, Roles},
     credentials::{Credential, Servers},
-    journal::MasterKey,
+    journal::{Encryption, MasterKey},
     kernel::{OnEscape, SocketName, UnixSockets},
     notify::NotifierConfig,
     patience::Patience,
@@ -135,6 +135,9 @@ pub struct EncryptionConfig {
     /// Where the key stands that opens all of them; without it one is made in the state folder.
     #[serde(deserialize_with = "given")]
     pub key: Option<Source>,
+    /// Where the one stands that it takes the place of.
+    #[serde(deserialize_with = "given")]
+    pub previous_key: Option<Source>,
 }
 
 impl EncryptionConfig {
@@ -143,14 +146,33 @@ impl EncryptionConfig {
     /// # Errors
     /// Where it can't be read, or is none; for people.
     pub fn master(&self) -> Result<Option<MasterKey>, String> {
-        let Some(source) = &self.key else {
-            return Ok(None);
-        };
-        let secret = source.read().map_err(|error| error.to_string())?;
-        let master =
-            MasterKey::parse(secret.expose()).map_err(|what| format!("{source} {what}"))?;
-        Ok(Some(master))
+        self.key.as_ref().map(master_key).transpose()
     }
+
+    /// What it is done with.
+    ///
+    /// # Errors
+    /// Where a key can't be read, or is none; for people.
+    pub fn read(&self) -> Result<Encryption, String> {
+        let before = self.previous_key.as_ref().map(master_key).transpose()?;
+        match (self.master()?, before) {
+            (Some(key), before) => Ok(Encryption::With { key, before }),
+            (None, None) => Ok(Encryption::Beside),
+            (None, Some(_)) => Err(
+                "`previous_key` has to have a `key` that takes its place, in `journal: {encryption: …}`"
+                    .to_owned(),
+            ),
+        }
+    }
+}
+
+/// The key that stands in `source`.
+///
+/// # Errors
+/// Where it can't be read, or is none; for people.
+pub(crate) fn master_key(source: &Source) -> Result<MasterKey, String> {
+    let secret = source.read().map_err(|error| error.to_string())?;
+    MasterKey::parse(secret.expose()).map_err(|what| format!("{source} {what}"))
 }
 
 impl Default for JournalConfig {
@@ -227,7 +249,8 @@ impl Config {
         let secrets = secrets.chain(ship.iter().flat_map(Ship::secrets));
         let secrets = secrets.chain(stream.iter().flat_map(Stream::secrets));
         let encryption = self.journal.encryption.iter();
-        let secrets = secrets.chain(encryption.filter_map(|encryption| encryption.key.as_ref()));
+        let keys = encryption.flat_map(|one| one.key.iter().chain(&one.previous_key));
+        let secrets = secrets.chain(keys);
         let keys = self.tls.client_certificates.iter();
         let console = self.console.as_ref();
         let mut hidden = vec![Path::new("/run").join(self.instance.as_str())];

@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use interceptor_core::{
-    record::{ApprovalId, Timestamp},
+    record::{ApprovalId, SessionId, Timestamp},
     ruling::WindowScope,
 };
 use serde::{Deserialize, Serialize};
@@ -100,6 +100,12 @@ impl Grants {
 
     pub(super) fn remove(&mut self, id: ApprovalId) -> Option<Grant> {
         self.0.remove(&id)
+    }
+
+    /// Whether one that lets more through at `now` is of `session`.
+    pub(super) fn concern(&self, session: SessionId, now: Timestamp) -> bool {
+        let mut standing = self.0.values().filter(|grant| !grant.until.is_over(now));
+        standing.any(|grant| grant.request.session == session)
     }
 
     /// Those that let more through at `now`, oldest first.

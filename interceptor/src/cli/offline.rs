@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::{Context, client::Reading, failed::Failed};
 use crate::{
+    config::master_key,
     control::{ErrorBody, Session, SessionsQuery},
     journal::{self, Lines, MasterKey, Reader},
     secret::Source,
@@ -27,11 +28,8 @@ pub(super) fn reader(context: &Context, folder: &Path) -> Result<Reader, Failed>
 /// configuration names for its own state folder.
 pub(super) fn master(context: &Context, folder: &Path) -> Result<Option<MasterKey>, Failed> {
     if let Some(path) = &context.encryption_key {
-        let source = Source::File(path.clone());
-        let secret = source.read().map_err(Failed::because)?;
-        let master = MasterKey::parse(secret.expose());
-        let named = |what| Failed::because(format!("{source} {what}"));
-        return master.map(Some).map_err(named);
+        let master = master_key(&Source::File(path.clone()));
+        return master.map(Some).map_err(Failed::because);
     }
     let same = |folder: &Path| fs::canonicalize(folder).ok();
     let config = &context.config;

@@ -251,7 +251,11 @@ impl From<KernelError> for Failure {
 
 impl From<JournalError> for Failure {
     fn from(error: JournalError) -> Self {
-        Self::new(FailureKind::Broken, error)
+        let kind = match &error {
+            JournalError::Erased(_) => FailureKind::Missing,
+            _ => FailureKind::Broken,
+        };
+        Self::new(kind, error)
     }
 }
 
@@ -274,7 +278,7 @@ impl From<NotErasable> for Failure {
                 ),
                 NotErased::Stopped(stopped) => return stopped.clone().into(),
                 NotErased::Journal(_) => (FailureKind::Broken, ""),
-                NotErased::Disk { .. } => (FailureKind::Unavailable, ""),
+                NotErased::Later { .. } => (FailureKind::Unavailable, ""),
             },
         };
         Self::new(kind, kept).with_remedy(remedy)

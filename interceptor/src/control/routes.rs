@@ -279,11 +279,14 @@ async fn hold(
         let record = || holding.record(retention::PLACED, &by, &detail);
         match holding.retainer().hold(hold.clone(), record)? {
             true => Ok(hold),
-            false => Err(Failure::new(
-                FailureKind::Conflict,
-                format!("session {session} is held already"),
-            )
-            .with_remedy("`interceptor sessions holds` says by whom and why")),
+            false => Err(match holding.retainer().erasure(session) {
+                Some(erasure) => NotErasable::Erased(Box::new(erasure)).into(),
+                None => Failure::new(
+                    FailureKind::Conflict,
+                    format!("session {session} is held already"),
+                )
+                .with_remedy("`interceptor sessions holds` says by whom and why"),
+            }),
         }
     })
     .await?;
@@ -334,10 +337,19 @@ async fn erase(
                 .with_remedy("erase it when it is over"),
         );
     }
+    if host.approvals().concern(session) {
+        return Err(Failure::new(
+            FailureKind::Conflict,
+            format!("an operation of session {session} waits for approval, or what was approved of it is in force"),
+        )
+        .with_remedy("answer it or have it revoked: `interceptor approvals list`, `interceptor approvals grants`"));
+    }
     caught_up(&host).await;
     let erased = blocking(move || {
         let (journal, by) = (host.journal(), by.to_string());
-        Ok(host.retainer().erase(journal, session, (&by, &reason))?)
+        let erasure = host.retainer().erase(journal, session, (&by, &reason))?;
+        host.approvals().forget(session);
+        Ok(erasure)
     });
     Ok(Json(erased.await?))
 }

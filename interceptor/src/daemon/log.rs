@@ -9,7 +9,7 @@ use crate::{
     clock,
     config::{Config, MEMORY},
     control::Told,
-    journal::{Encryption, Journal, Options},
+    journal::{Journal, Options},
     retention::Retainer,
     stream::Streams,
 };
@@ -25,8 +25,7 @@ pub(super) fn options(config: &Config, retainer: &Retainer) -> Result<Options, S
                     "records wait in memory for their place on disk, and {MEMORY} is no tmpfs here; mount one there"
                 )));
             }
-            let master = encryption.master().map_err(ServeError::Encryption)?;
-            Some(master.map_or(Encryption::Beside, Encryption::With))
+            Some(encryption.read().map_err(ServeError::Encryption)?)
         }
     };
     Ok(Options {
@@ -46,17 +45,22 @@ pub(super) fn take_up(
     let mut unfinished = Unfinished::default();
     let mut ledger = Ledger::default();
     let told = Told::default();
-    let read = journal.reader()?.each(|record| {
+    // Only streams have to know of everything.
+    let is_told = !streams.is_empty();
+    let take = |record| {
         unfinished.observe(&record);
         ledger.observe(&record);
         told.observe(&record);
         streams.observe(&record);
         retainer.observe(&record);
         true
-    });
-    // First: with other keys what they have encrypted can't be read, and which they should be is on record before it.
-    retainer.take_up(journal)?;
-    read?;
+    };
+    let reader = journal.reader()?;
+    let read = match is_told {
+        true => reader.each(take),
+        false => reader.each_deed(take),
+    };
+    retainer.take_up(journal, read)?;
     let mut recovered = unfinished.recovered(clock::now());
     for (session, agent, event) in recovered.ends.drain(..) {
         journal.append(session, &agent, clock::now(), [event])?;

@@ -14,6 +14,7 @@
 //! header and the SHA-256 of every part. No byte of the journal can change, go or move without it.
 
 use std::{
+    cell::RefCell,
     io::{self, Write as _},
     sync::Arc,
 };
@@ -307,16 +308,37 @@ impl BlockHeader {
         stored: &[u8],
         keys: &SessionKeys,
     ) -> Result<Vec<Record>, Unreadable> {
-        let mut records = Vec::with_capacity(self.count as usize);
-        let take = |bytes: &[u8]| {
-            records.push(glance::decode(bytes).map_err(unreadable)?);
-            Ok(())
-        };
-        let mut standing = Vec::new();
-        self.each(stored, keys, take, |part, why| {
-            standing.extend(self.in_place_of(part));
-            unless_locked(part, why)
-        })?;
+        self.records_of(stored, keys, |_| true)
+    }
+
+    /// The same without what servers answered and what passed without being an operation.
+    ///
+    /// # Errors
+    /// As of [`BlockHeader::records`].
+    pub(super) fn deeds(
+        &self,
+        stored: &[u8],
+        keys: &SessionKeys,
+    ) -> Result<Vec<Record>, Unreadable> {
+        self.records_of(stored, keys, |peeked| !peeked.is_bulk)
+    }
+
+    fn records_of(
+        &self,
+        stored: &[u8],
+        keys: &SessionKeys,
+        wanted: impl Fn(Peeked) -> bool,
+    ) -> Result<Vec<Record>, Unreadable> {
+        let (mut records, mut standing) = (Vec::new(), Vec::new());
+        self.each_of(
+            (stored, keys),
+            wanted,
+            |record| records.push(record),
+            |part, why| {
+                standing.extend(self.in_place_of(part));
+                unless_locked(part, why)
+            },
+        )?;
         records.extend(standing);
         // Sessions stand side by side, and have spoken in turns.
         records.sort_by_key(|record| record.seq);
@@ -404,30 +426,13 @@ impl BlockHeader {
         )
     }
 
-    /// Gives `take` the records in `stored` that look as if they were `wanted`; the others aren't decoded.
+    /// Gives `take` the records in `stored` that look as if they were `wanted`, part by part, once they are known to
+    /// stand where they belong; the others aren't decoded. Gives `closed` the parts that `keys` don't open.
     fn each_of(
         &self,
         (stored, keys): (&[u8], &SessionKeys),
         wanted: impl Fn(Peeked) -> bool,
         mut take: impl FnMut(Record),
-        closed: impl FnMut(&Part<'_>, Closed) -> Result<(), Unreadable>,
-    ) -> Result<(), Unreadable> {
-        let take = |bytes: &[u8]| {
-            if wanted(glance::peek(bytes).map_err(unreadable)?) {
-                take(glance::decode(bytes).map_err(unreadable)?);
-            }
-            Ok(())
-        };
-        self.each(stored, keys, take, closed)
-    }
-
-    /// Gives `take` each record in `stored`, part by part, once it is known to stand where it belongs; and `closed` the
-    /// parts that `keys` don't open.
-    fn each(
-        &self,
-        stored: &[u8],
-        keys: &SessionKeys,
-        mut take: impl FnMut(&[u8]) -> Result<(), String>,
         mut closed: impl FnMut(&Part<'_>, Closed) -> Result<(), Unreadable>,
     ) -> Result<(), Unreadable> {
         let parts = self.parts(stored)?;
@@ -440,9 +445,12 @@ impl BlockHeader {
                     continue;
                 }
             };
-            part.each(key.as_deref(), |bytes, seq| {
-                numbers.take(seq)?;
-                take(bytes)
+            part.each(key.as_deref(), |bytes, peeked| {
+                numbers.take(peeked.seq)?;
+                if wanted(peeked) {
+                    take(glance::decode(bytes).map_err(unreadable)?);
+                }
+                Ok(())
             })?;
         }
         Ok(())
@@ -600,24 +608,31 @@ impl<'a> Part<'a> {
         }
     }
 
-    /// Gives `take` each record and its number.
+    /// Gives `take` each record and what it is at a glance.
     fn each(
         &self,
         key: Option<&ContentKey>,
-        mut take: impl FnMut(&[u8], u64) -> Result<(), String>,
+        take: impl FnMut(&[u8], Peeked) -> Result<(), String>,
     ) -> Result<(), String> {
         let opened = match self.sealed {
             Some(sealed) => Some(sealed.open(key, self.frame)?),
             None => None,
         };
         let frame = opened.as_deref().unwrap_or(self.frame);
-        let raw = zstd::bulk::decompress(frame, self.raw as usize)
-            .map_err(|error| format!("its content doesn't decompress: {error}"))?;
+        unpacked(frame, self.raw as usize, |raw| self.each_of(raw, take))
+    }
+
+    /// The same of what it is before compression.
+    fn each_of(
+        &self,
+        raw: &[u8],
+        mut take: impl FnMut(&[u8], Peeked) -> Result<(), String>,
+    ) -> Result<(), String> {
         if raw.len() != self.raw as usize {
             return Err("its content is shorter than its header says".to_owned());
         }
         let (mut count, mut last) = (0_u32, None);
-        split(&raw, |bytes| {
+        split(raw, |bytes| {
             let seen = glance::peek(bytes).map_err(unreadable)?;
             if !self.may_have(seen.session) {
                 return Err(format!("record {} is of another session", seen.seq));
@@ -627,7 +642,7 @@ impl<'a> Part<'a> {
             }
             last = Some(seen.seq);
             count += 1;
-            take(bytes, seen.seq)
+            take(bytes, seen)
         })?;
         if count != self.count {
             return Err(format!(
@@ -637,6 +652,51 @@ impl<'a> Part<'a> {
         }
         Ok(())
     }
+}
+
+thread_local! {
+    /// Whoever reads many parts has them decompressed by one and the same, into the same room: to make both anew takes
+    /// as long as a small part does.
+    static UNPACKER: RefCell<Unpacker> = const { RefCell::new(Unpacker { zstd: None, room: Vec::new() }) };
+}
+
+struct Unpacker {
+    zstd: Option<zstd::bulk::Decompressor<'static>>,
+    room: Vec<u8>,
+}
+
+/// Room that is kept from part to part, in bytes.
+const ROOM_MAX: usize = 4 << 20;
+
+/// Gives `take` what is in `frame`, of at most `bytes_max` bytes.
+fn unpacked(
+    frame: &[u8],
+    bytes_max: usize,
+    take: impl FnOnce(&[u8]) -> Result<(), String>,
+) -> Result<(), String> {
+    let failed = |error: io::Error| format!("its content doesn't decompress: {error}");
+    // Taken out, so that `take` may do the same.
+    let (zstd, mut room) = UNPACKER.with_borrow_mut(|unpacker| {
+        let room = std::mem::take(&mut unpacker.room);
+        (unpacker.zstd.take(), room)
+    });
+    let mut zstd = match zstd {
+        Some(zstd) => zstd,
+        None => zstd::bulk::Decompressor::new().map_err(failed)?,
+    };
+    room.clear();
+    room.reserve(bytes_max);
+    let taken = match zstd.decompress_to_buffer(frame, &mut room) {
+        Ok(_) => take(&room),
+        Err(error) => Err(failed(error)),
+    };
+    room.clear();
+    room.shrink_to(ROOM_MAX);
+    UNPACKER.set(Unpacker {
+        zstd: Some(zstd),
+        room,
+    });
+    taken
 }
 
 impl<'a> Sealed<'a> {

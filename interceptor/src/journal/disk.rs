@@ -58,14 +58,10 @@ pub(super) trait Disk: Clone + Debug + Send + 'static {
     /// Has nothing be left of what a file says, if it is there: what the medium keeps of what was overwritten is beyond
     /// our reach.
     fn overwrite(&self, path: &Path) -> io::Result<()> {
-        let file = match self.edit(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            opened => opened?,
-        };
-        let length = usize::try_from(file.length()?).map_err(io::Error::other)?;
-        // What is no key is taken for none, should it be seen like this.
-        file.write_all_at(&vec![b'-'; length], 0)?;
-        file.sync()
+        match self.edit(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            opened => blank(&opened?),
+        }
     }
 
     /// Has `path` hold `bytes`: whoever looks, also after a power failure, sees all of what was there or all of
@@ -113,7 +109,11 @@ impl Disk for Local {
     }
 
     fn edit(&self, path: &Path) -> io::Result<File> {
-        fs::OpenOptions::new().read(true).write(true).open(path)
+        fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(path)
     }
 
     fn create(&self, path: &Path) -> io::Result<File> {
@@ -185,6 +185,14 @@ pub(crate) fn taken_by(folder: &Path) -> io::Result<u64> {
         };
     }
     Ok(sum)
+}
+
+/// Has nothing be left of what `file` says.
+pub(super) fn blank<F: Content>(file: &F) -> io::Result<()> {
+    let length = usize::try_from(file.length()?).map_err(io::Error::other)?;
+    // What is no key is taken for none, should it be seen like this.
+    file.write_all_at(&vec![b'-'; length], 0)?;
+    file.sync()
 }
 
 /// Where a file is made before it takes the place of `path`.

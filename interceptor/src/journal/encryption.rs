@@ -20,7 +20,7 @@ use zeroize::Zeroizing;
 use super::{
     JournalError,
     cipher::{self, ContentKey, KEY_BYTES, Secret, TAG_BYTES},
-    disk::{Disk, draft_of},
+    disk::{Disk, blank, draft_of},
     io_error,
     keytree::KeyTree,
 };
@@ -37,7 +37,7 @@ pub(super) fn path(directory: &Path) -> PathBuf {
     directory.join("session.keys")
 }
 
-fn next_path(directory: &Path) -> PathBuf {
+pub(super) fn next_path(directory: &Path) -> PathBuf {
     directory.join("session.keys.next")
 }
 
@@ -100,7 +100,12 @@ pub enum Encryption {
     /// With a key beside it, made if there is none.
     Beside,
     /// With this one.
-    With(MasterKey),
+    With {
+        /// The key.
+        key: MasterKey,
+        /// The one before, in whose place it comes where it hasn't yet.
+        before: Option<MasterKey>,
+    },
 }
 
 /// Whether there is a session's key.
@@ -180,7 +185,7 @@ impl SessionKeys {
     /// Forgets the key of `session`, in memory alone.
     #[cfg(test)]
     pub(super) fn forget(&self, session: SessionId) {
-        write(&self.known).as_mut().unwrap().tree.erase(session);
+        write(&self.known).as_mut().unwrap().tree.erase(session, 1);
         lock(&self.recent).remove(&session);
     }
 
@@ -220,12 +225,22 @@ impl SessionKeys {
         directory: &Path,
         encryption: Option<&Encryption>,
     ) -> Result<Arc<Self>, JournalError> {
-        let is_there = [path(directory), next_path(directory)]
-            .iter()
-            .any(|path| disk.open(path).is_ok());
+        let mut is_there = false;
+        for path in [path(directory), next_path(directory)] {
+            match disk.open(&path) {
+                Ok(_) => is_there = true,
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                // What can't be read isn't gone: nothing takes its place.
+                Err(error) => return Err(io_error("reading", &path)(error)),
+            }
+        }
         let encrypts = encryption.is_some();
+        let before = match encryption {
+            Some(Encryption::With { before, .. }) => before.as_ref(),
+            _ => None,
+        };
         let master = match encryption {
-            Some(Encryption::With(master)) => Some(master.clone()),
+            Some(Encryption::With { key, .. }) => Some(key.clone()),
             _ => MasterKey::read(disk, directory)?,
         };
         let writing = |error| io_error("writing", &path(directory))(error);
@@ -238,13 +253,31 @@ impl SessionKeys {
                 ));
             }
             (Some(master), true) => {
-                let found = find(disk, directory, &master)?;
+                let (found, is_stale) = match (find(disk, directory, &master), before) {
+                    (Err(_), Some(before)) => (find(disk, directory, before)?, true),
+                    (found, _) => (found?, false),
+                };
                 match found.as_ref().is_some_and(|found| found.is_next) {
-                    true => take_over(disk, directory),
-                    false => discard(disk, directory),
+                    true => {
+                        let next = next_path(directory);
+                        // It is seen, and may not be on disk for good, where the other one is.
+                        let settled = disk.read(&next).and_then(|bytes| {
+                            prepare(disk, directory, &bytes)?;
+                            take_over(disk, directory)
+                        });
+                        settled.map_err(writing)?;
+                    }
+                    false => discard(disk, directory).map_err(writing)?,
                 }
-                .map_err(writing)?;
-                found.map(|found| found.known(master))
+                let known = found.map(|found| found.known(master));
+                if let Some(known) = known.as_ref().filter(|_| is_stale) {
+                    let written = known.encode().and_then(|bytes| {
+                        prepare(disk, directory, &bytes)?;
+                        take_over(disk, directory)
+                    });
+                    written.map_err(writing)?;
+                }
+                known
             }
             // A key that is beside it and was never used doesn't encrypt anything.
             (Some(_), false) if !encrypts => None,
@@ -304,6 +337,11 @@ impl SessionKeys {
         Held::Key(key)
     }
 
+    /// The record that says that `session` is erased, by what is kept with the keys.
+    pub(super) fn erased_by(&self, session: SessionId) -> Option<u64> {
+        read(&self.known).as_ref()?.tree.erased_by(session)
+    }
+
     /// Whether there is a key of `session`.
     pub(super) fn has(&self, session: SessionId) -> bool {
         let known = read(&self.known);
@@ -312,21 +350,23 @@ impl SessionKeys {
             .is_some_and(|known| known.tree.key(session).is_some())
     }
 
-    /// What to encrypt a record of `session` with; `None` where nothing is encrypted. What comes of a session that was
+    /// What to encrypt something of `session` with; `None` where nothing ever was. What comes of a session that was
     /// erased is for nobody to read.
     ///
     /// # Errors
     /// Where the system has no randomness.
     pub(super) fn to_encrypt(&self, session: SessionId) -> io::Result<Option<Arc<ContentKey>>> {
         match self.of(session) {
-            _ if !self.encrypts => Ok(None),
             Held::Key(key) => Ok(Some(key)),
             Held::Erased => ContentKey::fresh().map(Arc::new).map(Some),
-            Held::Locked => Err(io::Error::other("there is no key to encrypt it with")),
+            Held::Locked if self.encrypts => {
+                Err(io::Error::other("there is no key to encrypt it with"))
+            }
+            Held::Locked => Ok(None),
         }
     }
 
-    /// Destroys the key of `session`; whether there was one. Where the disk fails it may be destroyed or not, and the
+    /// Destroys the key of `session`, of which record `seq` says that; whether there was one. Where the disk fails it may be destroyed or not, and the
     /// next call or start goes on with it.
     ///
     /// # Errors
@@ -335,18 +375,18 @@ impl SessionKeys {
         &self,
         disk: &D,
         directory: &Path,
-        session: SessionId,
+        (session, seq): (SessionId, u64),
     ) -> io::Result<bool> {
         let mut known = write(&self.known);
         let Some(own) = &mut *known else {
             return Ok(false);
         };
-        own.is_ahead |= own.tree.erase(session);
+        own.is_ahead |= own.tree.erase(session, seq);
         lock(&self.recent).remove(&session);
         if !own.is_ahead {
             return Ok(false);
         }
-        disk.replace(&next_path(directory), &own.encode()?)?;
+        prepare(disk, directory, &own.encode()?)?;
         take_over(disk, directory)?;
         own.is_ahead = false;
         Ok(true)
@@ -359,6 +399,16 @@ fn find<D: Disk>(
     directory: &Path,
     master: &MasterKey,
 ) -> Result<Option<Found>, JournalError> {
+    // Between looking at one and at the other the daemon may have put the one in the other's place.
+    find_now(disk, directory, master).or_else(|_| find_now(disk, directory, master))
+}
+
+fn find_now<D: Disk>(
+    disk: &D,
+    directory: &Path,
+    master: &MasterKey,
+) -> Result<Option<Found>, JournalError> {
+    let mut next: Option<Found> = None;
     for (path, is_next) in [(next_path(directory), true), (path(directory), false)] {
         let bytes = match disk.read(&path) {
             Ok(bytes) => bytes,
@@ -366,9 +416,16 @@ fn find<D: Disk>(
             Err(error) => return Err(io_error("reading", &path)(error)),
         };
         match decode(&bytes, master) {
-            Some((tree, id)) => return Ok(Some(Found { tree, id, is_next })),
-            // It wasn't there whole, so the one before is.
-            None if is_next => {}
+            Some((tree, id)) if is_next => next = Some(Found { tree, id, is_next }),
+            Some((_, id)) if next.as_ref().is_some_and(|next| next.id != id) => {
+                return Err(bad(
+                    &next_path(directory),
+                    "it has the keys of another journal, and would take the place of this one's; take it away",
+                ));
+            }
+            Some((tree, id)) => return Ok(Some(next.unwrap_or(Found { tree, id, is_next }))),
+            // It wasn't there whole, so the one before is; or it is, and the one before is being overwritten.
+            None if is_next || next.is_some() => {}
             None => {
                 return Err(bad(
                     &path,
@@ -377,7 +434,23 @@ fn find<D: Disk>(
             }
         }
     }
-    Ok(None)
+    Ok(next)
+}
+
+/// Puts on disk what is to follow. What an attempt before has left is destroyed, once this is there in its place: it may
+/// be all that there is.
+fn prepare<D: Disk>(disk: &D, directory: &Path, bytes: &[u8]) -> io::Result<()> {
+    let next = next_path(directory);
+    disk.overwrite(&draft_of(&next))?;
+    let before = match disk.edit(&next) {
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
+        opened => Some(opened?),
+    };
+    disk.replace(&next, bytes)?;
+    match before {
+        Some(before) => blank(&before),
+        None => Ok(()),
+    }
 }
 
 /// Destroys what is there and gives its name to what follows: what a disk keeps of what was overwritten is beyond our
@@ -389,7 +462,7 @@ fn take_over<D: Disk>(disk: &D, directory: &Path) -> io::Result<()> {
     disk.sync_folder(directory)
 }
 
-/// Destroys what never came to follow.
+/// Destroys what never came to follow, and what was begun of it.
 fn discard<D: Disk>(disk: &D, directory: &Path) -> io::Result<()> {
     let next = next_path(directory);
     for path in [draft_of(&next), next] {
@@ -480,8 +553,8 @@ mod tests {
         let (one, other) = (key(&keys, ONE), key(&keys, OTHER));
         assert!(one.is_some() && other.is_some() && one != other);
         assert_eq!(key(&opened(directory, None), ONE), one);
-        assert!(keys.erase(&Local, directory, ONE).unwrap());
-        assert!(!keys.erase(&Local, directory, ONE).unwrap());
+        assert!(keys.erase(&Local, directory, (ONE, 9)).unwrap());
+        assert!(!keys.erase(&Local, directory, (ONE, 9)).unwrap());
         for keys in [
             keys,
             opened(directory, Some(&Encryption::Beside)),
@@ -493,7 +566,9 @@ mod tests {
         let keys = opened(directory, Some(&Encryption::Beside));
         let late = keys.to_encrypt(ONE).unwrap().unwrap();
         assert_ne!(Some(late.secret()), one.as_ref());
-        assert!(opened(directory, None).to_encrypt(OTHER).unwrap().is_none());
+        let off = opened(directory, None);
+        assert!(off.is_used() && !off.encrypts());
+        assert!(SessionKeys::none().to_encrypt(OTHER).unwrap().is_none());
     }
 
     #[test]
@@ -501,7 +576,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let directory = folder.path();
         let (right, wrong) = (master("0a"), master("0b"));
-        let keys = opened(directory, Some(&Encryption::With(right.clone())));
+        let with = |key: &MasterKey, before: Option<&MasterKey>| Encryption::With {
+            key: key.clone(),
+            before: before.cloned(),
+        };
+        let keys = opened(directory, Some(&with(&right, None)));
         assert!(!beside(directory).exists());
         let one = key(&keys, ONE);
         let whole = std::fs::read(path(directory)).unwrap();
@@ -512,8 +591,8 @@ mod tests {
                 "{error}"
             );
         }
-        let with = Encryption::With(wrong.clone());
-        let error = SessionKeys::open(&Local, directory, Some(&with)).unwrap_err();
+        let other = with(&wrong, None);
+        let error = SessionKeys::open(&Local, directory, Some(&other)).unwrap_err();
         assert!(error.to_string().contains("is another one"), "{error}");
         SessionKeys::read(&Local, directory, Some(&wrong)).unwrap_err();
         let locked = SessionKeys::read(&Local, directory, None).unwrap();
@@ -521,6 +600,17 @@ mod tests {
         let read = SessionKeys::read(&Local, directory, Some(&right)).unwrap();
         assert_eq!(key(&read, ONE), one);
         assert_eq!(std::fs::read(path(directory)).unwrap(), whole);
+        // One that takes the place of another, once and for all.
+        let neither = with(&wrong, Some(&master("0c")));
+        SessionKeys::open(&Local, directory, Some(&neither)).unwrap_err();
+        for _ in 0..2 {
+            let replaced = opened(directory, Some(&with(&wrong, Some(&right))));
+            assert_eq!(key(&replaced, ONE), one);
+            SessionKeys::read(&Local, directory, Some(&right)).unwrap_err();
+        }
+        let back = opened(directory, Some(&with(&right, Some(&wrong))));
+        assert_eq!(key(&back, ONE), one);
+        let whole = std::fs::read(path(directory)).unwrap();
         for at in 0..whole.len() {
             let mut changed = whole.clone();
             changed[at] ^= 1;
@@ -546,7 +636,7 @@ mod tests {
         let keys = opened(directory, Some(&Encryption::Beside));
         let other = key(&keys, OTHER);
         let before = std::fs::read(path(directory)).unwrap();
-        keys.erase(&Local, directory, ONE).unwrap();
+        keys.erase(&Local, directory, (ONE, 9)).unwrap();
         let after = std::fs::read(path(directory)).unwrap();
         let dashes = vec![b'-'; before.len()];
         // What there may be of the old one and of the next, and whether the key is there then.

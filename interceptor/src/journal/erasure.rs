@@ -29,6 +29,8 @@ pub struct Erasure {
     /// When.
     #[serde(with = "crate::rfc3339")]
     pub at: Timestamp,
+    /// The record that says so.
+    pub seq: u64,
 }
 
 impl Erasure {
@@ -42,6 +44,7 @@ impl Erasure {
             by: of("by"),
             reason: of("reason"),
             at: record.time,
+            seq: record.seq,
         })
     }
 }
@@ -76,15 +79,16 @@ pub enum NotErased {
     /// It can't be recorded.
     #[error(transparent)]
     Stopped(#[from] Stopped),
-    /// It is on record, and its key is there still.
+    /// It is to be on record, and its key is there still.
     #[error(
-        "it is on record that session {session} is erased, and its key can't be destroyed yet: {error}; the next start does it"
+        "session {} is erased as soon as the disk takes it, and isn't yet: {error}; the same again goes on with it, and so does the next start",
+        .erasure.session
     )]
-    Disk {
-        /// The session.
-        session: SessionId,
-        /// The operating system's answer.
-        error: io::Error,
+    Later {
+        /// What is to be done.
+        erasure: Box<Erasure>,
+        /// Why it isn't.
+        error: String,
     },
 }
 
@@ -96,27 +100,47 @@ impl Journal {
     pub fn erase(&self, session: SessionId, by: &str, reason: &str) -> Result<Erasure, NotErased> {
         let agent = self.encrypted(session)?;
         let at = crate::clock::now();
+        let event = Event::notice(
+            ERASED,
+            [
+                ("session", session.to_string()),
+                ("agent", agent.to_string()),
+                ("by", by.to_owned()),
+                ("reason", reason.to_owned()),
+            ],
+        );
+        let seq = self.append(None, &Arc::from(""), at, [event])?;
+        // From here on it is done, sooner or later.
         let erasure = Erasure {
             session,
             agent,
             by: by.into(),
             reason: reason.into(),
             at,
+            seq,
         };
-        let event = Event::notice(
-            ERASED,
-            [
-                ("session", session.to_string()),
-                ("agent", erasure.agent.to_string()),
-                ("by", by.to_owned()),
-                ("reason", reason.to_owned()),
-            ],
-        );
-        let seq = self.append(None, &Arc::from(""), at, [event])?;
-        self.await_durable(seq)?;
-        self.destroy(session)
-            .map_err(|error| NotErased::Disk { session, error })?;
-        Ok(erasure)
+        match self.finish(&erasure) {
+            Ok(()) => Ok(erasure),
+            Err(error) => Err(NotErased::Later {
+                erasure: Box::new(erasure),
+                error,
+            }),
+        }
+    }
+
+    /// Destroys the key of what `erasure` says is erased, once it is on disk that it is. Blocks for that.
+    ///
+    /// # Errors
+    /// Where the disk fails; for people.
+    pub(crate) fn finish(&self, erasure: &Erasure) -> Result<(), String> {
+        self.await_durable(erasure.seq)
+            .map_err(|stopped| stopped.to_string())?;
+        self.destroy(erasure).map_err(|error| error.to_string())
+    }
+
+    /// Whether the key of `session` is there still.
+    pub(crate) fn has_key(&self, session: SessionId) -> bool {
+        self.keys().has(session)
     }
 
     /// Goes on with what is on record from before: that sessions are encrypted with the keys `known`, and that those of
@@ -127,7 +151,7 @@ impl Journal {
     pub(crate) fn take_up_keys(
         &self,
         known: Option<&str>,
-        erased: impl IntoIterator<Item = SessionId>,
+        erased: impl IntoIterator<Item = Erasure>,
     ) -> Result<(), JournalError> {
         let path = encryption::path(self.directory());
         let own = self.keys().id();
@@ -148,11 +172,9 @@ impl Journal {
             }
             _ => {}
         }
-        for session in erased {
-            if self.keys().has(session) {
-                let destroyed = self.destroy(session);
-                destroyed.map_err(|error| unwritable(&path, error))?;
-            }
+        for erasure in erased.into_iter().filter(|one| self.has_key(one.session)) {
+            let destroyed = self.destroy(&erasure);
+            destroyed.map_err(|error| unwritable(&path, error))?;
         }
         Ok(())
     }
@@ -162,10 +184,11 @@ impl Journal {
         self.keys().encrypts()
     }
 
-    /// Destroys the key of `session`, of which it is on record that it is erased.
-    fn destroy(&self, session: SessionId) -> io::Result<()> {
-        self.keys().erase(&Local, self.directory(), session)?;
-        self.index().erase(session);
+    /// Destroys the key of what is erased, of which it is on record that it is.
+    fn destroy(&self, erasure: &Erasure) -> io::Result<()> {
+        let of = (erasure.session, erasure.seq);
+        self.keys().erase(&Local, self.directory(), of)?;
+        self.index().erase(erasure.session);
         Ok(())
     }
 

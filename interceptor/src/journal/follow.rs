@@ -60,7 +60,7 @@ impl Follower {
         self.next_seq
     }
 
-    /// The records of the next block. Only for who knows that it is on disk: nothing says where a block that is
+    /// The records of the next block; of sessions that were erased there are none. Only for who knows that it is on disk: nothing says where a block that is
     /// being written ends.
     ///
     /// # Errors
@@ -117,10 +117,6 @@ impl Follower {
             self.next_seq = header.first_seq.saturating_add(header.count.into());
             place.offset += BLOCK_HEADER as u64 + payload.len() as u64;
             self.place = Some(place);
-            // Of sessions that were erased there is nothing.
-            if records.is_empty() {
-                continue;
-            }
             return Ok(records);
         }
     }

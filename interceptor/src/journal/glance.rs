@@ -164,6 +164,8 @@ pub(super) struct Peeked {
     pub(super) session: Option<SessionId>,
     /// Whether it is what a session said rather than what became of it.
     pub(super) is_content: bool,
+    /// Whether it is what a server answered, or what passed without being an operation: most of the bytes.
+    pub(super) is_bulk: bool,
     /// Whether it begins a session.
     pub(super) is_start: bool,
     /// Whether it begins a session or is an operation, which is what words are searched in.
@@ -190,6 +192,7 @@ pub(super) fn peek(bytes: &[u8]) -> Result<Peeked, postcard::Error> {
         seq: envelope.seq,
         session: envelope.session,
         is_content,
+        is_bulk: matches!(kind, Kind::Response | Kind::Content),
         is_start,
         is_attempt: is_start || kind == Kind::Operation,
     })

@@ -54,6 +54,8 @@ struct Place {
     at: At,
     /// Blocks that haven't been told to where it is: they are told many at once, and before anything is asked.
     untold: Vec<Block>,
+    /// Sessions that were erased while somebody reads the segments.
+    erased: Vec<SessionId>,
     /// Number after the last record of the blocks that were added.
     next: u64,
 }
@@ -184,6 +186,7 @@ impl Index {
         let place = |at| Place {
             at,
             untold: Vec::new(),
+            erased: Vec::new(),
             next: recovered.next_seq,
         };
         let index = |place| Self {
@@ -274,7 +277,8 @@ impl Index {
                 }
             }
             At::Memory(known) => known.erase(session),
-            At::Lost | At::Reading => {}
+            At::Lost => {}
+            At::Reading => place.erased.push(session),
         }
     }
 
@@ -399,6 +403,9 @@ impl Index {
         let mut place = lock(&self.place);
         for block in place.untold.drain(..) {
             known.learn(&block);
+        }
+        for session in place.erased.drain(..) {
+            known.erase(session);
         }
         let answer = in_memory(&known);
         place.at = At::Memory(known);

@@ -17,6 +17,9 @@ use super::cipher::{KEY_BYTES, Secret, derive, random};
 /// Hexadecimal digits of a session's id.
 const DIGITS: u8 = 16;
 
+/// In place of how many digits: what follows is a session that was erased, and the record that says so.
+const ERASED: u8 = DIGITS + 1;
+
 /// Bytes of a secret as it is kept: how many digits, the digits, itself.
 const NODE_BYTES: usize = 1 + 8 + KEY_BYTES;
 
@@ -61,6 +64,8 @@ const fn digit(session: SessionId, digits: u8) -> u8 {
 pub(super) struct KeyTree {
     /// By the digits that they are of; none begins another.
     nodes: BTreeMap<Prefix, Secret>,
+    /// Sessions whose keys were destroyed, and the records that say so.
+    erased: BTreeMap<SessionId, u64>,
 }
 
 impl KeyTree {
@@ -72,6 +77,7 @@ impl KeyTree {
         let root = Prefix { id: 0, digits: 0 };
         Ok(Self {
             nodes: [(root, random()?)].into(),
+            erased: BTreeMap::new(),
         })
     }
 
@@ -84,8 +90,13 @@ impl KeyTree {
         }))
     }
 
-    /// Destroys the key of `session`; whether there was one.
-    pub(super) fn erase(&mut self, session: SessionId) -> bool {
+    /// The record that says that `session` is erased, which its key was destroyed for.
+    pub(super) fn erased_by(&self, session: SessionId) -> Option<u64> {
+        self.erased.get(&session).copied()
+    }
+
+    /// Destroys the key of `session`, of which record `seq` says that; whether there was one.
+    pub(super) fn erase(&mut self, session: SessionId, seq: u64) -> bool {
         let Some((mut prefix, _)) = self.above(session) else {
             return false;
         };
@@ -100,6 +111,7 @@ impl KeyTree {
             secret = child(&secret, own);
             prefix = prefix.then(own);
         }
+        self.erased.insert(session, seq);
         true
     }
 
@@ -114,12 +126,19 @@ impl KeyTree {
     /// As it is kept.
     pub(super) fn encode(&self) -> Zeroizing<Vec<u8>> {
         // All of the room at once, so that nothing is left where a smaller one was; and for a tag behind it.
-        let room = self.nodes.len() * NODE_BYTES + super::cipher::TAG_BYTES;
+        let kept = self.nodes.len() + self.erased.len();
+        let room = kept * NODE_BYTES + super::cipher::TAG_BYTES;
         let mut out = Zeroizing::new(Vec::with_capacity(room));
         for (prefix, secret) in &self.nodes {
             out.push(prefix.digits);
             out.extend_from_slice(&prefix.id.to_le_bytes());
             out.extend_from_slice(&**secret);
+        }
+        for (session, seq) in &self.erased {
+            out.push(ERASED);
+            out.extend_from_slice(&session.0.to_le_bytes());
+            out.extend_from_slice(&seq.to_le_bytes());
+            out.extend_from_slice(&[0; KEY_BYTES - 8]);
         }
         out
     }
@@ -129,15 +148,28 @@ impl KeyTree {
         let (nodes, rest) = bytes.as_chunks::<NODE_BYTES>();
         let mut tree = Self {
             nodes: BTreeMap::new(),
+            erased: BTreeMap::new(),
         };
         for node in nodes {
             let (digits, node) = node.split_first()?;
             let (id, secret) = node.split_first_chunk()?;
             let (id, secret) = (SessionId(u64::from_le_bytes(*id)), secret.first_chunk()?);
+            if *digits == ERASED {
+                let seq = secret.first_chunk().map(|seq| u64::from_le_bytes(*seq))?;
+                let is_first = tree.erased.insert(id, seq).is_none();
+                if !is_first || tree.above(id).is_some() {
+                    return None;
+                }
+                continue;
+            }
             let prefix = (*digits <= DIGITS).then(|| Prefix::of(id, *digits))?;
             let is_behind = tree.nodes.keys().next_back() < Some(&prefix);
             // One that begins another would bring back what was destroyed.
-            if prefix.id != id.0 || !is_behind || tree.above(id).is_some() {
+            if prefix.id != id.0
+                || !is_behind
+                || tree.above(id).is_some()
+                || !tree.erased.is_empty()
+            {
                 return None;
             }
             tree.nodes.insert(prefix, Zeroizing::new(*secret));
@@ -179,18 +211,19 @@ mod tests {
         different.dedup();
         assert_eq!(different.len(), SESSIONS.len());
         for place in [2, 3, 0, 6, 5, 1, 4] {
-            assert!(tree.erase(SESSIONS[place]));
-            assert!(!tree.erase(SESSIONS[place]));
+            assert!(tree.erase(SESSIONS[place], 7));
+            assert!(!tree.erase(SESSIONS[place], 7));
             expected[place] = None;
             assert_eq!(keys(&tree), expected);
             let again = KeyTree::decode(&tree.encode()).unwrap();
             assert_eq!(keys(&again), expected);
+            assert_eq!(again.erased_by(SESSIONS[place]), Some(7));
         }
         // 15 beside each of 16 digits; those that share digits share them.
         let mut one = KeyTree::fresh().unwrap();
-        one.erase(SESSIONS[2]);
+        one.erase(SESSIONS[2], 7);
         assert_eq!(one.nodes.len(), 240);
-        one.erase(SESSIONS[3]);
+        one.erase(SESSIONS[3], 8);
         assert_eq!(one.nodes.len(), 239);
     }
 
@@ -204,7 +237,7 @@ mod tests {
             way.push(child(way.last().unwrap(), digit(session, digits)));
         }
         assert_eq!(way.last(), tree.key(session).as_ref());
-        tree.erase(session);
+        tree.erase(session, 7);
         assert!(
             way.iter()
                 .all(|secret| tree.nodes.values().all(|kept| kept != secret))
@@ -218,7 +251,7 @@ mod tests {
     fn what_was_never_kept_is_refused() {
         let mut tree = KeyTree::fresh().unwrap();
         let root = tree.encode();
-        tree.erase(SESSIONS[2]);
+        tree.erase(SESSIONS[2], 7);
         let whole = tree.encode();
         assert!(KeyTree::decode(&whole[1..]).is_none());
         assert!(KeyTree::decode(&whole[..whole.len() - 1]).is_none());
@@ -227,7 +260,7 @@ mod tests {
         let twice = [&whole[..], &whole[..NODE_BYTES]].concat();
         assert!(KeyTree::decode(&twice).is_none());
         let mut long = root.to_vec();
-        long[0] = 17;
+        long[0] = 18;
         assert!(KeyTree::decode(&long).is_none());
         long[0] = 1;
         long[1] = 1;

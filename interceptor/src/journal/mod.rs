@@ -652,6 +652,7 @@ fn private() -> fs::OpenOptions {
         .write(true)
         .create(true)
         .truncate(false)
+        .custom_flags(libc::O_NOFOLLOW)
         .mode(0o600);
     options
 }

@@ -38,6 +38,9 @@ const BEFORE: [&str; 3] = [
     "interceptor state 6\n",
 ];
 
+/// Bytes of the longest name that an agent in a process's last words may have; those that are tagged are far shorter.
+const AGENT_BYTES_MAX: usize = 1_024;
+
 /// How long a journal that is in use may take to be let go of.
 const LOCK_PATIENCE: Duration = Duration::from_millis(200);
 
@@ -149,9 +152,12 @@ impl Journal {
             feed: Mutex::new(None),
             _lock: lock_file,
         });
+        let mut elsewhere = elsewhere;
         if let Some(waiting) = &options.waiting {
             let is_needed = *here == **waiting;
-            own(waiting, is_needed).map_err(io_error("making", waiting))?;
+            let is_own = own(waiting, is_needed).map_err(io_error("making", waiting))?;
+            // What isn't there now is somebody else's if it is there later.
+            elsewhere = elsewhere.filter(|_| is_own || is_needed);
         }
         let mut left = Vec::new();
         // Those of a daemon before that kept them elsewhere come first.
@@ -316,18 +322,22 @@ fn left_by_a_session(frame: Vec<u8>) -> Result<Record, &'static str> {
     if fed.what == What::Approval {
         return Err("it says what people do");
     }
+    if fed.agent.len() > AGENT_BYTES_MAX {
+        return Err("no agent has such a name");
+    }
     fed.decode()
 }
 
 /// Has the folder `place` be nobody else's, where others may make some too; if it `is_needed`, made if it isn't there.
-fn own(place: &Path, is_needed: bool) -> io::Result<()> {
+/// Whether it is there: then nobody else can take its name or what is in it.
+fn own(place: &Path, is_needed: bool) -> io::Result<bool> {
     match fs::symlink_metadata(place) {
         Ok(found) => {
             let is_own = found.is_dir()
                 && found.uid() == nix::unistd::geteuid().as_raw()
                 && found.mode() & 0o077 == 0;
             if is_own {
-                return Ok(());
+                return Ok(true);
             }
             // What somebody else has put there would be taken for what waits.
             match found.is_dir() {
@@ -338,10 +348,10 @@ fn own(place: &Path, is_needed: bool) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
-    match is_needed {
-        true => fs::DirBuilder::new().mode(0o700).create(place),
-        false => Ok(()),
+    if is_needed {
+        fs::DirBuilder::new().mode(0o700).create(place)?;
     }
+    Ok(is_needed)
 }
 
 /// Makes the folder where it isn't, takes its lock and checks its format.

@@ -103,7 +103,8 @@ impl Reader {
         })
     }
 
-    /// The how manieth of its session the part in one block is; `None` where a block has no parts.
+    /// The how manieth of its session the part in one block is, and whether it is encrypted; `None` where a block has no
+    /// parts.
     ///
     /// # Errors
     /// Where it can't be read or is damaged.
@@ -111,13 +112,13 @@ impl Reader {
         &self,
         location: Location,
         session: SessionId,
-    ) -> Result<Option<u32>, JournalError> {
+    ) -> Result<Option<(u32, bool)>, JournalError> {
         self.of_block(location, |header, stored| {
             let parts = header.parts(stored)?;
             let mut own = parts
                 .iter()
                 .filter(|part| part.whose == Whose::Session(session));
-            Ok(own.next().map(|part| part.nth))
+            Ok(own.next().map(|part| (part.nth, part.sealed.is_some())))
         })
     }
 
@@ -255,6 +256,24 @@ impl Reader {
         self.each_piece(|piece| match piece {
             Piece::Husk(husk) => Ok(husk.records.into_iter().all(&mut each)),
             Piece::Block(location, _) => Ok(self.block(location)?.into_iter().all(&mut each)),
+        })
+    }
+
+    /// The same without what servers answered and what passed without being an operation, which is most of it.
+    ///
+    /// # Errors
+    /// As of [`Reader::each`].
+    pub(crate) fn each_deed(
+        &self,
+        mut each: impl FnMut(Record) -> bool,
+    ) -> Result<(), JournalError> {
+        self.each_piece(|piece| match piece {
+            Piece::Husk(husk) => Ok(husk.records.into_iter().all(&mut each)),
+            Piece::Block(location, _) => {
+                let deeds =
+                    self.of_block(location, |header, stored| header.deeds(stored, &self.keys));
+                Ok(deeds?.into_iter().all(&mut each))
+            }
         })
     }
 

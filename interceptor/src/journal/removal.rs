@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeSet, path::Path, sync::Arc};
 
-use interceptor_core::record::{Event, SessionId, Timestamp};
+use interceptor_core::record::{Event, Record, SessionEnd, SessionId, Timestamp};
 
 use super::{
     Journal, JournalError, Stopped,
@@ -258,15 +258,10 @@ pub(super) fn make<D: Disk>(
             if !fact.agent.is_empty() && !agents.contains(&fact.agent) {
                 agents.insert(fact.agent.clone());
             }
-            // What was encrypted isn't left there in clear.
-            let is_over = matches!(fact.event, Event::SessionEnd(_));
-            if !is_over
-                || fact
-                    .session
-                    .is_none_or(|session| !sealed.contains(&session))
-            {
-                remains.take(fact);
-            }
+            remains.take(match fact.session {
+                Some(session) if sealed.contains(&session) => without_content(fact),
+                _ => fact,
+            });
         }
         newest = newest.max(header.time_ns);
         husk.next_seq = header.first_seq.saturating_add(header.count.into());
@@ -290,6 +285,20 @@ pub(super) fn make<D: Disk>(
         },
         forgotten,
     })
+}
+
+/// A fact of an encrypted session, as it may stay in clear: that it ended, and nothing of how.
+fn without_content(fact: Record) -> Record {
+    let event = match fact.event {
+        Event::SessionEnd(_) => Event::SessionEnd(SessionEnd {
+            reason: "not kept".into(),
+            operations: 0,
+            bytes_from_client: 0,
+            bytes_from_upstream: 0,
+        }),
+        event => event,
+    };
+    Record { event, ..fact }
 }
 
 /// Puts the husk `bytes` in place of the segment `number`.

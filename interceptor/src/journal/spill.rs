@@ -43,6 +43,8 @@ const NAMES: [&str; 2] = ["waiting-a", "waiting-b"];
 
 /// What a start found in both and in the feed, until it is on disk where it belongs.
 const LEFT: &str = "waiting-left";
+/// The same until it is whole.
+const DRAFT: &str = "waiting-left.new";
 
 /// A mapped file, for one block at a time.
 #[derive(Debug)]
@@ -192,7 +194,7 @@ pub(super) fn kept(directory: &Path) -> io::Result<Vec<Frame>> {
 /// Where the disk fails.
 pub(super) fn remove(directory: &Path) -> io::Result<()> {
     let [a, b] = paths(directory);
-    for path in [a, b, directory.join(LEFT)] {
+    for path in [a, b, directory.join(LEFT), directory.join(DRAFT)] {
         Local.overwrite(&path)?;
         Local.remove_if_there(&path)?;
     }
@@ -215,7 +217,7 @@ pub(super) fn set_aside(directory: &Path, frame: &Frame) -> io::Result<()> {
     file.extend_from_slice(&checksum(&frame.records, frame.drained).to_le_bytes());
     file.extend_from_slice(&frame.drained.to_le_bytes());
     file.extend_from_slice(&frame.records);
-    let (path, draft) = (directory.join(LEFT), directory.join("waiting-left.new"));
+    let (path, draft) = (directory.join(LEFT), directory.join(DRAFT));
     let _ = fs::remove_file(&draft);
     let written = private()
         .open(&draft)

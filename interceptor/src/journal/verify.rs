@@ -20,7 +20,7 @@ use super::{
     block::{BLOCK_HEADER, BlockHeader, Closed, Facts, Hash, Unreadable},
     checkpoint::{Bad, Checkpoint, PublicKey},
     disk::{Content, Disk, Local},
-    encryption::{Held, MasterKey, SessionKeys},
+    encryption::{self, Held, MasterKey, SessionKeys},
     erasure::{self, Erasure},
     husk::{self, Husk},
     io_error,
@@ -184,6 +184,9 @@ fn checked<D: Disk>(
         removals: BTreeSet::new(),
         keys,
         closed: BTreeMap::new(),
+        encrypted: None,
+        are_keys_gone: disk.open(&encryption::path(directory)).is_err()
+            && disk.open(&encryption::next_path(directory)).is_err(),
         foreign: None,
         erasures: BTreeMap::new(),
         succession: Succession::default(),
@@ -218,7 +221,10 @@ fn checked<D: Disk>(
     }
     // What was erased while this was read isn't there any more.
     let now = SessionKeys::read(disk, directory, kept.encryption_key);
-    check.hold_to_erasures(&now.unwrap_or_else(|_| SessionKeys::none()));
+    let now = now.unwrap_or_else(|_| SessionKeys::none());
+    // Nobody gives that away.
+    let is_own = disk.open(&directory.join("journal.key")).is_ok();
+    check.hold_to_erasures(&now, is_own);
     check.report.rotations = check.succession.rotations();
     // Which key has signed what is for the records to say.
     let (notes, mut unreadable) = claims.verified(kept, &check.succession);
@@ -529,6 +535,10 @@ struct Check<P, O> {
     keys: Arc<SessionKeys>,
     /// Sessions that there is no key of any more, and where something of theirs is.
     closed: BTreeMap<SessionId, (String, u64, u64)>,
+    /// The record that says that sessions are encrypted.
+    encrypted: Option<u64>,
+    /// What they are encrypted with isn't there.
+    are_keys_gone: bool,
     /// A session that its key doesn't open, and where.
     foreign: Option<(SessionId, String, u64, u64)>,
     /// Sessions that were erased, and the records that say so.
@@ -616,6 +626,9 @@ impl<P: FnMut(u64, u64), O: FnMut(&Record)> Check<P, O> {
         if let Some((segment, hash)) = husk::removal(record) {
             self.removals.insert((segment, hash.to_owned()));
         }
+        if erasure::began(record).is_some() {
+            self.encrypted.get_or_insert(record.seq);
+        }
         if let Some(known) = erasure::began(record)
             && self.keys.id().is_some_and(|own| own != known)
         {
@@ -676,10 +689,21 @@ impl<P: FnMut(u64, u64), O: FnMut(&Record)> Check<P, O> {
     }
 
     /// Compares sessions that there is no key of with what is on record of their erasure, and with the keys there are
-    /// `now`.
-    fn hold_to_erasures(&mut self, now: &SessionKeys) {
+    /// `now`. In a state folder that `is_own`, none that was copied, all that there should be is there.
+    fn hold_to_erasures(&mut self, now: &SessionKeys, is_own: bool) {
+        if let Some(seq) = self.encrypted.filter(|_| is_own && self.are_keys_gone) {
+            let what = format!(
+                "it is gone: record {seq} says that sessions are encrypted with what was in it, and without it nobody can read them"
+            );
+            self.problem(Kind::Missing, "session.keys", 0, Some(seq), what);
+        }
         for (session, (file, offset, seq)) in std::mem::take(&mut self.closed) {
-            if !self.erasures.contains_key(&session) {
+            // Of a copy the end may be missing: then it is what was kept with the keys that says so.
+            let is_behind = self
+                .keys
+                .erased_by(session)
+                .is_some_and(|by| by >= self.next_seq && !is_own);
+            if !self.erasures.contains_key(&session) && !is_behind {
                 let what = format!(
                     "the key of session {session} is gone from session.keys, and nothing on record says that it was erased"
                 );

@@ -55,8 +55,8 @@ struct Writer<D: Disk> {
     shared: Arc<Shared>,
     store: Store<D>,
     packer: Packer,
-    /// How many parts sessions that go on have had.
-    parts: FxHashMap<SessionId, u32>,
+    /// What sessions that go on have had.
+    parts: FxHashMap<SessionId, Had>,
     room: Room,
     signed_at: Option<Instant>,
     /// Somebody wants another key, which is on disk.
@@ -270,10 +270,19 @@ impl<D: Disk> Writer<D> {
         let mut payload = std::mem::take(&mut self.room.payload);
         let Self { packer, parts, .. } = self;
         let next = |session| match session {
-            Some(session) => Ok(Next {
-                nth: number(parts, session, &taken.parts, &self.shared),
-                key: self.shared.keys.to_encrypt(session)?,
-            }),
+            Some(session) => {
+                let keys = &self.shared.keys;
+                let had = had(parts, session, &taken.parts, &self.shared);
+                // What was begun encrypted goes on so, also where what begins now isn't.
+                let key = match keys.encrypts() || had.is_sealed {
+                    true => keys.to_encrypt(session)?,
+                    false => None,
+                };
+                Ok(Next {
+                    nth: had.parts,
+                    key,
+                })
+            }
             None => Ok(Next::default()),
         };
         let header = BlockHeader {
@@ -406,38 +415,56 @@ impl<D: Disk> Writer<D> {
     }
 }
 
-/// How many parts `session` has had before the one that `said` is about.
-fn number(
-    numbers: &mut FxHashMap<SessionId, u32>,
+/// What a session has had on record.
+#[derive(Debug, Clone, Copy, Default)]
+struct Had {
+    parts: u32,
+    /// The last of them was encrypted.
+    is_sealed: bool,
+}
+
+/// What `session` has had before the part that `said` is about.
+fn had(
+    known: &mut FxHashMap<SessionId, Had>,
     session: SessionId,
     said: &index::Parts,
     shared: &Shared,
-) -> u32 {
+) -> Had {
     let part = said.get(&session);
-    let before = numbers.remove(&session).unwrap_or_else(|| {
+    let before = known.remove(&session).unwrap_or_else(|| {
         // One that begins has had none; of one that an earlier daemon has seen, or that was over, the index knows.
         match part.is_some_and(|part| part.started.is_some()) {
-            true => 0,
-            false => parts_of(session, shared),
+            true => Had::default(),
+            false => looked_up(session, shared),
         }
     });
     if part.is_none_or(|part| part.ended.is_none()) {
-        if numbers.len() >= NUMBERED_MAX {
-            numbers.clear();
+        if known.len() >= NUMBERED_MAX {
+            known.clear();
         }
-        numbers.insert(session, before.saturating_add(1));
+        let now = Had {
+            parts: before.parts.saturating_add(1),
+            is_sealed: before.is_sealed || shared.keys.encrypts(),
+        };
+        known.insert(session, now);
     }
     before
 }
 
-/// How many parts `session` has had, as its last one says.
-fn parts_of(session: SessionId, shared: &Shared) -> u32 {
+/// What `session` has had, as its last part says.
+fn looked_up(session: SessionId, shared: &Shared) -> Had {
     let places = shared.index.blocks_of(session);
     let reader = Reader::with_keys(&shared.directory, shared.keys.clone());
     let last = places.last().zip(reader.ok());
-    let nth = last.and_then(|(last, reader)| reader.nth(*last, session).ok().flatten());
-    nth.map_or_else(
-        || u32::try_from(places.len()).unwrap_or(u32::MAX),
-        |nth| nth.saturating_add(1),
-    )
+    let last = last.and_then(|(last, reader)| reader.nth(*last, session).ok().flatten());
+    match last {
+        Some((nth, is_sealed)) => Had {
+            parts: nth.saturating_add(1),
+            is_sealed,
+        },
+        None => Had {
+            parts: u32::try_from(places.len()).unwrap_or(u32::MAX),
+            is_sealed: false,
+        },
+    }
 }

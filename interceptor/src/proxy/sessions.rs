@@ -148,12 +148,12 @@ impl Sessions {
         Ok((id, session))
     }
 
-    /// One of them.
     /// Whether `id` goes on.
     pub(crate) fn is_open(&self, id: SessionId) -> bool {
         self.find(id).is_some()
     }
 
+    /// One of them.
     pub(super) fn find(&self, id: SessionId) -> Option<Session> {
         self.open().sessions.get(&id).cloned()
     }

@@ -24,11 +24,17 @@ impl Erasures {
     /// Takes in what the record says of erasures, if it does.
     pub(super) fn observe(&self, record: &Record) {
         if let Some(keys) = encryption_began(record) {
-            lock(&self.0).keys = Some(keys.into());
+            // There is one such record, and what another one says is none of this journal's.
+            lock(&self.0).keys.get_or_insert_with(|| keys.into());
         }
         if let Some(erasure) = Erasure::read(record) {
             self.put(erasure);
         }
+    }
+
+    /// Whether it is on record what sessions are encrypted with.
+    pub(super) fn has_keys(&self) -> bool {
+        lock(&self.0).keys.is_some()
     }
 
     /// Has `journal` go on with what is on record of it.
@@ -37,7 +43,7 @@ impl Erasures {
     /// Where its keys are other ones, or the disk fails.
     pub(super) fn take_up(&self, journal: &Journal) -> Result<(), JournalError> {
         let known = lock(&self.0);
-        journal.take_up_keys(known.keys.as_deref(), known.erased.keys().copied())
+        journal.take_up_keys(known.keys.as_deref(), known.erased.values().cloned())
     }
 
     pub(super) fn put(&self, erasure: Erasure) {

@@ -108,12 +108,21 @@ impl Retainer {
         self.erasures.observe(record);
     }
 
-    /// Has `journal` go on with what earlier daemons put on record of it; once all records were observed.
+    /// Has `journal` go on with what earlier daemons put on record of it, once all records were observed, which have
+    /// been `read`.
     ///
     /// # Errors
-    /// Where its keys are other ones than those on record, or the disk fails.
-    pub fn take_up(&self, journal: &Journal) -> Result<(), JournalError> {
-        self.erasures.take_up(journal)
+    /// Where its keys are other ones than those on record, or the disk fails; or where the records couldn't be read,
+    /// which other keys explain.
+    pub fn take_up(
+        &self,
+        journal: &Journal,
+        read: Result<(), JournalError>,
+    ) -> Result<(), JournalError> {
+        if read.is_ok() || self.erasures.has_keys() {
+            self.erasures.take_up(journal)?;
+        }
+        read
     }
 
     /// The sessions that were erased.
@@ -144,11 +153,26 @@ impl Retainer {
             return Err(NotErasable::Held(session));
         }
         if let Some(erasure) = self.erasures.of(session) {
-            return Err(NotErasable::Erased(Box::new(erasure)));
+            if !journal.has_key(session) {
+                return Err(NotErasable::Erased(Box::new(erasure)));
+            }
+            // It was begun, and the disk didn't take it then.
+            return match journal.finish(&erasure) {
+                Ok(()) => Ok(erasure),
+                Err(error) => Err(NotErased::Later {
+                    erasure: Box::new(erasure),
+                    error,
+                }
+                .into()),
+            };
         }
         let erased = journal.erase(session, by, reason);
         if let Ok(erasure) = &erased {
             self.erasures.put(erasure.clone());
+        }
+        // Nobody begins to hold what is to go.
+        if let Err(NotErased::Later { erasure, .. }) = &erased {
+            self.erasures.put((**erasure).clone());
         }
         Ok(erased?)
     }
@@ -159,14 +183,14 @@ impl Retainer {
         self.holds.all()
     }
 
-    /// Holds what `hold` says, once `record` has put that on record; whether it wasn't held before. Blocks while
+    /// Holds what `hold` says, once `record` has put that on record; whether it wasn't held before, nor erased. Blocks while
     /// something is being removed.
     ///
     /// # Errors
     /// As of `record`.
     pub fn hold<E>(&self, hold: Hold, record: impl FnOnce() -> Result<(), E>) -> Result<bool, E> {
         let _turn = self.turn.blocking_lock();
-        if self.holds.has(hold.session) {
+        if self.holds.has(hold.session) || self.erasures.of(hold.session).is_some() {
             return Ok(false);
         }
         record()?;

@@ -200,6 +200,11 @@ impl Streams {
         Ok(Self(streams.collect::<io::Result<_>>()?))
     }
 
+    /// Whether nobody is told of anything.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Takes note of a record from before the start, each in order: what comes refers to it.
     pub(crate) fn observe(&mut self, record: &Record) {
         for streaming in &self.0 {

@@ -15,7 +15,7 @@ use futures_util::future::BoxFuture;
 use interceptor_core::{
     limits::{APPROVALS_ENDED_MAX, APPROVALS_PENDING_AGENT_MAX, APPROVALS_PENDING_MAX},
     operation::radius::BlastRadius,
-    record::{ApprovalId, ApprovalRecord, ApprovalStep, Event, Timestamp},
+    record::{ApprovalId, ApprovalRecord, ApprovalStep, Event, SessionId, Timestamp},
     ruling::{Cause, WindowScope},
 };
 use tokio::{
@@ -198,6 +198,21 @@ impl Approvals {
     pub fn grants(&self) -> Vec<Standing> {
         let now = (self.0.clock)();
         self.queue().grants.standing(now)
+    }
+
+    /// Whether something of `session` is open, or stands.
+    #[must_use]
+    pub fn concern(&self, session: SessionId) -> bool {
+        let queue = self.queue();
+        let mut open = queue.open.values().map(|open| &open.request);
+        open.any(|request| request.session == session)
+            || queue.grants.concern(session, (self.0.clock)())
+    }
+
+    /// Forgets what ended of `session`, which was erased.
+    pub fn forget(&self, session: SessionId) {
+        let mut queue = self.queue();
+        queue.ended.retain(|ended| ended.session != session);
     }
 
     /// All that are open, those whose client waits first, of these the oldest; then the latest that ended where

@@ -30,6 +30,13 @@ fn encrypted(directory: &Path, encryption: Option<Encryption>) -> Result<Journal
     Journal::open_with(directory, &options)
 }
 
+fn with(key: &MasterKey) -> Encryption {
+    Encryption::With {
+        key: key.clone(),
+        before: None,
+    }
+}
+
 /// A journal of two sessions that speak in turns, in blocks that they share. It is open.
 fn talk(directory: &Path, encryption: Option<Encryption>) -> Journal {
     let journal = encrypted(directory, encryption).unwrap();
@@ -108,7 +115,7 @@ fn what_is_encrypted_is_on_disk_for_nobody_without_the_key() {
     let directory = folder.path();
     let elsewhere = tempfile::tempdir().unwrap();
     let master = MasterKey::parse("7f".repeat(32).as_bytes()).unwrap();
-    let journal = talk(directory, Some(Encryption::With(master.clone())));
+    let journal = talk(directory, Some(with(&master)));
     // While it runs, when it is closed, and when another one was there.
     let nowhere = || {
         assert_eq!(bytes_in(directory, "s3cr3t"), None);
@@ -198,9 +205,9 @@ fn what_is_encrypted_is_on_disk_for_nobody_without_the_key() {
         kinds(&found(directory, Some(&wrong))),
         [(Kind::Unreadable, "session.keys")]
     );
-    encrypted(directory, Some(Encryption::With(wrong))).unwrap_err();
+    encrypted(directory, Some(with(&wrong))).unwrap_err();
     encrypted(directory, None).unwrap_err();
-    let again = encrypted(directory, Some(Encryption::With(master))).unwrap();
+    let again = encrypted(directory, Some(with(&master))).unwrap();
     assert_eq!(listed(&again), [ONE, TWO].into());
     shut(again);
     nowhere();
@@ -318,7 +325,10 @@ fn what_was_destroyed_without_a_record_or_put_back_is_told() {
     let old_keys = fs::read(keys_path(directory)).unwrap();
     assert_eq!(listed(&journal), [ONE, TWO].into());
     // Somebody destroys a key and says nothing.
-    journal.keys().erase(&Local, directory, TWO).unwrap();
+    journal
+        .keys()
+        .erase(&Local, directory, (TWO, 9_999))
+        .unwrap();
     shut(journal);
     let report = found(directory, None);
     assert_eq!(report.problems.len(), 1);
@@ -334,12 +344,13 @@ fn what_was_destroyed_without_a_record_or_put_back_is_told() {
         "{}",
         problem.what
     );
-    assert_eq!(problem.seq, Some(1));
+    assert_eq!(problem.seq, Some(2));
     // Somebody erases one and puts the keys back that were there before.
     fs::write(keys_path(directory), &old_keys).unwrap();
     assert_eq!(found(directory, None).problems, []);
+    let old_signed = fs::read(directory.join("checkpoint")).unwrap();
     let journal = encrypted(directory, Some(Encryption::Beside)).unwrap();
-    erase(&journal, ONE).unwrap();
+    let erasure = erase(&journal, ONE).unwrap();
     shut(journal);
     assert_eq!(found(directory, None).problems, []);
     fs::write(keys_path(directory), &old_keys).unwrap();
@@ -352,14 +363,37 @@ fn what_was_destroyed_without_a_record_or_put_back_is_told() {
     );
     // The next start destroys it again.
     let journal = encrypted(directory, Some(Encryption::Beside)).unwrap();
-    journal.take_up_keys(Some(&known), [ONE]).unwrap();
+    journal
+        .take_up_keys(Some(&known), [erasure.clone()])
+        .unwrap();
     assert_eq!(listed(&journal), [TWO].into());
     shut(journal);
+    assert_eq!(found(directory, None).problems, []);
+    // Keys that are gone are missed where they belong, and not in a copy, which may lack the end as well.
+    let keys = fs::read(keys_path(directory)).unwrap();
+    fs::remove_file(keys_path(directory)).unwrap();
+    let gone = found(directory, None);
+    assert_eq!(kinds(&gone), [(Kind::Missing, "session.keys")]);
+    fs::rename(directory.join("journal.key"), directory.join("x")).unwrap();
+    assert_eq!(found(directory, None).problems, []);
+    fs::write(keys_path(directory), keys).unwrap();
+    let last = fs::read_dir(directory.join("segments")).unwrap();
+    let last = last.map(|entry| entry.unwrap().path()).max().unwrap();
+    let whole = fs::read(&last).unwrap();
+    fs::remove_file(&last).unwrap();
+    let signed = fs::read(directory.join("checkpoint")).unwrap();
+    fs::write(directory.join("checkpoint"), &old_signed).unwrap();
+    let copy = found(directory, None);
+    assert_eq!((copy.problems, copy.erased_records), (Vec::new(), 4));
+    fs::rename(directory.join("x"), directory.join("journal.key")).unwrap();
+    assert_eq!(found(directory, None).problems[0].kind, Kind::Missing);
+    fs::write(&last, whole).unwrap();
+    fs::write(directory.join("checkpoint"), signed).unwrap();
     assert_eq!(found(directory, None).problems, []);
     // Keys of another journal, or new ones, are none of this one's.
     fs::remove_file(keys_path(directory)).unwrap();
     let journal = encrypted(directory, Some(Encryption::Beside)).unwrap();
-    let error = journal.take_up_keys(Some(&known), [ONE]).unwrap_err();
+    let error = journal.take_up_keys(Some(&known), [erasure]).unwrap_err();
     assert!(
         error.to_string().contains("these aren't the keys"),
         "{error}"
@@ -396,6 +430,14 @@ fn what_is_in_clear_stays_and_is_not_erased() {
     assert!(matches!(error, NotErased::Unknown(_)), "{error}");
     assert_eq!(journal.session(TWO).unwrap().len(), 5);
     erase(&journal, SessionId(3)).unwrap();
+    let Event::SessionStart(mut start) = started() else {
+        panic!()
+    };
+    let address = Destination::Ip("198.51.100.7:5432".parse().unwrap());
+    Arc::make_mut(&mut start.origin).destination = address;
+    said(&journal, 5, 53, Event::SessionStart(start));
+    said(&journal, 5, 54, ended());
+    durable(&journal, journal.last_seq());
     shut(journal);
     assert_eq!(found(directory, None).problems, []);
     // Without being told to encrypt, with the key beside it: what there is is read, and what comes is in clear.
@@ -403,13 +445,23 @@ fn what_is_in_clear_stays_and_is_not_erased() {
     said(&journal, 4, 60, notice("in clear again"));
     durable(&journal, journal.last_seq());
     assert!(bytes_in(directory, "in clear again").is_some());
+    // One that was begun encrypted goes on so.
+    said(&journal, 2, 61, notice("of the second, later"));
+    durable(&journal, journal.last_seq());
+    assert_eq!(bytes_in(directory, "of the second, later"), None);
     shut(journal);
+    // What the index has of it is made anew as it was.
+    fs::remove_dir_all(directory.join("index")).unwrap();
+    let journal = encrypted(directory, None).unwrap();
+    assert!(listed(&journal).contains(&SessionId(5)));
+    shut(journal);
+    assert_eq!(bytes_in(directory, "198.51.100.7"), None);
     assert_eq!(
         all(directory)
             .iter()
             .filter(|record| record.session == Some(TWO))
             .count(),
-        5
+        6
     );
 }
 
@@ -482,7 +534,7 @@ fn no_crash_brings_a_key_back_or_takes_another() {
                 .iter()
                 .map(|session| held(&keys, *session))
                 .collect();
-            keys.erase(&disk, &directory, sessions[0]).unwrap();
+            keys.erase(&disk, &directory, (sessions[0], 7)).unwrap();
             let when = When::Nth {
                 left: n as usize,
                 stays: n % 2 == 0,
@@ -490,7 +542,7 @@ fn no_crash_brings_a_key_back_or_takes_another() {
             disk.fail(when, fault);
             let done: Vec<bool> = sessions[1..4]
                 .iter()
-                .map(|session| keys.erase(&disk, &directory, *session).is_ok())
+                .map(|session| keys.erase(&disk, &directory, (*session, 7)).is_ok())
                 .collect();
             interrupted += u64::from(done.contains(&false));
             let disk = disk.crash(how);
@@ -507,7 +559,7 @@ fn no_crash_brings_a_key_back_or_takes_another() {
             }
             // What was asked for and may not be done is done again, and no file has another name than it should.
             for session in &sessions[..4] {
-                keys.erase(&disk, &directory, *session).unwrap();
+                keys.erase(&disk, &directory, (*session, 7)).unwrap();
                 assert_eq!(held(&keys, *session), None);
             }
             let mut names = disk.list(&directory).unwrap();

@@ -1,9 +1,9 @@
-//! `kill -9` at random moments, under load, of a process that says what is on record.
+//! `kill -9` at random moments, under load, of a process that says what is on record, and what it has erased.
 //!
 //! `INTERCEPTOR_JOURNAL_KILLS` says how often.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io::{BufRead as _, BufReader, Write as _},
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -17,7 +17,13 @@ use std::{
 
 use interceptor_core::record::{Event, SessionId, Timestamp};
 
-use super::{super::Journal, all, durable, folder, memory::Random, notice, problems};
+use super::{
+    super::{Encryption, Journal, Options},
+    all, durable, folder,
+    memory::Random,
+    notice, problems,
+};
+use crate::retention::{Retainer, Retention};
 
 /// Where the process that is killed has its journal.
 const FOLDER: &str = "INTERCEPTOR_JOURNAL_TO_KILL";
@@ -35,7 +41,7 @@ fn writes_until_it_is_killed() {
         return;
     };
     let say = |line: String| std::io::stdout().lock().write_all(line.as_bytes()).unwrap();
-    let journal = Journal::open(Path::new(&folder)).unwrap();
+    let journal = open(Path::new(&folder));
     // Behind what the one who runs tests has said of this one.
     say(format!("\nopen {}\n", journal.last_seq()));
     let life = std::process::id();
@@ -45,6 +51,23 @@ fn writes_until_it_is_killed() {
             loop {
                 let _ = journal.rotate("somebody", "to be killed at it");
                 thread::sleep(Duration::from_millis(2));
+            }
+        });
+        // Sessions are erased all the time, where they can be.
+        scope.spawn(|| {
+            for number in 0_u64.. {
+                let session = SessionId(u64::from(life) << 32 | number);
+                let said = [notice("to be erased")];
+                let agent = Arc::from("agent");
+                let appended = journal.append(Some(session), &agent, Timestamp(1), said);
+                durable(&journal, appended.unwrap());
+                if !journal.encrypts() {
+                    return;
+                }
+                journal
+                    .erase(session, "somebody", "to be killed at it")
+                    .unwrap();
+                say(format!("erased {session}\n"));
             }
         });
         for writer in 0..3_u64 {
@@ -70,14 +93,46 @@ fn writes_until_it_is_killed() {
                         .map(|part| format!("{} {}\n", last + 1 + part - parts, text(part)))
                         .collect();
                     say(lines);
+                    if journal.encrypts() {
+                        // Who reads what is said reads it in the end: others are to come to say something too.
+                        thread::sleep(Duration::from_millis(1));
+                    }
                 }
             });
         }
     });
 }
 
-/// One process's life: what it said to be on record, how far it was when it opened.
-fn life(folder: &Path, random: &mut Random) -> (Option<u64>, Vec<(u64, String)>) {
+/// The journal in `folder`, as a daemon opens and goes on with it; encrypted where its name says so.
+fn open(folder: &Path) -> Journal {
+    let options = Options {
+        encryption: folder.ends_with("encrypted").then_some(Encryption::Beside),
+        waiting: Some(folder.with_file_name("waiting")),
+        ..Options::default()
+    };
+    let journal = Journal::open_with(folder, &options).unwrap();
+    let retainer = Retainer::new(Retention::default(), folder);
+    let observe = |record| {
+        retainer.observe(&record);
+        true
+    };
+    let read = journal.reader().unwrap().each(observe);
+    retainer.take_up(&journal, read).unwrap();
+    journal
+}
+
+/// What a process said before it was killed.
+#[derive(Default)]
+struct Said {
+    /// How far it was when it opened.
+    open: Option<u64>,
+    /// What is on record.
+    lines: Vec<(u64, String)>,
+    erased: Vec<SessionId>,
+}
+
+/// One process's life.
+fn life(folder: &Path, random: &mut Random) -> Said {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args([
             "--exact",
@@ -91,7 +146,7 @@ fn life(folder: &Path, random: &mut Random) -> (Option<u64>, Vec<(u64, String)>)
         .unwrap();
     let mut said = BufReader::new(child.stdout.take().unwrap());
     let mut open = None;
-    let mut lines = Vec::new();
+    let (mut lines, mut erased) = (Vec::new(), Vec::new());
     let mut line = String::new();
     // At times before it has come to open the journal, or while it does.
     if random.once_in(4) {
@@ -103,7 +158,12 @@ fn life(folder: &Path, random: &mut Random) -> (Option<u64>, Vec<(u64, String)>)
                 .map(|seq| seq.trim().parse().unwrap());
             line.clear();
         }
-        thread::sleep(Duration::from_micros(random.next() % 30_000));
+        // To erase something takes a few syncs more.
+        let longest = match folder.ends_with("encrypted") {
+            true => 60_000,
+            false => 30_000,
+        };
+        thread::sleep(Duration::from_micros(random.next() % longest));
     }
     child.kill().unwrap();
     let said = said.lines().map_while(Result::ok);
@@ -113,6 +173,8 @@ fn life(folder: &Path, random: &mut Random) -> (Option<u64>, Vec<(u64, String)>)
     for line in said {
         if let Some(seq) = line.strip_prefix("open ") {
             open = Some(seq.parse().unwrap());
+        } else if let Some(session) = line.strip_prefix("erased ") {
+            erased.extend(session.parse::<SessionId>());
         } else if let Some((seq, text)) = line.split_once(' ')
             && let Ok(seq) = seq.parse()
         {
@@ -122,24 +184,34 @@ fn life(folder: &Path, random: &mut Random) -> (Option<u64>, Vec<(u64, String)>)
     let ended = child.wait_with_output().unwrap();
     let complaint = String::from_utf8_lossy(&ended.stderr);
     assert!(!complaint.contains("panicked"), "{complaint}");
-    (open, lines)
+    Said {
+        open,
+        lines,
+        erased,
+    }
 }
 
-/// Everything that was said to be on record is there.
-fn look(folder: &Path, on_record: &BTreeMap<u64, String>) -> usize {
-    Journal::open(folder).unwrap().close();
+/// Everything that was said to be on record is there, and nothing of what was said to be erased.
+fn look(folder: &Path, on_record: &BTreeMap<u64, String>, erased: &BTreeSet<SessionId>) -> usize {
+    open(folder).close();
     assert_eq!(problems(folder), Vec::<String>::new());
-    let there: BTreeMap<u64, String> = all(folder)
-        .into_iter()
-        .filter_map(|record| match record.event {
-            Event::Event(notice) => {
-                let text = notice.detail.values().map(|text| &**text).collect();
-                Some((record.seq, text))
-            }
-            _ => None,
-        })
-        .collect();
-    assert!(there.keys().copied().eq(1..=there.len() as u64));
+    let mut there: BTreeMap<u64, String> = BTreeMap::new();
+    let mut numbers = 0;
+    for record in all(folder) {
+        assert!(
+            record
+                .session
+                .is_none_or(|session| !erased.contains(&session))
+        );
+        numbers = record.seq;
+        if let Event::Event(notice) = record.event {
+            let text = notice.detail.values().map(|text| &**text).collect();
+            there.insert(record.seq, text);
+        }
+    }
+    // Of what was erased each left one record, or two where another one wasn't said to be any more.
+    let gone = numbers - there.len() as u64;
+    assert!(gone >= erased.len() as u64 && (gone == 0 || folder.ends_with("encrypted")));
     for (seq, text) in on_record {
         assert_eq!(
             there.get(seq),
@@ -177,6 +249,7 @@ fn kill_all() {
     let since = Instant::now();
     let next = AtomicU64::new(0);
     let (said, opened, there) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let gone = AtomicU64::new(0);
     thread::scope(|scope| {
         for _ in 0..3 {
             scope.spawn(|| {
@@ -186,34 +259,41 @@ fn kill_all() {
                         return;
                     }
                     let place = folder();
-                    let folder: PathBuf = place.path().join("state");
+                    let names = ["state", "encrypted"];
+                    let name = names[(first / KILLS_OF_ONE) as usize % 2];
+                    let folder: PathBuf = place.path().join(name);
                     let mut random = Random::new(first);
-                    let mut on_record = BTreeMap::new();
+                    let (mut on_record, mut erased) = (BTreeMap::new(), BTreeSet::new());
                     for kill in first..kills.min(first + KILLS_OF_ONE) {
-                        let (open, lines) = life(&folder, &mut random);
-                        if let Some(open) = open {
+                        let life = life(&folder, &mut random);
+                        if let Some(open) = life.open {
                             let last = on_record.keys().next_back().copied().unwrap_or(0);
                             assert!(open >= last, "kill {kill}: {open} of {last}");
                             opened.fetch_add(1, Ordering::Relaxed);
                         }
-                        said.fetch_add(lines.len() as u64, Ordering::Relaxed);
-                        on_record.extend(lines);
+                        said.fetch_add(life.lines.len() as u64, Ordering::Relaxed);
+                        on_record.extend(life.lines);
+                        erased.extend(life.erased);
                         if kill % 10 == 9 {
-                            look(&folder, &on_record);
+                            look(&folder, &on_record, &erased);
                         }
                     }
-                    there.fetch_add(look(&folder, &on_record) as u64, Ordering::Relaxed);
+                    let found = look(&folder, &on_record, &erased) as u64;
+                    there.fetch_add(found, Ordering::Relaxed);
+                    gone.fetch_add(erased.len() as u64, Ordering::Relaxed);
                 }
             });
         }
     });
     let number = |of: &AtomicU64| of.load(Ordering::Relaxed);
     println!(
-        "{kills} kills in {:?}, {} of them of a journal that was open: {} records were said to be on record, {} are there; 0 lost",
+        "{kills} kills in {:?}, {} of them of a journal that was open: {} records were said to be on record, {} are there; 0 lost; {} sessions were said to be erased, 0 are there",
         since.elapsed(),
         number(&opened),
         number(&said),
-        number(&there)
+        number(&there),
+        number(&gone)
     );
     assert!(number(&opened) > kills / 2 && number(&said) > kills);
+    assert!(number(&gone) > kills / 20);
 }
