@@ -4,15 +4,18 @@ use std::{
     fs, io,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
 use interceptor::journal::{
-    Decided, Filter, Found, Journal, Kept, Reader, SessionSummary, Text, Wanted, export_jsonl,
-    verify,
+    Decided, Encryption, Filter, Found, Journal, Kept, Options, Reader, SessionSummary, Text,
+    Wanted, export_jsonl, verify,
 };
 use interceptor_core::{
     operation::{Description, Effects, Operation, Protocol, Resource, ResourceKind, Touch},
@@ -29,6 +32,9 @@ use serde_json::{Value, json};
 struct Arguments {
     /// An empty folder to work in
     folder: PathBuf,
+    /// Have sessions be encrypted
+    #[arg(long, global = true)]
+    encrypted: bool,
     #[command(subcommand)]
     work: Work,
 }
@@ -53,11 +59,19 @@ enum Work {
     List { times: usize },
 }
 
+/// Whether sessions are encrypted.
+static ENCRYPTED: AtomicBool = AtomicBool::new(false);
+
 /// Records of a session: its start, for each operation three, its end.
 const OPERATIONS: u64 = 32;
 
 fn main() -> Result<()> {
-    let Arguments { folder, work } = Arguments::parse();
+    let Arguments {
+        folder,
+        encrypted,
+        work,
+    } = Arguments::parse();
+    ENCRYPTED.store(encrypted, Ordering::Relaxed);
     let said = match work {
         Work::Strict { writers, seconds } => strict(&folder, writers, seconds)?,
         Work::Batched { writers, seconds } => batched(&folder, writers, seconds)?,
@@ -201,7 +215,14 @@ fn rate(records: u64, began: Instant) -> Value {
 }
 
 fn journal(folder: &Path) -> Result<Journal> {
-    Journal::open(folder).with_context(|| format!("the journal in {}", folder.display()))
+    let options = Options {
+        encryption: ENCRYPTED
+            .load(Ordering::Relaxed)
+            .then_some(Encryption::Beside),
+        ..Options::default()
+    };
+    Journal::open_with(folder, &options)
+        .with_context(|| format!("the journal in {}", folder.display()))
 }
 
 fn strict(folder: &Path, writers: u64, seconds: u64) -> Result<Value> {

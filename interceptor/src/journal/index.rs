@@ -4,6 +4,7 @@
 //! for each session the blocks that hold its records.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     fs, io,
     panic::AssertUnwindSafe,
@@ -31,7 +32,7 @@ use super::{
     search::{Fresh, Gatherer, Shelf, Text},
     segment::{self, Location, Recovered},
     store::InForce,
-    summary::{Part, SessionSummary, Wanted},
+    summary::{Part, SessionSummary, View, Wanted},
 };
 use crate::sync::{lock, read};
 
@@ -783,9 +784,15 @@ impl Trees {
 
     /// What stands at `key`; nothing where its session was erased.
     fn decode(&self, key: &[u8], value: &[u8]) -> Option<SessionSummary> {
+        let summary = self.opened(key, value)?;
+        postcard::from_bytes(&summary).ok()
+    }
+
+    /// The same as it is encoded.
+    fn opened<'a>(&self, key: &[u8], value: &'a [u8]) -> Option<Cow<'a, [u8]>> {
         let (form, rest) = value.split_first()?;
         if *form == CLEAR {
-            return postcard::from_bytes(rest).ok();
+            return Some(Cow::Borrowed(rest));
         }
         let session = key
             .last_chunk()
@@ -794,8 +801,7 @@ impl Trees {
         let Held::Key(own) = self.keys.of(session) else {
             return None;
         };
-        let summary = own.open(nonce, SUMMARY, sealed)?;
-        postcard::from_bytes(&summary).ok()
+        own.open(nonce, SUMMARY, sealed).map(Cow::Owned)
     }
 
     fn encode(&self, summary: &SessionSummary) -> io::Result<Vec<u8>> {
@@ -871,13 +877,19 @@ impl Trees {
             if found.len() >= limit {
                 return Ok(found);
             }
-            let Some(summary) = self.decode(&key, &value) else {
+            let Some(bytes) = self.opened(&key, &value) else {
                 continue;
             };
-            if wanted.since.is_some_and(|since| summary.started < since) {
+            let Some(seen) = View::read(&bytes) else {
+                continue;
+            };
+            if wanted.since.is_some_and(|since| seen.started < since) {
                 break;
             }
-            if wanted.takes(&summary) && !self.live.contains_key(&summary.session) {
+            if wanted.fits(&seen)
+                && let Ok(summary) = postcard::from_bytes::<SessionSummary>(&bytes)
+                && !self.live.contains_key(&summary.session)
+            {
                 found.push(summary);
             }
         }

@@ -96,9 +96,94 @@ impl Some64 {
         self.more |= other.more;
     }
 
+    fn view(&self) -> View64<'_> {
+        View64 {
+            known: self.known.iter().map(|name| &**name).collect(),
+            more: self.more,
+        }
+    }
+}
+
+/// A summary where it stands: what sessions are chosen by, without a copy of it. Its fields are those of
+/// [`SessionSummary`], in their order.
+#[derive(Debug, PartialEq, Deserialize)]
+pub(super) struct View<'a> {
+    _session: SessionId,
+    agent: &'a str,
+    #[serde(borrow)]
+    labels: Vec<(&'a str, &'a str)>,
+    destination: &'a str,
+    _pid: u32,
+    _executable: Option<&'a str>,
+    pub(super) started: Timestamp,
+    ended: Option<Timestamp>,
+    _reason: Option<&'a str>,
+    _operations: u64,
+    done: ViewDeeds<'a>,
+}
+
+/// [`Deeds`] where they stand.
+#[derive(Debug, PartialEq, Deserialize)]
+struct ViewDeeds<'a> {
+    denied: u64,
+    held: u64,
+    allowed: u64,
+    protocols: Vec<Protocol>,
+    effects: Effects,
+    #[serde(borrow)]
+    rules: View64<'a>,
+    #[serde(borrow)]
+    reviewers: View64<'a>,
+    #[serde(borrow)]
+    names: View64<'a>,
+}
+
+/// [`Some64`] where they stand.
+#[derive(Debug, PartialEq, Deserialize)]
+struct View64<'a> {
+    #[serde(borrow)]
+    known: Vec<&'a str>,
+    more: bool,
+}
+
+impl View64<'_> {
     /// Whether `name` is one of them, or may be.
     fn may_have(&self, name: &str) -> bool {
-        self.known.contains(name) || self.more
+        self.more || self.known.contains(&name)
+    }
+}
+
+impl<'a> View<'a> {
+    /// The summary that `bytes` are in postcard's encoding.
+    pub(super) fn read(bytes: &'a [u8]) -> Option<Self> {
+        postcard::from_bytes(bytes).ok()
+    }
+
+    fn of(summary: &'a SessionSummary) -> Self {
+        let done = &summary.done;
+        let labels = summary.labels.iter();
+        Self {
+            _session: summary.session,
+            agent: &summary.agent,
+            labels: labels.map(|(name, value)| (&**name, &**value)).collect(),
+            destination: &summary.destination,
+            _pid: summary.pid,
+            _executable: summary.executable.as_deref(),
+            started: summary.started,
+            ended: summary.ended,
+            _reason: summary.reason.as_deref(),
+            _operations: summary.operations,
+            done: ViewDeeds {
+                denied: done.denied,
+                held: done.held,
+                allowed: done.allowed,
+                protocols: done.protocols.iter().copied().collect(),
+                effects: done.effects,
+                rules: done.rules.view(),
+                reviewers: done.reviewers.view(),
+                names: done.names.view(),
+            },
+        }
     }
 }
 
@@ -308,15 +393,19 @@ impl Wanted {
     /// rather than left out.
     #[must_use]
     pub fn takes(&self, session: &SessionSummary) -> bool {
+        self.fits(&View::of(session))
+    }
+
+    /// The same of what a summary is at a glance.
+    pub(super) fn fits(&self, session: &View<'_>) -> bool {
         let done = &session.done;
-        let labels = &session.labels;
         let is =
             |wanted: &Option<Box<str>>, is: &dyn Fn(&str) -> bool| wanted.as_deref().is_none_or(is);
-        is(&self.agent, &|agent| *agent == *session.agent)
+        is(&self.agent, &|agent| agent == session.agent)
             && self
                 .labels
                 .iter()
-                .all(|(name, value)| labels.get(name) == Some(value))
+                .all(|(name, value)| session.labels.contains(&(name, value)))
             && self.since.is_none_or(|since| session.started >= since)
             && self.until.is_none_or(|until| session.started <= until)
             && self
@@ -337,5 +426,45 @@ impl Wanted {
                     || names.more
             })
             && self.live.is_none_or(|live| session.ended.is_none() == live)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_summary_is_seen_where_it_stands_as_it_is() {
+        let some = |names: &[&str], more| Some64 {
+            known: names.iter().map(|name| Box::from(*name)).collect(),
+            more,
+        };
+        let summary = SessionSummary {
+            session: SessionId(u64::MAX),
+            agent: "agent".into(),
+            labels: [("team", "data"), ("env", "")]
+                .map(|(name, value)| (name.into(), value.into()))
+                .into(),
+            destination: "192.0.2.1:5432".to_owned(),
+            pid: 7,
+            executable: Some("/bin/x".into()),
+            started: Timestamp(300),
+            ended: Some(Timestamp(301)),
+            reason: None,
+            operations: 5,
+            done: Deeds {
+                denied: 1,
+                held: 200,
+                allowed: 0,
+                protocols: Protocol::ALL.into_iter().collect(),
+                effects: Effects::READ | Effects::SCHEMA,
+                rules: some(&["a", "b"], false),
+                reviewers: some(&[], true),
+                names: some(&["db.example.com"], false),
+            },
+        };
+        let bytes = postcard::to_stdvec(&summary).unwrap();
+        assert_eq!(View::read(&bytes), Some(View::of(&summary)));
+        assert_eq!(View::read(&bytes[..bytes.len() - 1]), None);
     }
 }
