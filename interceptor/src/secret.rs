@@ -423,6 +423,8 @@ mod tests {
 
     #[test]
     fn a_command_is_no_shell_and_its_failure_is_not_its_output() {
+        // Whoever is started stays in the cgroup that this process is in, which other tests remove.
+        let _turn = crate::kernel::tests::turn();
         let source = command(&["/bin/echo", "$HOME;", "a b"]);
         assert_eq!(source.read().unwrap().expose(), b"$HOME; a b");
         assert_eq!(
@@ -441,6 +443,8 @@ mod tests {
 
     #[test]
     fn a_command_that_does_not_end_is_ended() {
+        // Whoever is started stays in the cgroup that this process is in, which other tests remove.
+        let _turn = crate::kernel::tests::turn();
         let mut child = Command::new("/bin/sleep")
             .arg("60")
             .stdout(Stdio::piped())

@@ -18,6 +18,7 @@ mod journal;
 mod launch;
 mod offline;
 mod policy;
+mod progress;
 mod replay;
 mod run;
 mod serve;

@@ -14,9 +14,10 @@ use interceptor_core::record::Record;
 
 use super::{
     Context, Outcome,
-    display::{Style, count, inert, paint, print},
+    display::{Style, count, inert, paint, print, size},
     failed::{Failed, code},
     offline,
+    progress::Progress,
 };
 use crate::{
     approval::Consents,
@@ -348,7 +349,11 @@ fn look(folder: &Path, kept: &Kept<'_>) -> Result<Checked, Failed> {
         ledger.observe(record);
         consents.observe(record);
     };
-    let mut report = journal::verify(folder, kept, |_, _| {}, observe).map_err(Failed::because)?;
+    let mut progress = Progress::new();
+    let tell = |done, all| progress.tell(|| format!("{} of {} checked", size(done), size(all)));
+    let report = journal::verify(folder, kept, tell, observe);
+    drop(progress);
+    let mut report = report.map_err(Failed::because)?;
     report
         .problems
         .extend(consents.bad.into_iter().map(unproven));

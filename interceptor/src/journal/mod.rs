@@ -21,6 +21,7 @@ mod keyring;
 mod keytree;
 mod manifest;
 mod open;
+mod pack;
 mod reader;
 mod removal;
 mod rotate;

@@ -12,10 +12,11 @@ use rustc_hash::FxHashMap;
 
 use super::{
     BLOCK_BYTES, Progress, Reader, STALL, Shared, Stopped, Waiting,
-    block::{BlockHeader, Next, Packer},
+    block::BlockHeader,
     checkpoint::PublicKey,
     disk::Disk,
     index,
+    pack::{Next, Packer},
     rotate::{Asked, NotRotated, Rotated},
     segment::Location,
     spill::Spill,

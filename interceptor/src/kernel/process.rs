@@ -198,6 +198,8 @@ mod tests {
 
     #[test]
     fn long_command_lines_are_cut_and_those_of_the_same_parents_kept_once() {
+        // Whoever is started stays in the cgroup that this process is in, which other tests remove.
+        let _turn = crate::kernel::tests::turn();
         let mut child = std::process::Command::new("sh")
             .args(["-c", "read line", &"x".repeat(20_000)])
             .stdin(std::process::Stdio::piped())

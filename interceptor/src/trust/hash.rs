@@ -53,6 +53,8 @@ mod tests {
             crate::tls::Authority::open(folder.path(), name, 30).unwrap();
             let path = crate::tls::certificate_path(folder.path());
             let pem = std::fs::read_to_string(&path).unwrap();
+            // Whoever is started stays in the cgroup that this process is in, which other tests remove.
+            let _turn = crate::kernel::tests::turn();
             let said = Command::new("openssl")
                 .args(["x509", "-noout", "-hash", "-in"])
                 .arg(&path)

@@ -192,6 +192,8 @@ mod tests {
         let (pem, store) = (folder.path().join("a.pem"), folder.path().join("a.p12"));
         std::fs::write(&pem, &company).unwrap();
         for (encryption, kept) in [("NONE", true), ("AES-256-CBC", false)] {
+            // Whoever is started stays in the cgroup that this process is in, which other tests remove.
+            let _turn = crate::kernel::tests::turn();
             let made = Command::new("openssl")
                 .args(["pkcs12", "-export", "-nokeys", "-passout", "pass:changeit"])
                 .args(["-certpbe", encryption, "-in"])

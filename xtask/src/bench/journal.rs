@@ -1,7 +1,7 @@
 //! The session log against the disk alone and against SQLite: how fast records are on disk, are checked, exported
 //! and listed, and how much room they take.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{fmt::Write as _, fs, path::PathBuf, process::Command};
 
 use anyhow::{Context as _, Result};
 use interceptor_tests::{paths, run};
@@ -27,8 +27,36 @@ const JOURNAL: &str = "interceptor";
 /// Records that the disk and SQLite are given at once where nobody waits for each of them.
 const BATCH: u64 = 5_000;
 
-/// Records that a journal is filled with for what grows; ten million with `--full`.
-const SIZES: [u64; 3] = [100_000, 1_000_000, 10_000_000];
+/// Records that a journal is filled with for what grows; up to ten million with `--full`.
+const SIZES: [u64; 5] = [100_000, 300_000, 1_000_000, 3_000_000, 10_000_000];
+
+/// What is shown as a curve over them: what, of which work, and divided by which number of it.
+const CURVES: [(&str, [&str; 2], Option<&str>); 8] = [
+    (
+        "bytes a record",
+        ["filled", "segment_bytes"],
+        Some("records"),
+    ),
+    (
+        "of the index, bytes a record",
+        ["filled", "index_bytes"],
+        Some("records"),
+    ),
+    ("opened, ms", ["listed", "open_ms"], None),
+    (
+        "the latest thousand sessions, ms",
+        ["listed", "latest_ms"],
+        None,
+    ),
+    (
+        "a thousand of one agent, ms",
+        ["listed", "of_one_agent_ms"],
+        None,
+    ),
+    ("none that fits, ms", ["listed", "none_fits_ms"], None),
+    ("verified, MB/s", ["verified", "mb_per_s"], None),
+    ("exported, MB/s", ["exported", "mb_per_s"], None),
+];
 
 /// How often sessions are listed, for a median.
 const LISTS: &str = "9";
@@ -110,10 +138,14 @@ pub(crate) fn bench(amount: Amount, full: bool) -> Result<()> {
             })
         })
     })?;
-    let sizes = SIZES.into_iter().filter(|size| full || *size < 10_000_000);
+    let sizes = SIZES.into_iter().filter(|size| full || *size <= 1_000_000);
     let growth = sizes.map(|size| bench.growth(size));
     let growth = growth.collect::<Result<Vec<Value>>>()?;
     fs::remove_dir_all(&bench.folder)?;
+    heading("Growth");
+    for curve in CURVES {
+        print!("{}", drawn(&growth, curve)?);
+    }
     let more = [
         ("growth", json!(growth)),
         (
@@ -140,6 +172,35 @@ pub(crate) fn bench(amount: Amount, full: bool) -> Result<()> {
         .map(|(name, value)| (name.to_owned(), value))
         .collect();
     measured.publish("journal", amount, more)
+}
+
+/// Cells of the longest bar of a curve.
+const BAR: f64 = 40.0;
+
+/// One of the [`CURVES`] over what was measured of journals of growing size, as bars.
+fn drawn(
+    growth: &[Value],
+    (title, [work, name], by): (&str, [&str; 2], Option<&str>),
+) -> Result<String> {
+    let points = growth.iter().map(|point| {
+        let of = point.get(work).cloned().unwrap_or_default();
+        let by = by.map_or(Ok(1.0), |by| number(&of, by))?;
+        Ok((number(point, "records")?, number(&of, name)? / by))
+    });
+    let points = points.collect::<Result<Vec<(f64, f64)>>>()?;
+    let longest = points.iter().map(|(_, value)| *value).fold(0.0, f64::max);
+    let mut out = format!("  {title}\n");
+    for (records, value) in points {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "between 0 and 40"
+        )]
+        let cells = (value / longest.max(f64::MIN_POSITIVE) * BAR).round() as usize;
+        // Writing to a string can't fail.
+        _ = writeln!(out, "  {records:>12} {} {value:.1}", "█".repeat(cells));
+    }
+    Ok(out)
 }
 
 /// What is run, and where.
@@ -262,4 +323,25 @@ fn number(said: &Value, name: &str) -> Result<f64> {
 fn text<'a>(said: &'a Value, name: &str) -> Result<&'a str> {
     let text = said.get(name).and_then(Value::as_str);
     text.with_context(|| format!("no `{name}` in {said}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_grows_is_shown_as_bars() {
+        let point = |records: u64, bytes: u64| json!({"records": records, "filled": {"records": records, "bytes": bytes}});
+        let growth = [point(10, 400), point(100, 2_000)];
+        let curve = ("bytes a record", ["filled", "bytes"], Some("records"));
+        assert_eq!(
+            drawn(&growth, curve).unwrap(),
+            format!(
+                "  bytes a record\n            10 {} 40.0\n           100 {} 20.0\n",
+                "█".repeat(40),
+                "█".repeat(20)
+            )
+        );
+        drawn(&growth, ("missing", ["filled", "x"], None)).unwrap_err();
+    }
 }

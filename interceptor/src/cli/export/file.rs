@@ -2,18 +2,14 @@
 
 use std::{
     fs,
-    io::{self, IsTerminal as _, Read as _, Write},
+    io::{self, Read as _, Write},
     os::unix::fs::OpenOptionsExt as _,
     path::Path,
-    time::{Duration, Instant},
 };
 
 use aws_lc_rs::digest;
 
-use crate::cli::display::{prompt, size};
-
-/// How often it is said how far it is, at a terminal.
-const TOLD_EVERY: Duration = Duration::from_millis(500);
+use crate::cli::{display::size, progress::Progress};
 
 /// A file in the making.
 pub(super) struct Target {
@@ -22,8 +18,7 @@ pub(super) struct Target {
     bytes: u64,
     /// Bytes of an earlier attempt that what is written has to be, from here on.
     there: u64,
-    /// When somebody at a terminal was told last; where nobody is there nobody is.
-    told: Option<Instant>,
+    progress: Progress,
 }
 
 impl Target {
@@ -42,7 +37,7 @@ impl Target {
             file,
             hash: digest::Context::new(&digest::SHA256),
             bytes: 0,
-            told: io::stderr().is_terminal().then(Instant::now),
+            progress: Progress::new(),
         })
     }
 
@@ -50,10 +45,6 @@ impl Target {
     pub(super) fn finish(self) -> io::Result<(u64, [u8; 32])> {
         if self.there > 0 {
             return Err(another());
-        }
-        if self.told.is_some() {
-            // The line is the next message's.
-            prompt("\r\x1b[K");
         }
         self.file.sync_all()?;
         let mut sha256 = [0; 32];
@@ -76,14 +67,12 @@ impl Target {
     }
 
     fn tell(&mut self) {
-        if self.told.is_some_and(|told| told.elapsed() >= TOLD_EVERY) {
-            self.told = Some(Instant::now());
-            let what = match self.there {
-                0 => "written",
-                _ => "as they were",
-            };
-            prompt(&format!("\r\x1b[K{} {what}", size(self.bytes)));
-        }
+        let what = match self.there {
+            0 => "written",
+            _ => "as they were",
+        };
+        let bytes = self.bytes;
+        self.progress.tell(|| format!("{} {what}", size(bytes)));
     }
 }
 

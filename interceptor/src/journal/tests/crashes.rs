@@ -17,11 +17,13 @@ use interceptor_core::record::{Event, Record, SessionId, Timestamp};
 use super::{
     super::{
         RECORDS_REMOVED, SESSIONS_REMOVED, Waiting,
-        block::{BlockHeader, Next, Packer},
+        block::BlockHeader,
         checkpoint,
         disk::Disk,
         encryption::SessionKeys,
-        husk, removal,
+        husk,
+        pack::{Next, Packer},
+        removal,
         segment::Names,
         store::Store,
         verify::{Kept, verify_on},

@@ -596,6 +596,8 @@ fn an_index_that_is_older_newer_or_gone_is_made_anew() {
     fill(one.path(), 10);
     let copy = |from: &Path, to: &Path| {
         let _ = fs::remove_dir_all(to.join("index"));
+        // Whoever is started stays in the cgroup that this process is in, which other tests remove.
+        let _turn = crate::kernel::tests::turn();
         let status = std::process::Command::new("sh")
             .args(["-c", "cp -a \"$0/index\" \"$0/index.seal\" \"$1\""])
             .args([from, to])

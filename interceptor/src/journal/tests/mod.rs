@@ -555,6 +555,8 @@ fn arbitrary_bytes_as_a_segment_never_panic() {
 /// writer takes out of there meanwhile is in the segments, and what vouches for them before they are.
 fn as_killed(directory: &Path) -> TempDir {
     let copy = folder();
+    // Whoever is started stays in the cgroup that this process is in, which other tests remove.
+    let _turn = crate::kernel::tests::turn();
     let status = std::process::Command::new("sh")
         .args(["-c", "cd \"$0\" && cp -a feed \"$1\" && cp -a waiting-* \"$1\" && cp -a checkpoint format journal.* \"$1\" && cp -a segments \"$1\""])
         .arg(directory)
