@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 import sys
+import time
 
 
 def say(*values):
@@ -65,6 +66,8 @@ def switch(server, other):
         say(*resolver.getpeername())
         resolver.send(question("web.test"))
         say(resolver.recvfrom(4096)[1])
+        # What was sent elsewhere is nobody's any more once this socket is gone, and nothing says when it was looked at.
+        time.sleep(1)
 
 
 {"lookup": lookup, "flood": flood, "switch": switch}[sys.argv[1]](*sys.argv[2:])
