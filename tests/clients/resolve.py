@@ -59,6 +59,9 @@ def switch(server, other):
                 say("sent")
             except OSError as error:
                 say(errno.errorcode[error.errno])
+        # What was sent elsewhere is nobody's any more once this socket has another port, and nothing says when it was
+        # looked at.
+        time.sleep(1)
         # AF_UNSPEC: it is connected to nothing any more.
         libc = __import__("ctypes").CDLL(None)
         libc.connect(resolver.fileno(), b"\0" * 16, 16)
@@ -66,8 +69,6 @@ def switch(server, other):
         say(*resolver.getpeername())
         resolver.send(question("web.test"))
         say(resolver.recvfrom(4096)[1])
-        # What was sent elsewhere is nobody's any more once this socket is gone, and nothing says when it was looked at.
-        time.sleep(1)
 
 
 {"lookup": lookup, "flood": flood, "switch": switch}[sys.argv[1]](*sys.argv[2:])
