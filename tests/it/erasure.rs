@@ -375,4 +375,7 @@ fn sessions_are_encrypted_on_disk_and_one_is_erased_for_good() {
     fs::write(state.join("session.keys"), kept).unwrap();
     daemon.restart().unwrap();
     is_gone(&daemon);
+    // Nothing of it stays in memory.
+    daemon.stop().unwrap();
+    assert!(!in_memory.exists());
 }

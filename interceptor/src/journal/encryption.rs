@@ -257,7 +257,13 @@ impl SessionKeys {
                     (Err(_), Some(before)) => (find(disk, directory, before)?, true),
                     (found, _) => (found?, false),
                 };
-                match found.as_ref().is_some_and(|found| found.is_next) {
+                let Some(found) = found else {
+                    return Err(bad(
+                        &next_path(directory),
+                        "session.keys is gone, and this isn't what was to take its place, or the key for it is another one: put the file back from a backup",
+                    ));
+                };
+                match found.is_next {
                     true => {
                         let next = next_path(directory);
                         // It is seen, and may not be on disk for good, where the other one is.
@@ -269,15 +275,15 @@ impl SessionKeys {
                     }
                     false => discard(disk, directory).map_err(writing)?,
                 }
-                let known = found.map(|found| found.known(master));
-                if let Some(known) = known.as_ref().filter(|_| is_stale) {
+                let known = found.known(master);
+                if is_stale {
                     let written = known.encode().and_then(|bytes| {
                         prepare(disk, directory, &bytes)?;
                         take_over(disk, directory)
                     });
                     written.map_err(writing)?;
                 }
-                known
+                Some(known)
             }
             // A key that is beside it and was never used doesn't encrypt anything.
             (Some(_), false) if !encrypts => None,
@@ -366,8 +372,8 @@ impl SessionKeys {
         }
     }
 
-    /// Destroys the key of `session`, of which record `seq` says that; whether there was one. Where the disk fails it may be destroyed or not, and the
-    /// next call or start goes on with it.
+    /// Destroys the key of `session`, of which record `seq` says that; whether there was one. Where the disk fails it may
+    /// be destroyed or not, and the next call or start goes on with it.
     ///
     /// # Errors
     /// Where the disk fails.
@@ -661,5 +667,13 @@ mod tests {
             }
             assert!(!next_path(directory).exists());
         }
+        // Without the one before, what may be all that there is isn't destroyed for a key that doesn't open it.
+        std::fs::rename(path(directory), next_path(directory)).unwrap();
+        let wrong = Encryption::With {
+            key: master("0b"),
+            before: None,
+        };
+        SessionKeys::open(&Local, directory, Some(&wrong)).unwrap_err();
+        assert_eq!(key(&opened(directory, None), OTHER), other);
     }
 }
